@@ -1,0 +1,1 @@
+"""GLIDE text-to-image diffusion in JAX and Flax."""

@@ -1,0 +1,21 @@
+"""Errors meant for the person at the keyboard: one line, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class GlideError(Exception):
+    """Bad input or a broken environment; its message says what was wrong, where, and what to do."""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Runs an entry point and exits: 0 or its return value, 2 with one line for a `GlideError`, 130 for Ctrl-C."""
+    try:
+        code = main()
+    except GlideError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

@@ -1,0 +1,83 @@
+"""Image files and picture grids: the uint8 edge of the system."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from glide_jax.errors import GlideError
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+_PADDING = 4
+_CAPTION_HEIGHT = 13
+
+
+def to_uint8(images: Float[np.ndarray, "*batch height width channels"]) -> UInt8[np.ndarray, "..."]:
+    """Rounds images in [-1, 1] to the 8-bit grid (values outside are clipped), as the reference's previews do."""
+    return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def from_uint8(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Maps 8-bit values to float32 in [-1, 1]: x / 127.5 - 1."""
+    return np.asarray(pixels).astype(np.float32) / 127.5 - 1.0
+
+
+def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one picture atomically, with `metadata` as PNG text entries.
+
+    Raises:
+        GlideError: the folder cannot be written to.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, value)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise GlideError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def grid(
+    pictures: Sequence[Pixels], captions: Sequence[str] | None = None, columns: int | None = None, cell: int = 0
+) -> Pixels:
+    """Lays pictures of any size out in rows on white; drops none.
+
+    Args:
+        pictures: at least one uint8 picture.
+        captions: one line of text under each picture, shortened to fit.
+        columns: pictures a row; by default the squarest layout.
+        cell: side of a cell in pixels; smaller pictures are enlarged to it by whole factors (nearest neighbour).
+    """
+    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
+    cell = max(cell, *(max(picture.shape[:2]) for picture in pictures))
+    rows = -(-len(pictures) // columns)
+    step_x, step_y = cell + _PADDING, cell + _PADDING + (_CAPTION_HEIGHT if captions else 0)
+    sheet = Image.new("RGB", (columns * step_x + _PADDING, rows * step_y + _PADDING), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        left, top = _PADDING + i % columns * step_x, _PADDING + i // columns * step_y
+        factor = max(1, cell // max(picture.shape[:2]))
+        sheet.paste(Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0), (left, top))
+        if captions:
+            draw.text((left, top + cell), _shorten(draw, captions[i], cell), fill="black", font=_font())
+    return np.asarray(sheet)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=10)
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    text = text.splitlines()[0] if text.strip() else ""
+    if draw.textlength(text, font=_font()) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=_font()) > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,7 @@
+"""The GLIDE networks: arrays in, arrays out."""
+
+from glide_jax.models.config import ModelConfig as ModelConfig
+from glide_jax.models.glide import Conditioning as Conditioning
+from glide_jax.models.glide import EncodedText as EncodedText
+from glide_jax.models.glide import Glide as Glide
+from glide_jax.models.glide import Params as Params

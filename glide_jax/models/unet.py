@@ -1,0 +1,244 @@
+"""The UNet of glide-text2im: residual blocks driven by the time embedding, attention over image and text."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from glide_jax.models.attention import attention
+from glide_jax.models.config import ModelConfig
+from glide_jax.models.layers import (
+    conv,
+    downsample_average,
+    dropout,
+    group_norm,
+    linear,
+    timestep_embedding,
+    upsample_nearest,
+    zeros_linear,
+)
+from glide_jax.randomness import fold
+
+Image = Float[Array, "batch height width channels"]
+Resample = Literal["up", "down"]
+# Per-head text keys and values of one attention block: each [batch, ctx, heads, channels].
+KeysValues = tuple[Float[Array, "batch ctx heads channels"], Float[Array, "batch ctx heads channels"]]
+RematPolicy = Literal["none", "full", "dots"]
+
+_RESAMPLE = {"up": upsample_nearest, "down": downsample_average}
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class ResBlock(nnx.Module):
+    """norm, swish, (resample), conv, embedding, norm, swish, dropout, conv, plus the skip (torch: ResBlock)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        channels_in: int,
+        channels_out: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        resample: Resample | None = None,
+    ) -> None:
+        self.resample = resample
+        self.scale_shift = config.use_scale_shift_norm
+        self.dropout_rate = config.dropout
+        self.in_norm = group_norm(channels_in, dtype, rngs)
+        self.in_conv = conv(channels_in, channels_out, 3, dtype, rngs)
+        self.embed = linear(4 * config.num_channels, channels_out * (1 + self.scale_shift), dtype, rngs)
+        self.out_norm = group_norm(channels_out, dtype, rngs)
+        self.out_conv = conv(channels_out, channels_out, 3, dtype, rngs, init=nnx.initializers.zeros_init())
+        self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
+
+    def __call__(
+        self, x: Image, embedding: Float[Array, "batch features"], dropout_keys: PRNGKeyArray | None
+    ) -> Image:
+        h = jax.nn.silu(self.in_norm(x))
+        if self.resample is not None:
+            h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)
+        h = self.in_conv(h)
+        modulation = self.embed(jax.nn.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            h = self.out_norm(h) * (1 + scale) + shift
+        else:
+            h = self.out_norm(h + modulation)
+        h = self.out_conv(dropout(jax.nn.silu(h), self.dropout_rate, dropout_keys))
+        return (x if self.skip is None else self.skip(x)) + h
+
+
+class AttentionBlock(nnx.Module):
+    """Pixels attend to the text, then to each other, in one softmax (torch: AttentionBlock)."""
+
+    def __init__(self, channels: int, heads: int, text_width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.norm = group_norm(channels, dtype, rngs)
+        self.qkv = linear(channels, 3 * channels, dtype, rngs)
+        self.text_kv = linear(text_width, 2 * channels, dtype, rngs) if text_width else None
+        self.proj = zeros_linear(channels, channels, dtype, rngs)
+
+    def text_keys_values(self, text: Float[Array, "batch ctx width"]) -> KeysValues:
+        """Keys and values of an encoded text, laid out per head as [head, (k, v), channels] (torch: encoder_kv)."""
+        k, v = jnp.split(self.text_kv(text).reshape(*text.shape[:2], self.heads, -1), 2, axis=-1)
+        return k, v
+
+    def __call__(self, x: Image, text: KeysValues | None) -> Image:
+        batch, height, width, channels = x.shape
+        h = self.qkv(self.norm(x).reshape(batch, height * width, channels))
+        q, k, v = jnp.split(h.reshape(batch, height * width, self.heads, -1), 3, axis=-1)
+        if text is not None:
+            k, v = jnp.concatenate([text[0], k], axis=1), jnp.concatenate([text[1], v], axis=1)
+        h = self.proj(attention(q, k, v).reshape(batch, height * width, channels))
+        return x + h.reshape(x.shape)
+
+
+class Resampler(nnx.Module):
+    """A convolution that changes the resolution, where `resblock_updown` is off (torch: Upsample, Downsample)."""
+
+    def __init__(self, channels: int, resample: Resample, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.up = resample == "up"
+        self.conv = conv(channels, channels, 3, dtype, rngs, stride=1 if self.up else 2)
+
+    def __call__(self, x: Image) -> Image:
+        return self.conv(upsample_nearest(x) if self.up else x)
+
+
+class Stage(nnx.Module):
+    """One step down or up: any of a residual block, attention and a change of resolution, in that order."""
+
+    def __init__(
+        self, res: ResBlock | None, attn: AttentionBlock | None = None, resample: ResBlock | Resampler | None = None
+    ) -> None:
+        self.res, self.attn, self.resample = res, attn, resample
+
+    def __call__(
+        self,
+        x: Image,
+        embedding: Float[Array, "batch features"],
+        text: KeysValues | None,
+        dropout_keys: PRNGKeyArray | None,
+    ) -> Image:
+        if self.res is not None:
+            x = self.res(x, embedding, dropout_keys)
+        if self.attn is not None:
+            x = self.attn(x, text)
+        if isinstance(self.resample, ResBlock):
+            x = self.resample(x, embedding, None if dropout_keys is None else jax.vmap(lambda k: fold(k, 1))(dropout_keys))
+        elif self.resample is not None:
+            x = self.resample(x)
+        return x
+
+
+class UNet(nnx.Module):
+    """Predicts noise and variance from a noisy picture, its timestep and the text (torch: Text2ImUNet.forward)."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
+        self.num_channels, self.dtype, self.remat = config.num_channels, dtype, remat
+        width = 4 * config.num_channels
+        self.time_in = linear(config.num_channels, width, jnp.float32, rngs)
+        self.time_out = linear(width, width, jnp.float32, rngs)
+
+        def res(channels_in: int, channels_out: int, resample: Resample | None = None) -> ResBlock:
+            return ResBlock(config, channels_in, channels_out, dtype, rngs, resample)
+
+        def attn(channels: int, *, upward: bool = False) -> AttentionBlock:
+            return AttentionBlock(channels, config.heads(channels, upward), config.xf_width, dtype, rngs)
+
+        def resampler(channels: int, way: Resample) -> ResBlock | Resampler:
+            return res(channels, channels, way) if config.resblock_updown else Resampler(channels, way, dtype, rngs)
+
+        widths = [mult * config.num_channels for mult in config.channel_mult]
+        channels, last = widths[0], len(widths) - 1
+        self.input_conv = conv(config.in_channels, channels, 3, dtype, rngs)
+        self.down = nnx.List([])
+        skips = [channels]
+        for level, level_width in enumerate(widths):
+            attends = config.image_size >> level in config.attention_resolutions
+            for _ in range(config.num_res_blocks):
+                self.down.append(Stage(res(channels, level_width), attn(level_width) if attends else None))
+                channels = level_width
+                skips.append(channels)
+            if level != last:
+                self.down.append(Stage(None, None, resampler(channels, "down")))
+                skips.append(channels)
+
+        self.middle = nnx.List([Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))])
+
+        self.up = nnx.List([])
+        for level in range(last, -1, -1):
+            attends = config.image_size >> level in config.attention_resolutions
+            for i in range(config.num_res_blocks + 1):
+                block = res(channels + skips.pop(), widths[level])
+                channels = widths[level]
+                rises = level > 0 and i == config.num_res_blocks
+                self.up.append(
+                    Stage(
+                        block,
+                        attn(channels, upward=True) if attends else None,
+                        resampler(channels, "up") if rises else None,
+                    )
+                )
+        self.out_norm = group_norm(channels, jnp.float32, rngs)
+        self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages in the order they run."""
+        return [*self.down, *self.middle, *self.up]
+
+    def text_keys_values(self, text: Float[Array, "batch ctx width"]) -> tuple[KeysValues, ...]:
+        """Keys and values of a text for every attention block, in running order: computed once per prompt."""
+        return tuple(stage.attn.text_keys_values(text) for stage in self.stages if stage.attn is not None)
+
+    def __call__(
+        self,
+        x: Image,
+        t: Float[Array, " batch"],
+        text_embedding: Float[Array, "batch features"] | None,
+        text: tuple[KeysValues, ...] | None,
+        dropout_keys: PRNGKeyArray | None,
+    ) -> Image:
+        embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.num_channels))))
+        if text_embedding is not None:
+            embedding = embedding + text_embedding
+        texts = iter(text or ())
+
+        def run(index: int, stage: Stage, h: Image) -> Image:
+            keys = None if dropout_keys is None else jax.vmap(lambda k: fold(k, 2 * index))(dropout_keys)
+            stage_text = next(texts) if stage.attn is not None and text is not None else None
+            return self._call_stage(stage, h, embedding, stage_text, keys)
+
+        h = self.input_conv(x)
+        skips = [h]
+        for index, stage in enumerate(self.down):
+            h = run(index, stage, h)
+            skips.append(h)
+        for index, stage in enumerate(self.middle, start=len(self.down)):
+            h = run(index, stage, h)
+        for index, stage in enumerate(self.up, start=len(self.down) + len(self.middle)):
+            h = run(index, stage, jnp.concatenate([h, skips.pop()], axis=-1))
+        return self.out_conv(jax.nn.silu(self.out_norm(h)))
+
+    def _call_stage(
+        self,
+        stage: Stage,
+        h: Image,
+        embedding: Float[Array, "batch features"],
+        text: KeysValues | None,
+        dropout_keys: PRNGKeyArray | None,
+    ) -> Image:
+        if self.remat == "none":
+            return stage(h, embedding, text, dropout_keys)
+        graphdef, params = nnx.split(stage)
+
+        def call(params: nnx.State, *inputs: object) -> Image:
+            return nnx.merge(graphdef, params)(*inputs)
+
+        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(params, h, embedding, text, dropout_keys)

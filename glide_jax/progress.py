@@ -1,0 +1,55 @@
+"""Rich progress bars: rate and time left on a terminal, plain occasional lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_INTERVAL = 30.0
+
+
+class Bar:
+    """One running task; `update` moves it on and replaces the figures shown beside it."""
+
+    def __init__(self, progress: Progress | None, label: str, total: int, start: int) -> None:
+        self._progress, self._label, self._total = progress, label, total
+        self._done, self._first = start, start
+        self._begun = self._last_line = time.monotonic()
+        if progress is not None:
+            self._task = progress.add_task(label, total=total, completed=start, figures="")
+
+    def update(self, advance: int = 1, figures: str = "") -> Self:
+        """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s")."""
+        self._done += advance
+        if self._progress is not None:
+            self._progress.update(self._task, advance=advance, figures=figures)
+        elif time.monotonic() - self._last_line > _PLAIN_INTERVAL or self._done >= self._total:
+            self._last_line = time.monotonic()
+            rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
+            left = (self._total - self._done) / rate if rate else float("inf")
+            print(f"{self._label} {self._done}/{self._total}  {figures}  {left:.0f} s left", file=sys.stderr, flush=True)
+        return self
+
+
+@contextmanager
+def bar(label: str, total: int, start: int = 0) -> Iterator[Bar]:
+    """A progress bar on standard error from `start` to `total`; plain lines at most every 30 s when not a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bar(None, label, total, start)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("<"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(progress, label, total, start)

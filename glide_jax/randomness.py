@@ -1,0 +1,36 @@
+"""Random numbers as a pure function of (seed, stream name, indices): nothing to carry, split or checkpoint.
+
+Every draw in training and sampling is keyed by what it is for and which example it belongs to, so results
+do not depend on device count, batch size, or on where a run was interrupted.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+def stream_key(seed: int | Int[Array, ""], stream: str) -> PRNGKeyArray:
+    """The root key of one named stream ("noise", "dropout", ...) of a seed in [0, 2^31)."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def fold(key: PRNGKeyArray, *indices: int | Int[Array, ""]) -> PRNGKeyArray:
+    """Folds integers (step, example index, ...) into a key, in order; they may be traced."""
+    for index in indices:
+        key = jax.random.fold_in(key, index)
+    return key
+
+
+def normal_per_example(
+    key: PRNGKeyArray, examples: Int[Array, " batch"], shape: Sequence[int]
+) -> Float[Array, "batch ..."]:
+    """Standard normal float32 noise of `shape` for each example, keyed by its global index alone."""
+    return jax.vmap(lambda i: jax.random.normal(fold(key, i), tuple(shape), jnp.float32))(examples)
+
+
+def uniform_per_example(key: PRNGKeyArray, examples: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """One float32 number in [0, 1) for each example, keyed by its global index alone."""
+    return jax.vmap(lambda i: jax.random.uniform(fold(key, i), (), jnp.float32))(examples)
