@@ -1,0 +1,47 @@
+"""The forward process: how pictures are noised, and what a noise level is."""
+
+from typing import NamedTuple, Self
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from glide_jax.diffusion.schedules import Schedule
+
+Image = Float[Array, "batch height width channels"]
+
+
+class Level(NamedTuple):
+    """A noise level, as the model and as the formulas see it; x_t = alpha x_0 + sigma eps.
+
+    Carrying alpha and sigma beside t, from float64 tables, lets any solver ask for any level, between timesteps too.
+
+    Attributes:
+        t: original timestep, possibly fractional.
+        alpha: sqrt(abar_t).
+        sigma: sqrt(1 - abar_t).
+    """
+
+    t: Float[Array, "*steps"]
+    alpha: Float[Array, "*steps"]
+    sigma: Float[Array, "*steps"]
+
+    @classmethod
+    def table(cls, schedule: Schedule) -> Self:
+        """The level of every step of a schedule, ascending, as float32."""
+        abar = schedule.alphas_cumprod
+        return cls(*(np.asarray(v, np.float32) for v in (schedule.timesteps, np.sqrt(abar), np.sqrt(1 - abar))))
+
+    def at(self, index: Int[Array, "*batch"]) -> Self:
+        """The levels at some steps of a table."""
+        return type(self)(*(jnp.asarray(column)[index] for column in self))
+
+    def per_image(self) -> Self:
+        """One level an image, shaped to broadcast over [batch, height, width, channels]."""
+        return type(self)(*(column.reshape(-1, 1, 1, 1) for column in self))
+
+
+def q_sample(x_0: Image, noise: Image, level: Level) -> Image:
+    """x_t = alpha x_0 + sigma noise, with one level an image (torch: q_sample)."""
+    level = level.per_image()
+    return level.alpha * x_0 + level.sigma * noise

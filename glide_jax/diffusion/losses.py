@@ -1,0 +1,141 @@
+"""Training losses: noise prediction, and the variational bound that trains the learned variance."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from glide_jax.diffusion.forward import Image, Level
+from glide_jax.diffusion.schedules import Schedule
+from glide_jax.errors import GlideError
+
+PerImage = Float[Array, " batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """What is minimised.
+
+    Attributes:
+        kind: "simple" (noise only: the variance channels get no gradient) or "hybrid" (also the learned variance).
+        min_snr_gamma: weights the noise loss by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv:2303.09556); 0 is off.
+    """
+
+    kind: Literal["simple", "hybrid"] = "simple"
+    min_snr_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("simple", "hybrid"):
+            raise GlideError(f"loss.kind {self.kind!r} is unknown: use simple or hybrid")
+        if self.min_snr_gamma < 0:
+            raise GlideError(f"loss.min_snr_gamma must be at least 0 (0 is off), not {self.min_snr_gamma}")
+
+
+class Losses(NamedTuple):
+    """Per image: what is minimised, and its parts.
+
+    Attributes:
+        total: the training loss.
+        mse: plain mean squared error of the noise.
+        vlb: bits per dimension of the bound's term at the drawn t; 0 for "simple".
+    """
+
+    total: PerImage
+    mse: PerImage
+    vlb: PerImage
+
+
+class PosteriorTable(NamedTuple):
+    """Columns of a schedule that the bound needs, float32, indexed by step."""
+
+    mean_x0: Float[Array, " steps"]
+    mean_xt: Float[Array, " steps"]
+    log_variance: Float[Array, " steps"]
+    log_beta: Float[Array, " steps"]
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> Self:
+        """The table of a schedule."""
+        columns = (
+            schedule.posterior_mean_coef1,
+            schedule.posterior_mean_coef2,
+            schedule.posterior_log_variance_clipped,
+            np.log(schedule.betas),
+        )
+        return cls(*(np.asarray(column, np.float32) for column in columns))
+
+    def at(self, index: Int[Array, " batch"]) -> Self:
+        """The rows of some steps, shaped to broadcast over images."""
+        return type(self)(*(jnp.asarray(column)[index].reshape(-1, 1, 1, 1) for column in self))
+
+
+def training_losses(
+    config: LossConfig,
+    schedule: Schedule,
+    output: Float[Array, "batch height width 6"],
+    x_0: Image,
+    x_t: Image,
+    noise: Image,
+    t: Int[Array, " batch"],
+) -> Losses:
+    """Losses of a model's output at original timesteps t.
+
+    "simple" is L_simple = mean (eps - noise)^2. "hybrid" adds 0.001 T L_vlb at the drawn t, in bits, through which
+    only the variance channels learn (Nichol & Dhariwal 2021, eq. 16; torch: RESCALED_MSE with LEARNED_RANGE).
+
+    Args:
+        config: which loss.
+        schedule: the full schedule the model trains on.
+        output: predicted noise and variance fraction.
+        x_0: clean pictures; x_t: the noised ones; noise: what was added.
+        t: timesteps in [0, T).
+    """
+    eps, fraction = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    mse = _mean(jnp.square(eps - noise))
+    total = mse
+    if config.min_snr_gamma:
+        snr = np.asarray(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod), np.float32)
+        total = total * jnp.asarray(np.minimum(snr, config.min_snr_gamma) / snr)[t]
+    vlb = jnp.zeros_like(mse)
+    if config.kind == "hybrid":
+        vlb = vlb_terms(schedule, jax.lax.stop_gradient(eps), fraction, x_0, x_t, t)
+        total = total + 0.001 * schedule.diffusion_steps * vlb
+    return Losses(total, mse, vlb)
+
+
+def vlb_terms(schedule: Schedule, eps: Image, fraction: Image, x_0: Image, x_t: Image, t: Int[Array, " batch"]) -> PerImage:
+    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, else -log p(x_0 | x_1), in bits per dimension.
+
+    The decoder at t = 0 is a Gaussian integrated over the 8-bit bins (Ho et al. 2020, eq. 13; torch: _vb_terms_bpd).
+    """
+    level = Level.table(schedule).at(t).per_image()
+    row = PosteriorTable.of(schedule).at(t)
+    predicted_x0 = (x_t - level.sigma * eps) / level.alpha
+    true_mean = row.mean_x0 * x_0 + row.mean_xt * x_t
+    mean = row.mean_x0 * predicted_x0 + row.mean_xt * x_t
+    share = (fraction + 1) / 2
+    log_variance = share * row.log_beta + (1 - share) * row.log_variance
+    kl = _gaussian_kl(true_mean, row.log_variance, mean, log_variance)
+    nll = -_discretized_log_likelihood(x_0, mean, 0.5 * log_variance)
+    return jnp.where(t == 0, _mean(nll), _mean(kl)) / jnp.log(2.0)
+
+
+def _gaussian_kl(mean1: Image, log_variance1: Image, mean2: Image, log_variance2: Image) -> Image:
+    gap = log_variance1 - log_variance2
+    return 0.5 * (-1.0 - gap + jnp.exp(gap) + jnp.square(mean1 - mean2) * jnp.exp(-log_variance2))
+
+
+def _discretized_log_likelihood(x: Image, mean: Image, log_scale: Image) -> Image:
+    """log of a Gaussian's mass in the bin of width 2/255 around x; the outermost bins reach to infinity."""
+    inverse = jnp.exp(-log_scale)
+    upper = jax.scipy.stats.norm.cdf((x - mean + 1 / 255) * inverse)
+    lower = jax.scipy.stats.norm.cdf((x - mean - 1 / 255) * inverse)
+    mass = jnp.where(x < -0.999, upper, jnp.where(x > 0.999, 1 - lower, upper - lower))
+    return jnp.log(jnp.maximum(mass, 1e-12))
+
+
+def _mean(x: Image) -> PerImage:
+    return x.mean(axis=(1, 2, 3))

@@ -1,0 +1,113 @@
+r"""Noise schedules as float64 tables.
+
+The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) with abar_t = prod_{s<=t} (1 - beta_s)
+(Ho et al. 2020, arXiv:2006.11239). A respaced schedule keeps some of the original timesteps and their abar, and
+derives new betas from them; t always means an original timestep in [0, T).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from glide_jax.diffusion.respacing import space_timesteps
+from glide_jax.errors import GlideError
+
+Table = Float[np.ndarray, " steps"]
+
+
+def _linear_betas(steps: int) -> Table:
+    """From 1e-4 to 0.02, scaled to keep the total noise whatever the number of steps (Ho et al. 2020)."""
+    scale = 1000 / steps
+    return np.linspace(scale * 1e-4, scale * 0.02, steps)
+
+
+def _cosine_betas(steps: int) -> Table:
+    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas at most 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    u = np.arange(steps + 1) / steps
+    abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+
+
+_BETAS: dict[str, Callable[[int], Table]] = {"linear": _linear_betas, "squaredcos_cap_v2": _cosine_betas}
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionConfig:
+    """The noise schedule a model is trained on.
+
+    Attributes:
+        diffusion_steps: number T of timesteps.
+        noise_schedule: "squaredcos_cap_v2" (base models) or "linear" (upsamplers).
+    """
+
+    diffusion_steps: int = 1000
+    noise_schedule: str = "squaredcos_cap_v2"
+
+    def __post_init__(self) -> None:
+        if self.noise_schedule not in _BETAS:
+            known = ", ".join(_BETAS)
+            raise GlideError(f"diffusion.noise_schedule {self.noise_schedule!r} is unknown (known: {known})")
+        if self.diffusion_steps < 1:
+            raise GlideError(f"diffusion.diffusion_steps must be at least 1, not {self.diffusion_steps}")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A (possibly respaced) diffusion process; every table is float64 and indexed by its own step, ascending.
+
+    Attributes:
+        timesteps: the original timestep of each step (torch: timestep_map).
+        betas: variance added by each step.
+        diffusion_steps: T of the original process.
+    """
+
+    timesteps: Int[np.ndarray, " steps"]
+    betas: Table
+    diffusion_steps: int
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> Self:
+        """The full schedule a model is trained on."""
+        steps = config.diffusion_steps
+        return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps)
+
+    def respace(self, respacing: str) -> Self:
+        """Keeps only the timesteps that `respacing` names; to be called on a full schedule (torch: SpacedDiffusion)."""
+        kept = space_timesteps(self.diffusion_steps, respacing)
+        abar = self.alphas_cumprod[kept]
+        return type(self)(kept, 1 - abar / np.append(1.0, abar[:-1]), self.diffusion_steps)
+
+    @cached_property
+    def alphas_cumprod(self) -> Table:
+        """abar, the share of signal variance left at each step."""
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Table:
+        """abar of the step before; 1 before the first."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> Table:
+        """Variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7); 0 at the first step."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Table:
+        """Its logarithm, with the first step's -inf replaced by the second's value."""
+        floor = self.posterior_variance[1] if len(self.betas) > 1 else self.betas[0]
+        return np.log(np.append(floor, self.posterior_variance[1:]))
+
+    @cached_property
+    def posterior_mean_coef1(self) -> Table:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> Table:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)

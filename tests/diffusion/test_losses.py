@@ -1,0 +1,95 @@
+"""Training losses against closed forms and what may learn from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from glide_jax.diffusion.forward import Level, q_sample
+from glide_jax.diffusion.losses import LossConfig, training_losses, vlb_terms
+from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
+from glide_jax.errors import GlideError
+
+SCHEDULE = Schedule.from_config(DiffusionConfig())
+T = jnp.array([0, 1, 300, 999])
+
+
+@pytest.fixture
+def batch():
+    keys = jax.random.split(jax.random.key(0), 4)
+    shape = (4, 8, 8, 3)
+    x_0 = jnp.tanh(jax.random.normal(keys[0], shape))
+    noise, eps = jax.random.normal(keys[1], shape), jax.random.normal(keys[2], shape)
+    fraction = jax.random.uniform(keys[3], shape, minval=-1.0)
+    return x_0, noise, eps, fraction, q_sample(x_0, noise, Level.table(SCHEDULE).at(T))
+
+
+def test_q_sample_mixes_signal_and_noise(batch):
+    x_0, noise, _, _, x_t = batch
+    abar = SCHEDULE.alphas_cumprod[np.asarray(T)].reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(x_t, np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * noise, rtol=1e-5, atol=1e-6)
+
+
+def test_vlb_equals_the_closed_form(batch):
+    x_0, _, eps, fraction, x_t = (np.asarray(a, np.float64) for a in batch)
+    ours = vlb_terms(SCHEDULE, *(jnp.asarray(a, jnp.float32) for a in (eps, fraction, x_0, x_t)), T)
+    for i, t in enumerate(np.asarray(T)):
+        abar, posterior = SCHEDULE.alphas_cumprod[t], SCHEDULE.posterior_log_variance_clipped[t]
+        weight_x0, weight_xt = SCHEDULE.posterior_mean_coef1[t], SCHEDULE.posterior_mean_coef2[t]
+        predicted = (x_t[i] - np.sqrt(1 - abar) * eps[i]) / np.sqrt(abar)
+        mean, true_mean = (weight_x0 * x + weight_xt * x_t[i] for x in (predicted, x_0[i]))
+        share = (fraction[i] + 1) / 2
+        scale = np.exp(0.5 * (share * np.log(SCHEDULE.betas[t]) + (1 - share) * posterior))
+        if t > 0:
+            variance = np.exp(posterior)
+            terms = np.log(scale) - 0.5 * posterior + (variance + (true_mean - mean) ** 2) / (2 * scale**2) - 0.5
+        else:
+            upper, lower = (stats.norm.cdf((x_0[i] + d - mean) / scale) for d in (1 / 255, -1 / 255))
+            terms = -np.log(np.maximum(np.where(x_0[i] < -0.999, upper, np.where(x_0[i] > 0.999, 1 - lower, upper - lower)), 1e-12))
+        np.testing.assert_allclose(ours[i], terms.mean() / np.log(2), rtol=2e-4)
+
+
+def test_vlb_teaches_the_variance_channels_only(batch):
+    x_0, noise, eps, fraction, x_t = batch
+
+    def vlb_part(output):
+        losses = training_losses(LossConfig("hybrid"), SCHEDULE, output, x_0, x_t, noise, T)
+        return (losses.total - losses.mse).sum()
+
+    gradient = jax.grad(vlb_part)(jnp.concatenate([eps, fraction], axis=-1))
+    np.testing.assert_array_equal(gradient[..., :3], 0.0)
+    assert np.abs(gradient[..., 3:]).min(axis=(1, 2, 3)).max() > 0
+
+
+def test_simple_leaves_the_variance_channels_alone(batch):
+    x_0, noise, eps, fraction, x_t = batch
+
+    def total(output):
+        return training_losses(LossConfig("simple"), SCHEDULE, output, x_0, x_t, noise, T).total.sum()
+
+    output = jnp.concatenate([eps, fraction], axis=-1)
+    np.testing.assert_allclose(total(output), np.square(eps - noise).mean((1, 2, 3)).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(jax.grad(total)(output)[..., 3:], 0.0)
+
+
+def test_hybrid_adds_a_thousandth_of_T_times_the_bound(batch):
+    x_0, noise, eps, fraction, x_t = batch
+    output = jnp.concatenate([eps, fraction], axis=-1)
+    schedule = Schedule.from_config(DiffusionConfig(diffusion_steps=2000))
+    losses = training_losses(LossConfig("hybrid"), schedule, output, x_0, x_t, noise, T)
+    np.testing.assert_allclose(losses.total, losses.mse + 2.0 * losses.vlb, rtol=1e-6)
+
+
+def test_min_snr_weights(batch):
+    x_0, noise, eps, fraction, x_t = batch
+    output = jnp.concatenate([eps, fraction], axis=-1)
+    losses = training_losses(LossConfig("simple", min_snr_gamma=5.0), SCHEDULE, output, x_0, x_t, noise, T)
+    abar = SCHEDULE.alphas_cumprod[np.asarray(T)]
+    snr = abar / (1 - abar)
+    np.testing.assert_allclose(losses.total / losses.mse, np.minimum(snr, 5.0) / snr, rtol=1e-5)
+
+
+def test_unknown_loss_is_refused():
+    with pytest.raises(GlideError, match="simple or hybrid"):
+        LossConfig("l1")
