@@ -9,7 +9,7 @@ class GlideError(Exception):
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Runs an entry point and exits: 0 or its return value, 2 with one line for a `GlideError`, 130 for Ctrl-C."""
+    """Runs an entry point, then exits: 0 or its result, 2 and one line for `GlideError`, 130 for Ctrl-C."""
     try:
         code = main()
     except GlideError as error:

@@ -1,6 +1,5 @@
 """Image files and picture grids: the uint8 edge of the system."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,14 +9,14 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from glide_jax.errors import GlideError
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 _PADDING = 4
 _CAPTION_HEIGHT = 13
 
 
 def to_uint8(images: Float[np.ndarray, "*batch height width channels"]) -> UInt8[np.ndarray, "..."]:
-    """Rounds images in [-1, 1] to the 8-bit grid (values outside are clipped), as the reference's previews do."""
+    """Rounds images in [-1, 1] to the 8-bit grid, clipping values outside, as the reference's previews do."""
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -39,13 +38,16 @@ def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise GlideError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
 
 
 def grid(
-    pictures: Sequence[Pixels], captions: Sequence[str] | None = None, columns: int | None = None, cell: int = 0
+    pictures: Sequence[Pixels],
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    cell: int = 0,
 ) -> Pixels:
     """Lays pictures of any size out in rows on white; drops none.
 
@@ -53,7 +55,7 @@ def grid(
         pictures: at least one uint8 picture.
         captions: one line of text under each picture, shortened to fit.
         columns: pictures a row; by default the squarest layout.
-        cell: side of a cell in pixels; smaller pictures are enlarged to it by whole factors (nearest neighbour).
+        cell: side of a cell in pixels; smaller pictures are enlarged by whole factors (nearest neighbour).
     """
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
     cell = max(cell, *(max(picture.shape[:2]) for picture in pictures))
@@ -64,7 +66,10 @@ def grid(
     for i, picture in enumerate(pictures):
         left, top = _PADDING + i % columns * step_x, _PADDING + i // columns * step_y
         factor = max(1, cell // max(picture.shape[:2]))
-        sheet.paste(Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0), (left, top))
+        sheet.paste(
+            Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0),
+            (left, top),
+        )
         if captions:
             draw.text((left, top + cell), _shorten(draw, captions[i], cell), fill="black", font=_font())
     return np.asarray(sheet)

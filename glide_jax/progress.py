@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _PLAIN_INTERVAL = 30.0
 
@@ -31,13 +38,14 @@ class Bar:
             self._last_line = time.monotonic()
             rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
             left = (self._total - self._done) / rate if rate else float("inf")
-            print(f"{self._label} {self._done}/{self._total}  {figures}  {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{self._label} {self._done}/{self._total}  {figures}  {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
         return self
 
 
 @contextmanager
 def bar(label: str, total: int, start: int = 0) -> Iterator[Bar]:
-    """A progress bar on standard error from `start` to `total`; plain lines at most every 30 s when not a terminal."""
+    """A bar on standard error from `start` to `total`; plain lines, 30 s apart, where that is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Bar(None, label, total, start)

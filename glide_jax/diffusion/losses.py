@@ -106,7 +106,9 @@ def training_losses(
     return Losses(total, mse, vlb)
 
 
-def vlb_terms(schedule: Schedule, eps: Image, fraction: Image, x_0: Image, x_t: Image, t: Int[Array, " batch"]) -> PerImage:
+def vlb_terms(
+    schedule: Schedule, eps: Image, fraction: Image, x_0: Image, x_t: Image, t: Int[Array, " batch"]
+) -> PerImage:
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, else -log p(x_0 | x_1), in bits per dimension.
 
     The decoder at t = 0 is a Gaussian integrated over the 8-bit bins (Ho et al. 2020, eq. 13; torch: _vb_terms_bpd).

@@ -33,7 +33,9 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
 def _counts(text: str, respacing: str) -> list[int]:
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if min(counts) < 1:
-        raise GlideError(f'timestep_respacing {respacing!r} is not of the form "50", "10,10,3,2,2", "ddim50" or "fast27"')
+        raise GlideError(
+            f'timestep_respacing {respacing!r} is not of the form "50", "10,10,3,2,2", "ddim50" or "fast27"'
+        )
     return counts
 
 
@@ -42,7 +44,9 @@ def _strided(diffusion_steps: int, count: int) -> Int[np.ndarray, " steps"]:
     for stride in range(1, diffusion_steps + 1):
         if len(range(0, diffusion_steps, stride)) == count:
             return np.arange(0, diffusion_steps, stride)
-    raise GlideError(f"no integer stride gives exactly {count} of {diffusion_steps} steps; use {str(count)!r} instead of ddim{count}")
+    raise GlideError(
+        f"no integer stride gives exactly {count} of {diffusion_steps} steps; use {str(count)!r} instead of ddim{count}"
+    )
 
 
 def _sections(diffusion_steps: int, counts: list[int]) -> Int[np.ndarray, " steps"]:

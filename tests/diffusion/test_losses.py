@@ -46,7 +46,12 @@ def test_vlb_equals_the_closed_form(batch):
             terms = np.log(scale) - 0.5 * posterior + (variance + (true_mean - mean) ** 2) / (2 * scale**2) - 0.5
         else:
             upper, lower = (stats.norm.cdf((x_0[i] + d - mean) / scale) for d in (1 / 255, -1 / 255))
-            terms = -np.log(np.maximum(np.where(x_0[i] < -0.999, upper, np.where(x_0[i] > 0.999, 1 - lower, upper - lower)), 1e-12))
+            terms = -np.log(
+                np.maximum(
+                    np.where(x_0[i] < -0.999, upper, np.where(x_0[i] > 0.999, 1 - lower, upper - lower)),
+                    1e-12,
+                )
+            )
         np.testing.assert_allclose(ours[i], terms.mean() / np.log(2), rtol=2e-4)
 
 

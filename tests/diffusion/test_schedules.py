@@ -51,4 +51,6 @@ def test_no_stride_gives_49_steps():
 
 def test_known_values_of_the_cosine_schedule():
     abar = Schedule.from_config(DiffusionConfig()).alphas_cumprod
-    np.testing.assert_allclose(abar[[0, 250, 500, 900, 999]], [0.999959, 0.845888, 0.492285, 0.0236161, 2.42877e-9], 1e-5)
+    np.testing.assert_allclose(
+        abar[[0, 250, 500, 900, 999]], [0.999959, 0.845888, 0.492285, 0.0236161, 2.42877e-9], 1e-5
+    )

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,7 @@ from glide_jax.models import Glide, ModelConfig, Params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("base", "upsample", "base-inpaint", "upsample-inpaint")
-_SAME_NAME = (
-    "image_size num_channels num_res_blocks num_heads num_head_channels num_heads_upsample dropout text_ctx "
-    "xf_width xf_layers xf_heads xf_final_ln xf_padding use_scale_shift_norm resblock_updown inpaint super_res"
-).split()
+_SAME_NAME = {field.name for field in fields(ModelConfig)} - {"channel_mult", "attention_resolutions", "low_res_size"}
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

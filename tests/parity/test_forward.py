@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.parity.recipe import KINDS, draw_image, golden_arrays, golden_params, inpaint_mask, model_config, relative_error
 
 from glide_jax.models import Conditioning, Glide
+from tests.parity.recipe import (
+    KINDS,
+    draw_image,
+    golden_arrays,
+    golden_params,
+    inpaint_mask,
+    model_config,
+    relative_error,
+)
 
 TOLERANCE = 1e-5
 

@@ -1,0 +1,16 @@
+"""The one checkpoint format: Orbax arrays and a JSON record, for training state and for plain weights.
+
+    RUN/checkpoints/<step>/   one complete checkpoint; a partial one never bears this name
+        state/                the arrays: a dict with "params" and, in training, "ema", "opt", "step", ...
+        record/data.json      free-form: configuration, data position, counters, goodput, ...
+        arrays/data.json      shape and dtype of every array, by name
+
+Plain weights are one such step folder under a name of their own. Everything that takes a path takes a run
+folder, its checkpoints folder or one step's folder.
+"""
+
+from glide_jax.checkpoint.folders import complete_steps, resolve
+from glide_jax.checkpoint.store import CheckpointStore
+from glide_jax.checkpoint.weights import load_weights, read_record, save_weights
+
+__all__ = ["CheckpointStore", "complete_steps", "load_weights", "read_record", "resolve", "save_weights"]

@@ -1,0 +1,179 @@
+"""The checkpoints of a run: saved in the background, thinned out, restored."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree
+
+from glide_jax.checkpoint.folders import complete_steps, step_folder, unfinished
+from glide_jax.checkpoint.step_format import (
+    TEMPORARY_SUFFIX,
+    PendingSave,
+    Record,
+    begin_saving,
+    read_arrays,
+    read_record,
+    read_state,
+)
+from glide_jax.checkpoint.structure import check_fits, describe
+from glide_jax.errors import GlideError
+
+
+class CheckpointStore:
+    """The checkpoints folder of one run, open for writing; a context manager, used by all processes together.
+
+    Args:
+        directory: the checkpoints folder; created if need be. What interrupted saves left there is removed.
+        keep_last: how many of the newest steps are kept, at least 1.
+        keep_every: steps divisible by this are kept too.
+
+    Raises:
+        GlideError: the folder cannot be written to, or another run has it open.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep_last: int = 2, keep_every: int | None = None) -> None:
+        if keep_last < 1 or (keep_every is not None and keep_every < 1):
+            raise GlideError(f"keep_last={keep_last}, keep_every={keep_every}: both must be at least 1")
+        self.directory = Path(directory).expanduser()
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._pending: Future[None] | None = None
+        self._lock = _open_for_writing(self.directory)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def save(self, step: int, state: PyTree[Array], record: Record) -> None:
+        """Starts writing a checkpoint and returns once `state` is copied off the devices.
+
+        Waits for the one before, if that is still being written. A step that is already there stays as it is.
+
+        Args:
+            step: its number.
+            state: a dict of trees of arrays, with "params" among its keys; may be donated after the call.
+            record: what else is needed to continue, as JSON.
+
+        Raises:
+            GlideError: this checkpoint, or the one before, cannot be written; earlier ones are untouched.
+        """
+        self.wait()
+        if step not in self.steps():
+            pending = begin_saving(self.directory / str(step), state, record)
+            self._pending = self._writer.submit(self._complete, pending)
+
+    def wait(self) -> None:
+        """Waits until the last save is complete on disk.
+
+        Raises:
+            GlideError: it cannot be written.
+        """
+        if self._pending is not None:
+            try:
+                self._pending.result()
+            finally:
+                # Interrupted by Ctrl-C, the save still runs and is waited for again by `close`.
+                if self._pending.done():
+                    self._pending = None
+
+    def close(self) -> None:
+        """Waits for the last save and lets other runs write here."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def steps(self) -> list[int]:
+        """The complete steps, ascending; the same on every process."""
+        steps = complete_steps(self.directory)
+        if jax.process_count() == 1:
+            return steps
+        # A shared file system may show a new folder to one host before the other: process 0 decides.
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        if count == 0:
+            return []
+        padded = (steps + [0] * count)[:count]
+        return [int(step) for step in multihost_utils.broadcast_one_to_all(np.array(padded, np.int32))]
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return max(self.steps(), default=None)
+
+    def restore(
+        self, abstract_state: PyTree[jax.ShapeDtypeStruct], step: int | None = None
+    ) -> tuple[PyTree[Array], Record]:
+        """The state, bit for bit as it was saved but in the shardings of `abstract_state`, and its record.
+
+        Args:
+            abstract_state: `jax.ShapeDtypeStruct`s with shardings (`glide_jax.parallel.with_shardings`).
+            step: by default the newest.
+
+        Raises:
+            GlideError: there is no such step, it cannot be read, or shapes, dtypes or names differ.
+        """
+        folder = step_folder(self.directory, self.latest() if step is None else step)
+        check_fits(read_arrays(folder), describe(abstract_state), str(folder), same_dtypes=True)
+        return read_state(folder, abstract_state), read_record(folder)
+
+    def _complete(self, pending: PendingSave) -> None:
+        pending.finish()
+        if jax.process_index() == 0:
+            steps = complete_steps(self.directory)
+            for step in set(steps) - steps_to_keep(steps, self._keep_last, self._keep_every):
+                _delete(self.directory / str(step))
+
+
+def steps_to_keep(steps: Iterable[int], keep_last: int, keep_every: int | None) -> set[int]:
+    """The newest `keep_last` of `steps`, and all that `keep_every` divides."""
+    return set(sorted(steps)[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
+
+
+def _delete(folder: Path) -> None:
+    # Renamed first: a deletion that is interrupted must not leave half a step under its name.
+    doomed = folder.with_name(f"{folder.name}.deleted{TEMPORARY_SUFFIX}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _open_for_writing(directory: Path) -> int | None:
+    """Creates, locks and cleans the folder; returns the lock's descriptor (None but on process 0)."""
+    if jax.process_index() != 0:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        lock = _lock(directory)
+        for leftover in unfinished(directory):
+            shutil.rmtree(leftover)
+    except OSError as error:
+        raise GlideError(f"cannot write to {directory}: {error.strerror}; choose another folder") from error
+    return lock
+
+
+def _lock(directory: Path) -> int:
+    """Held until it is closed or the process ends, however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise GlideError(f"another run is writing to {directory}; wait for it or choose another folder") from error
+    return descriptor

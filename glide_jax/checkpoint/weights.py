@@ -1,0 +1,65 @@
+"""Weights alone: out of any checkpoint, or as a checkpoint of their own."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import jax
+from jaxtyping import Array, PyTree
+
+from glide_jax.checkpoint import step_format
+from glide_jax.checkpoint.folders import resolve
+from glide_jax.checkpoint.step_format import Record
+from glide_jax.checkpoint.structure import check_fits, describe
+from glide_jax.errors import GlideError
+
+
+def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
+    """The record saved with a checkpoint.
+
+    Args:
+        path: a run folder, its checkpoints folder, one step's folder or a folder of plain weights.
+        step: by default the newest.
+
+    Raises:
+        GlideError: there is no such checkpoint, or it cannot be read.
+    """
+    return step_format.read_record(resolve(path, step))
+
+
+def load_weights(
+    path: str | PathLike[str],
+    abstract_params: PyTree[jax.ShapeDtypeStruct],
+    *,
+    prefer: Literal["ema", "params"] = "ema",
+    step: int | None = None,
+) -> PyTree[Array]:
+    """The model parameters of a checkpoint, read without the rest of its state.
+
+    Args:
+        path: a run folder, its checkpoints folder, one step's folder or a folder of plain weights.
+        abstract_params: shapes, with the dtypes and shardings wanted; by default on one device.
+        prefer: the averaged or the raw parameters; where there is no average, the raw ones.
+        step: by default the newest.
+
+    Raises:
+        GlideError: there is no such checkpoint, it cannot be read, or shapes or names differ.
+    """
+    folder = resolve(path, step)
+    saved = step_format.read_arrays(folder)
+    key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"
+    subtree = {name: spec for name, spec in saved.items() if name.startswith(f"{key}/")}
+    check_fits(subtree, describe({key: abstract_params}), str(folder), same_dtypes=False)
+    return step_format.read_state(folder, {key: abstract_params})[key]
+
+
+def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Record) -> None:
+    """Writes parameters as a checkpoint without training state, at `path` itself.
+
+    Raises:
+        GlideError: something is at `path` already, or it cannot be written.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        raise GlideError(f"{path} exists already; choose another folder or remove it")
+    step_format.begin_saving(folder, {"params": params}, record).finish()

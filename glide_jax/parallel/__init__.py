@@ -1,0 +1,25 @@
+"""Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
+
+from glide_jax.parallel.distributed import initialize_from_environment
+from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
+from glide_jax.parallel.sharding import (
+    batch_sharding,
+    partition_spec,
+    process_rows,
+    put_batch,
+    state_shardings,
+    with_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "ParallelConfig",
+    "batch_sharding",
+    "initialize_from_environment",
+    "make_mesh",
+    "partition_spec",
+    "process_rows",
+    "put_batch",
+    "state_shardings",
+    "with_shardings",
+]

@@ -1,0 +1,7 @@
+"""Training and fine-tuning."""
+
+from glide_jax.train.config import OptimizerConfig as OptimizerConfig
+from glide_jax.train.config import PreviewConfig as PreviewConfig
+from glide_jax.train.config import TrainConfig as TrainConfig
+from glide_jax.train.loop import RunConfig as RunConfig
+from glide_jax.train.loop import Trainer as Trainer

@@ -1,0 +1,211 @@
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.checkpoint import CheckpointStore, read_record
+from glide_jax.checkpoint.store import steps_to_keep
+from glide_jax.errors import GlideError
+from tests.checkpoint.states import abstract, assert_same_bits, tiny_state
+from tests.parallel.processes import start
+
+
+def test_restores_every_bit_and_the_record(tmp_path):
+    state = tiny_state(7)
+    record = {"config": {"lr": 1e-4, "sizes": [64, 256]}, "position": 2**40, "note": "müde", "best": None}
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        store.save(7, state, record)
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        restored, restored_record = store.restore(abstract(state))
+    assert_same_bits(restored, state)
+    assert restored_record == record == read_record(tmp_path)
+
+
+def test_donating_the_state_and_changing_the_record_leave_a_running_save_alone(tmp_path):
+    advance = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0 - 1, x), donate_argnums=0)
+    state = {"params": {str(i): jax.random.normal(jax.random.key(i), (2**18,)) for i in range(8)}}
+    expected = jax.tree.map(np.array, state)
+    record = {"counters": {"skipped": 0}}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, state, record)
+        jax.block_until_ready(advance(state))
+        record["counters"]["skipped"] = 1
+        store.wait()
+        restored, restored_record = store.restore(abstract(expected))
+    assert_same_bits(restored, expected)
+    assert restored_record == {"counters": {"skipped": 0}}
+
+
+def test_the_newest_and_every_nth_step_are_kept(tmp_path):
+    with CheckpointStore(tmp_path, keep_last=2, keep_every=20) as store:
+        assert store.latest() is None
+        for step in (0, 10, 20, 30, 40, 50, 60):
+            store.save(step, {"params": jnp.full(2, step)}, {"step": step})
+        store.wait()
+        assert store.steps() == [0, 20, 40, 50, 60]
+        assert store.latest() == 60
+        assert {path.name for path in tmp_path.iterdir()} == {"0", "20", "40", "50", "60"}
+        assert store.restore(abstract({"params": jnp.full(2, 0)}), step=20)[1] == {"step": 20}
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [(1, None, {9}), (2, None, {8, 9}), (1, 4, {0, 4, 8, 9}), (99, None, set(range(10)))],
+)
+def test_retention_rule(keep_last, keep_every, kept):
+    assert steps_to_keep(range(10), keep_last, keep_every) == kept
+
+
+def test_a_step_that_is_there_already_is_not_written_again(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        for value in (1.0, 2.0):
+            store.save(5, {"params": jnp.full(2, value)}, {"value": value})
+        store.wait()
+        restored, record = store.restore(abstract({"params": jnp.zeros(2)}))
+    np.testing.assert_array_equal(restored["params"], [1.0, 1.0])
+    assert record == {"value": 1.0}
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import jax.numpy as jnp
+from glide_jax.checkpoint import CheckpointStore
+
+folder = Path(sys.argv[1])
+store = CheckpointStore(folder)
+store.save(1, {"params": jnp.full(1000, 1.0)}, {"step": 1})
+store.wait()
+store.save(2, {"params": jnp.zeros(2**25)}, {"step": 2})
+while not any(path.is_file() for path in folder.glob("2.*/state/**/*")):
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_in_the_middle_of_a_save_the_one_before_is_the_latest(tmp_path):
+    process = start(KILLED_WHILE_SAVING, tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert any(path.name.startswith("2.") for path in tmp_path.iterdir()), "the save had ended before the kill"
+    assert read_record(tmp_path) == {"step": 1}
+
+    with CheckpointStore(tmp_path) as store:
+        assert store.steps() == [1]
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        state, _ = store.restore(abstract({"params": jnp.zeros(1000)}))
+        assert (state["params"] == 1.0).all()
+        store.save(2, state, {"step": 2})
+        store.wait()
+        assert store.steps() == [1, 2]
+
+
+DISK_FULL = """
+import resource, sys
+import jax.numpy as jnp
+from glide_jax.checkpoint import CheckpointStore
+from glide_jax.errors import run_cli
+
+def main():
+    with CheckpointStore(sys.argv[1]) as store:
+        store.save(1, {"params": jnp.ones(1000)}, {"step": 1})
+        store.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        store.save(2, {"params": jnp.ones(2**20)}, {"step": 2})
+        store.wait()
+
+run_cli(main)
+"""
+
+
+def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path):
+    process = start(DISK_FULL, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    reason = os.strerror(27)  # EFBIG: the limit that stands in for the disk's
+    assert errors == (
+        f"error: cannot write checkpoint {tmp_path / '2'}: {reason}; what was saved before is untouched\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert read_record(tmp_path) == {"step": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(GlideError, match=r"^cannot write to .*file/checkpoints: Not a directory; choose another"):
+        CheckpointStore(tmp_path / "file" / "checkpoints")
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    with CheckpointStore(tmp_path), pytest.raises(GlideError, match=r"^another run is writing to .*;"):
+        CheckpointStore(tmp_path)
+    CheckpointStore(tmp_path).close()
+
+
+def test_another_model_is_refused_with_both_shapes(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(3, tiny_state(3, width=8), {})
+        store.wait()
+        with pytest.raises(GlideError) as error:
+            store.restore(abstract(tiny_state(3, width=12)))
+    message = str(error.value)
+    assert f"checkpoint {tmp_path / '3'} does not fit the configuration: " in message
+    assert "ema/unet/kernel is 3x3x4x8 float32 in the checkpoint, 3x3x4x12 float32 wanted; " in message
+    assert message.count(" wanted") == 3
+    assert " and 5 more; " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state | {"step": jnp.float32(0)},
+            "step is a scalar int32 in the checkpoint, a scalar float32 wanted",
+        ),
+        (lambda state: state | {"extra": jnp.zeros(2)}, "extra is not in the checkpoint"),
+        (lambda state: {"params": state["params"]}, "ema/text/embedding is in the checkpoint only"),
+    ],
+)
+def test_dtypes_and_names_count_too(tmp_path, change, message):
+    with CheckpointStore(tmp_path) as store:
+        store.save(3, tiny_state(), {})
+        store.wait()
+        with pytest.raises(GlideError, match=message):
+            store.restore(abstract(change(tiny_state())))
+
+
+def test_a_missing_step_names_those_that_exist(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        with pytest.raises(GlideError, match=rf"^no complete checkpoint in {tmp_path}$"):
+            store.restore({})
+        for step in (4, 9):
+            store.save(step, {"params": jnp.zeros(2)}, {})
+        store.wait()
+        with pytest.raises(GlideError, match=rf"^no checkpoint of step 5 in {tmp_path}; there are 4, 9$"):
+            store.restore({}, step=5)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    state = {"params": jnp.arange(5000.0)}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, state, {})
+        store.wait()
+        for data in (tmp_path / "1" / "state").glob("**/d/*"):
+            os.truncate(data, data.stat().st_size // 2)
+        with pytest.raises(GlideError, match=r"^cannot read checkpoint .*/1: .*; if it is damaged, use another step$"):
+            store.restore(abstract(state))
+
+
+def test_a_record_that_is_not_json_is_refused_at_once(tmp_path):
+    with CheckpointStore(tmp_path) as store, pytest.raises(TypeError):
+        store.save(1, {"params": jnp.zeros(2)}, {"array": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("limits", [{"keep_last": 0}, {"keep_every": 0}])
+def test_impossible_retention_is_refused(tmp_path, limits):
+    with pytest.raises(GlideError, match="both must be at least 1"):
+        CheckpointStore(tmp_path, **limits)

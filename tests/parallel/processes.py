@@ -1,0 +1,45 @@
+"""Python programs in processes of their own: other device counts, several processes, and sudden deaths."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(program: str, *arguments: object, devices: int = 1, **environment: object) -> subprocess.Popen[str]:
+    """Starts `program` (source text) on so many simulated CPU devices, warnings as errors."""
+    variables = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **{name: str(value) for name, value in environment.items()},
+    }
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Waits for a program that must succeed and returns what it printed."""
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def run(program: str, *arguments: object, devices: int = 1, **environment: object) -> str:
+    """Runs a program that must succeed and returns what it printed."""
+    return finish(start(program, *arguments, devices=devices, **environment))
+
+
+def free_port() -> int:
+    """A TCP port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

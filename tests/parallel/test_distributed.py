@@ -1,0 +1,73 @@
+import socket
+
+import jax
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.parallel import initialize_from_environment
+from tests.parallel.processes import finish, free_port, start
+
+# The mesh orders the devices of the two processes in turn, as a TPU's topology may.
+TWO_PROCESSES = """
+from glide_jax.parallel import *
+initialize_from_environment()
+
+import jax, numpy as np
+assert jax.process_count() == 2 and jax.device_count() == 4
+devices = [jax.devices()[i] for i in (0, 2, 1, 3)]
+mesh = jax.sharding.Mesh(np.array(devices).reshape(2, 2), AXES)
+rows = process_rows(8, mesh)
+images = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+batch = put_batch({"images": images[rows]}, mesh)["images"]
+assert batch.shape == (8, 3)
+weights = np.arange(1.0, 9.0, dtype=np.float32)[:, None]
+total = jax.jit(lambda x: (x * weights).sum())(batch)
+print(rows.tolist(), float(total) == float((images * weights).sum()))
+"""
+
+
+def _slurm(process: int, port: int) -> dict[str, object]:
+    names = {"JOB_ID": 1, "STEP_NODELIST": socket.gethostname(), "NTASKS": 2, "STEP_NUM_TASKS": 2}
+    names |= {"PROCID": process, "LOCALID": process}
+    return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"} | {f"SLURM_{k}": v for k, v in names.items()}
+
+
+def test_two_slurm_tasks_feed_one_global_batch():
+    port = free_port()
+    processes = [start(TWO_PROCESSES, devices=2, **_slurm(i, port)) for i in range(2)]
+    last_lines = [finish(process).splitlines()[-1] for process in processes]  # gloo prints before them
+    assert last_lines == ["[0, 1, 4, 5] True", "[2, 3, 6, 7] True"]
+
+
+# Once a device is in use jax refuses to join other processes, so what follows shows whether it was asked to.
+
+
+def test_alone_it_does_nothing(monkeypatch):
+    jax.devices()
+    initialize_from_environment()
+    # An sbatch script without srun: four tasks were asked for, one process runs.
+    for name, value in {"JOB_ID": 1, "NTASKS": 4, "PROCID": 0, "LOCALID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    initialize_from_environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "2"), ("TPU_ML_PLATFORM", "JAX")],
+)
+def test_launchers_and_tpu_hosts_are_recognised(monkeypatch, name, value):
+    jax.devices()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(GlideError, match=r"^cannot join the other processes at the launcher's address: "):
+        initialize_from_environment()
+
+
+def test_a_late_call_is_refused_in_one_line():
+    jax.devices()
+    with pytest.raises(GlideError, match=r"^cannot join the other processes at 127.0.0.1:1234: .*$"):
+        initialize_from_environment("127.0.0.1:1234", 2, 0)
+
+
+def test_half_an_address_is_refused():
+    with pytest.raises(GlideError, match=r"^give coordinator_address, num_processes and process_id together"):
+        initialize_from_environment("127.0.0.1:1234")

@@ -1,0 +1,47 @@
+"""The uint8 edge, picture files and grids."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.images import from_uint8, grid, save_png, to_uint8
+
+
+def test_every_grey_level_survives_the_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(to_uint8(from_uint8(levels)), levels)
+
+
+def test_values_are_rounded_and_clipped():
+    x = np.array([-1.5, -1.0, 0.0, 1.0, 7.0], np.float32).reshape(1, 1, 5, 1)
+    assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 9])
+def test_a_grid_drops_no_picture(count):
+    pictures = [np.full((8, 8, 3), 10 + i, np.uint8) for i in range(count)]
+    sheet = grid(pictures, [f"picture {i}" for i in range(count)], cell=24)
+    for i in range(count):
+        assert (sheet == 10 + i).all(axis=-1).sum() >= 24 * 24
+
+
+def test_small_pictures_grow_by_whole_factors_and_large_ones_stay():
+    sheet = grid([np.full((8, 8, 3), 1, np.uint8), np.full((20, 20, 3), 2, np.uint8)], cell=20)
+    assert (sheet == 1).all(axis=-1).sum() == 16 * 16
+    assert (sheet == 2).all(axis=-1).sum() == 20 * 20
+
+
+def test_a_png_carries_its_metadata(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    save_png(tmp_path / "new" / "a.png", pixels, {"prompt": "ein grüner Käfer 🐞"})
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert image.text["prompt"] == "ein grüner Käfer 🐞"
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_an_unwritable_place_gets_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GlideError, match=r"cannot write .*a\.png"):
+        save_png(tmp_path / "file" / "a.png", np.zeros((2, 2, 3), np.uint8))
