@@ -7,7 +7,7 @@ import numpy as np
 
 Layout = Literal["same", "dense", "pointwise", "conv"]
 
-# Axes that bring a PyTorch array into our layout, after a trailing axis of length 1 is dropped for "pointwise".
+# Axes that bring a PyTorch array into our layout, after "pointwise" dropped a trailing axis of length 1.
 _AXES: dict[Layout, tuple[int, ...]] = {"dense": (1, 0), "pointwise": (1, 0), "conv": (2, 3, 1, 0)}
 
 
@@ -17,7 +17,8 @@ class Entry(NamedTuple):
     Attributes:
         torch: key in the `state_dict`.
         path: path in the nested dict of parameters.
-        layout: "same"; "dense" [out, in] -> [in, out]; "pointwise" [out, in, 1] -> [in, out]; "conv" OIHW -> HWIO.
+        layout: "same"; "dense" [out, in] -> [in, out]; "pointwise" [out, in, 1] -> [in, out];
+            "conv" OIHW -> HWIO.
     """
 
     torch: str
@@ -28,7 +29,8 @@ class Entry(NamedTuple):
         """Brings an array from PyTorch's layout into ours; no value is touched."""
         if self.layout == "same":
             return array
-        return np.ascontiguousarray((array[..., 0] if self.layout == "pointwise" else array).transpose(_AXES[self.layout]))
+        array = array[..., 0] if self.layout == "pointwise" else array
+        return np.ascontiguousarray(array.transpose(_AXES[self.layout]))
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_flax`."""
@@ -52,6 +54,44 @@ def glide_keymap(params: dict[str, Any]) -> list[Entry]:
         params: (abstract) parameters of the model; only their structure is read.
     """
     return [*_text_tables(params), *_unet(params["unet"]), *_text(params)]
+
+
+def clip_keymap(params: dict[str, Any]) -> list[Entry]:
+    """The table of one tower of the noised CLIP, in the reference's `state_dict` order.
+
+    Args:
+        params: (abstract) parameters, {"text": ...} or {"image": ...}; only their structure is read.
+    """
+    ((tower, parts),) = params.items()
+    inputs = _clip_image_input() if tower == "image" else _clip_text_input()
+    return [*inputs, *_clip_blocks(tower, len(parts["blocks"]))]
+
+
+def _clip_text_input() -> Iterator[Entry]:
+    yield Entry("blocks.input.w_voc", ("text", "token_embedding"), "same")
+    yield Entry("blocks.input.w_pos", ("text", "positional_embedding"), "same")
+
+
+def _clip_image_input() -> Iterator[Entry]:
+    yield Entry("blocks.input.w_t", ("image", "timestep_embedding"), "same")
+    yield Entry("blocks.input.patch_proj", ("image", "patch", "kernel"), "conv")
+    yield Entry("blocks.input.w_pos", ("image", "positional_embedding"), "same")
+    yield from _clip_norm("blocks.input.ln", ("image", "in_norm"))
+
+
+def _clip_blocks(tower: str, blocks: int) -> Iterator[Entry]:
+    for i in range(blocks):
+        torch, path = f"blocks.block_{i}", (tower, "blocks", str(i))
+        yield from _clip_norm(f"{torch}.f_attn.ln", (*path, "attn_norm"))
+        yield from _clip_weights(f"{torch}.f_attn.f_q", (*path, "attn", "q"))
+        yield Entry(f"{torch}.f_attn.f_k.w", (*path, "attn", "k", "kernel"), "dense")
+        yield from _clip_weights(f"{torch}.f_attn.f_v", (*path, "attn", "v"))
+        yield from _clip_weights(f"{torch}.f_attn.f_c", (*path, "attn", "proj"))
+        yield from _clip_norm(f"{torch}.f_mlp.ln", (*path, "mlp_norm"))
+        yield from _clip_weights(f"{torch}.f_mlp.f_1", (*path, "mlp_in"))
+        yield from _clip_weights(f"{torch}.f_mlp.f_2", (*path, "mlp_out"))
+    yield from _clip_norm("blocks.output.ln", (tower, "final_norm"))
+    yield Entry("blocks.output.f.w", (tower, "proj", "kernel"), "dense")
 
 
 def _text_tables(params: dict[str, Any]) -> Iterator[Entry]:
@@ -131,3 +171,13 @@ def _weights(torch: str, path: tuple[str, ...], layout: Layout) -> Iterator[Entr
 def _norm(torch: str, path: tuple[str, ...]) -> Iterator[Entry]:
     yield Entry(f"{torch}.weight", (*path, "scale"), "same")
     yield Entry(f"{torch}.bias", (*path, "bias"), "same")
+
+
+def _clip_weights(torch: str, path: tuple[str, ...]) -> Iterator[Entry]:
+    yield Entry(f"{torch}.w", (*path, "kernel"), "dense")
+    yield Entry(f"{torch}.b", (*path, "bias"), "same")
+
+
+def _clip_norm(torch: str, path: tuple[str, ...]) -> Iterator[Entry]:
+    yield Entry(f"{torch}.g", (*path, "scale"), "same")
+    yield Entry(f"{torch}.b", (*path, "bias"), "same")

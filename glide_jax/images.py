@@ -12,7 +12,8 @@ from glide_jax.errors import GlideError
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 _PADDING = 4
-_CAPTION_HEIGHT = 13
+_LINE_HEIGHT = 12
+_CAPTION_LINES = 2
 
 
 def to_uint8(images: Float[np.ndarray, "*batch height width channels"]) -> UInt8[np.ndarray, "..."]:
@@ -53,14 +54,14 @@ def grid(
 
     Args:
         pictures: at least one uint8 picture.
-        captions: one line of text under each picture, shortened to fit.
+        captions: text under each picture, shortened to two lines.
         columns: pictures a row; by default the squarest layout.
         cell: side of a cell in pixels; smaller pictures are enlarged by whole factors (nearest neighbour).
     """
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
     cell = max(cell, *(max(picture.shape[:2]) for picture in pictures))
     rows = -(-len(pictures) // columns)
-    step_x, step_y = cell + _PADDING, cell + _PADDING + (_CAPTION_HEIGHT if captions else 0)
+    step_x, step_y = cell + _PADDING, cell + _PADDING + (_CAPTION_LINES * _LINE_HEIGHT + 2 if captions else 0)
     sheet = Image.new("RGB", (columns * step_x + _PADDING, rows * step_y + _PADDING), "white")
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
@@ -70,8 +71,8 @@ def grid(
             Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0),
             (left, top),
         )
-        if captions:
-            draw.text((left, top + cell), _shorten(draw, captions[i], cell), fill="black", font=_font())
+        for number, line in enumerate(_wrap(draw, captions[i], cell) if captions else ()):
+            draw.text((left, top + cell + number * _LINE_HEIGHT), line, fill="black", font=_font())
     return np.asarray(sheet)
 
 
@@ -79,8 +80,20 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=10)
 
 
+def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=_font()) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > _CAPTION_LINES:
+        lines = [*lines[: _CAPTION_LINES - 1], " ".join(lines[_CAPTION_LINES - 1 :])]
+    return [_shorten(draw, line, width) for line in lines]
+
+
 def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    text = text.splitlines()[0] if text.strip() else ""
     if draw.textlength(text, font=_font()) <= width:
         return text
     while text and draw.textlength(text + "…", font=_font()) > width:

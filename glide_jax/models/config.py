@@ -19,14 +19,14 @@ class ModelConfig:
         image_size: side of the square output in pixels.
         num_channels: width of the first level; a multiple of 32 times `channel_mult[0]`.
         num_res_blocks: residual blocks a level.
-        channel_mult: width of each level as a multiple of `num_channels`; empty means the published one of this size.
+        channel_mult: width of each level as a multiple of `num_channels`; empty: the published one.
         attention_resolutions: sides (in pixels) of the feature maps that get attention.
         num_heads, num_head_channels: attention heads; `num_head_channels` wins where it is not -1.
         num_heads_upsample: heads in the upward path where `num_head_channels` is -1; -1 means `num_heads`.
         dropout: rate inside residual blocks while training, in [0, 1).
         use_scale_shift_norm: the embedding scales and shifts the second norm (else it is added before it).
-        resblock_updown: residual blocks change the resolution (else a strided or upsampling convolution does).
-        text_ctx, xf_width, xf_layers, xf_heads: text length and transformer size; width 0 means no text at all.
+        resblock_updown: residual blocks change the resolution; else strided or upsampling convolutions do.
+        text_ctx, xf_width, xf_layers, xf_heads: text length and transformer size; width 0 means no text.
         xf_final_ln, xf_padding: final LayerNorm of the text; a learned embedding in place of padding.
         inpaint: takes a masked picture and its mask as further input channels.
         super_res: takes a low-resolution picture as further input channels.
@@ -58,17 +58,24 @@ class ModelConfig:
         if not self.channel_mult:
             if self.image_size not in _CHANNEL_MULT:
                 known = ", ".join(map(str, _CHANNEL_MULT))
-                raise GlideError(f"model.channel_mult must be given for image_size {self.image_size} (known: {known})")
+                raise GlideError(
+                    f"model.channel_mult must be given for image_size {self.image_size} (known: {known})"
+                )
             object.__setattr__(self, "channel_mult", _CHANNEL_MULT[self.image_size])
         self._validate()
 
     def _validate(self) -> None:
-        scale = 2 ** (len(self.channel_mult) - 1)
+        levels = len(self.channel_mult)
+        scale = 2 ** (levels - 1)
         if self.image_size < 1 or self.image_size % scale:
-            raise GlideError(f"model.image_size {self.image_size} must be divisible by {scale} for {len(self.channel_mult)} levels")
+            raise GlideError(
+                f"model.image_size {self.image_size} must be divisible by {scale} for {levels} levels"
+            )
         for mult in self.channel_mult:
             if mult < 1 or self.num_channels < 1 or (mult * self.num_channels) % _NUM_GROUPS:
-                raise GlideError(f"model.num_channels {self.num_channels} times {mult} must be a multiple of {_NUM_GROUPS}")
+                raise GlideError(
+                    f"model.num_channels {self.num_channels} times {mult} must be a multiple of {_NUM_GROUPS}"
+                )
         if not 0.0 <= self.dropout < 1.0:
             raise GlideError(f"model.dropout must be in [0, 1), not {self.dropout}")
         if self.xf_width and (self.xf_heads < 1 or self.xf_width % self.xf_heads):
@@ -88,7 +95,7 @@ class ModelConfig:
 
     @property
     def in_channels(self) -> int:
-        """Input channels: the noisy picture, then masked picture and mask, then the low-resolution picture."""
+        """Input channels: noisy picture, then masked picture and mask, then low-resolution picture."""
         return 3 + 4 * self.inpaint + 3 * self.super_res
 
     @property

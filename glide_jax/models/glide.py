@@ -1,22 +1,18 @@
 """The GLIDE model as pure functions over a plain nested dict of arrays."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from glide_jax.errors import GlideError
 from glide_jax.models.config import ModelConfig
+from glide_jax.models.functional import Functional, Params
 from glide_jax.models.layers import resize_bilinear
 from glide_jax.models.text import TextEncoder, TextFeatures
 from glide_jax.models.unet import KeysValues, RematPolicy, UNet
-from glide_jax.randomness import fold
-
-Params = dict[str, Any]
 
 VOCAB_SIZE = 50257
 
@@ -49,17 +45,6 @@ class Conditioning(NamedTuple):
     inpaint_mask: Float[Array, "batch height width 1"] | None = None
 
 
-class _Keys:
-    """Stands in for `nnx.Rngs`, whose counters are Variables: tracing the full model's takes them 15 s."""
-
-    def __init__(self, key: PRNGKeyArray) -> None:
-        self._key, self._count = key, 0
-
-    def params(self) -> PRNGKeyArray:
-        self._count += 1
-        return fold(self._key, self._count)
-
-
 class _Net(nnx.Module):
     """Text transformer and UNet side by side, so that parameters fall into the groups "text" and "unet"."""
 
@@ -68,7 +53,7 @@ class _Net(nnx.Module):
         self.text = TextEncoder(config, VOCAB_SIZE, dtype, rngs) if config.xf_width else None
 
 
-class Glide:
+class Glide(Functional[_Net]):
     """A GLIDE network of one architecture: stateless functions of `params`, float32 in and out.
 
     Args:
@@ -87,25 +72,21 @@ class Glide:
         if remat not in ("none", "full", "dots"):
             raise GlideError(f"remat {remat!r} is unknown: use none, full or dots")
         self.config = config
-        self._build: Callable[[PRNGKeyArray], _Net] = lambda key: _Net(config, jnp.dtype(dtype), remat, _Keys(key))
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(self._build, jax.random.key(0)))
-        self._paths = [path for path, _ in nnx.to_flat_state(self._abstract)]
+        super().__init__(lambda rngs: _Net(config, jnp.dtype(dtype), remat, rngs))
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        """Fresh parameters; jit it (with `out_shardings`) for a large model."""
-        return self._to_dict(nnx.state(self._build(key)))
-
-    def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters, with nothing allocated."""
-        return self._to_dict(self._abstract)
-
-    def text_features(self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]) -> TextFeatures:
+    def text_features(
+        self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]
+    ) -> TextFeatures:
         """The text transformer's output (torch: Text2ImUNet.get_text_emb)."""
-        return self._merge(params).text(tokens, mask)
+        text = self.bind(params).text
+        assert text is not None, "a model of xf_width 0 has no text transformer"
+        return text(tokens, mask)
 
-    def encode_text(self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]) -> EncodedText | None:
-        """Encodes prompts once, down to each attention block's keys and values; None for a model without text."""
-        net = self._merge(params)
+    def encode_text(
+        self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]
+    ) -> EncodedText | None:
+        """Encodes prompts once, down to each block's keys and values; None for a model without text."""
+        net = self.bind(params)
         if net.text is None:
             return None
         features = net.text(tokens, mask)
@@ -117,7 +98,7 @@ class Glide:
         x: Float[Array, "batch height width 3"],
         t: Float[Array, " batch"],
         conditioning: Conditioning,
-        dropout_keys: PRNGKeyArray | None = None,
+        dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 6"]:
         """Predicts noise (channels 0..2) and the variance fraction in [-1, 1] (channels 3..5).
 
@@ -128,7 +109,7 @@ class Glide:
             conditioning: text and pictures; a missing inpainting picture means that nothing is known.
             dropout_keys: one key an example while training, None for evaluation.
         """
-        net = self._merge(params)
+        net = self.bind(params)
         text = conditioning.text
         return net.unet(
             self._network_input(x, conditioning),
@@ -147,23 +128,5 @@ class Glide:
         if self.config.super_res:
             if given.low_res is None:
                 raise ValueError("an upsampler needs Conditioning.low_res")
-            parts.append(resize_bilinear(given.low_res, x.shape[1:3]))
+            parts.append(resize_bilinear(given.low_res, (x.shape[1], x.shape[2])))
         return jnp.concatenate(parts, axis=-1)
-
-    def _to_dict(self, state: nnx.State) -> Params:
-        tree: Params = {}
-        for path, variable in nnx.to_flat_state(state):
-            node = tree
-            for name in path[:-1]:
-                node = node.setdefault(str(name), {})
-            node[str(path[-1])] = variable.get_value()
-        return tree
-
-    def _merge(self, params: Params) -> _Net:
-        flat = []
-        for path in self._paths:
-            leaf: Any = params
-            for name in path:
-                leaf = leaf[str(name)]
-            flat.append((path, nnx.Param(leaf)))
-        return nnx.merge(self._graphdef, nnx.from_flat_state(flat))

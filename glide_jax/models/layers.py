@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 # PyTorch's default for Linear and Conv: uniform in +-1/sqrt(fan_in).
 _UNIFORM = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
@@ -16,8 +16,10 @@ _UNIFORM = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 def linear(
     features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = _UNIFORM
 ) -> nnx.Linear:
-    """A dense layer with float32 parameters that computes in `dtype` (torch: Linear, or Conv1d of width 1)."""
-    return nnx.Linear(features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs)
+    """A dense layer with float32 parameters that computes in `dtype` (torch: Linear, Conv1d of width 1)."""
+    return nnx.Linear(
+        features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs
+    )
 
 
 def conv(
@@ -30,7 +32,7 @@ def conv(
     stride: int = 1,
     init: nnx.Initializer = _UNIFORM,
 ) -> nnx.Conv:
-    """A `size` x `size` convolution over NHWC images with "same" zero padding (torch: Conv2d, padding=size // 2)."""
+    """A `size` x `size` convolution over NHWC images, zero-padded by size // 2 (torch: Conv2d)."""
     return nnx.Conv(
         channels_in,
         channels_out,
@@ -47,7 +49,13 @@ def conv(
 def group_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm of 32 groups, eps 1e-5, two-pass statistics in float32 (torch: GroupNorm32)."""
     return nnx.GroupNorm(
-        channels, num_groups=32, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
+        channels,
+        num_groups=32,
+        epsilon=1e-5,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
     )
 
 
@@ -59,12 +67,14 @@ def layer_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm
 
 
 def zeros_linear(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer that starts at zero, so that its residual branch starts as the identity (torch: zero_module)."""
+    """A dense layer that starts at zero, so that a residual block starts as identity (torch: zero_module)."""
     return linear(features_in, features_out, dtype, rngs, init=nnx.initializers.zeros_init())
 
 
-def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 10000.0) -> Float[Array, "batch dim"]:
-    """Sinusoidal embedding cat[cos, sin] of original timesteps, which may be fractional (torch: timestep_embedding)."""
+def timestep_embedding(
+    t: Float[Array, " batch"], dim: int, max_period: float = 10000.0
+) -> Float[Array, "batch dim"]:
+    """Embedding cat[cos, sin] of original timesteps, fractional ones too (torch: timestep_embedding)."""
     half = dim // 2
     freqs = np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half))
     angles = t.astype(jnp.float32)[:, None] * freqs[None]
@@ -73,28 +83,34 @@ def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 
 
 
 def dropout(
-    x: Float[Array, "batch *shape"], rate: float, keys: PRNGKeyArray | None
+    x: Float[Array, "batch *shape"], rate: float, keys: Key[Array, " batch"] | None
 ) -> Float[Array, "batch *shape"]:
-    """Zeroes values with probability `rate` and rescales the rest; one key an example, `None` means evaluation."""
+    """Zeroes values with probability `rate`, rescales the rest; one key an example, `None` for evaluation."""
     if keys is None or rate == 0.0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def upsample_nearest(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height*2 width*2 channels"]:
+def upsample_nearest(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height*2 width*2 channels"]:
     """Doubles both sides by repeating pixels."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, height * 2, width * 2, channels)
 
 
-def downsample_average(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height/2 width/2 channels"]:
+def downsample_average(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height//2 width//2 channels"]:
     """Halves both sides by averaging 2 x 2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def resize_bilinear(x: Float[Array, "batch height width channels"], size: tuple[int, int]) -> Float[Array, "..."]:
+def resize_bilinear(
+    x: Float[Array, "batch height width channels"], size: tuple[int, int]
+) -> Float[Array, "..."]:
     """Enlarges to `size` = (height, width) (torch: interpolate(mode="bilinear", align_corners=False))."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="linear", antialias=False)

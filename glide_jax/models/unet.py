@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
@@ -23,9 +23,11 @@ from glide_jax.models.layers import (
 from glide_jax.randomness import fold
 
 Image = Float[Array, "batch height width channels"]
+# An image whose size and channels may differ from those of the `Image` it is made from.
+NewImage = Float[Array, "batch new_height new_width new_channels"]
 Resample = Literal["up", "down"]
 # Per-head text keys and values of one attention block: each [batch, ctx, heads, channels].
-KeysValues = tuple[Float[Array, "batch ctx heads channels"], Float[Array, "batch ctx heads channels"]]
+KeysValues = tuple[Float[Array, "batch ctx _heads _channels"], Float[Array, "batch ctx _heads _channels"]]
 RematPolicy = Literal["none", "full", "dots"]
 
 _RESAMPLE = {"up": upsample_nearest, "down": downsample_average}
@@ -36,7 +38,7 @@ _REMAT_POLICIES = {
 
 
 class ResBlock(nnx.Module):
-    """norm, swish, (resample), conv, embedding, norm, swish, dropout, conv, plus the skip (torch: ResBlock)."""
+    """Norm, swish, resample, conv, embedding, norm, swish, dropout, conv; plus the skip (torch: ResBlock)."""
 
     def __init__(
         self,
@@ -58,8 +60,8 @@ class ResBlock(nnx.Module):
         self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
 
     def __call__(
-        self, x: Image, embedding: Float[Array, "batch features"], dropout_keys: PRNGKeyArray | None
-    ) -> Image:
+        self, x: Image, embedding: Float[Array, "batch features"], dropout_keys: Key[Array, " batch"] | None
+    ) -> NewImage:
         h = jax.nn.silu(self.in_norm(x))
         if self.resample is not None:
             h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)
@@ -85,7 +87,8 @@ class AttentionBlock(nnx.Module):
         self.proj = zeros_linear(channels, channels, dtype, rngs)
 
     def text_keys_values(self, text: Float[Array, "batch ctx width"]) -> KeysValues:
-        """Keys and values of an encoded text, laid out per head as [head, (k, v), channels] (torch: encoder_kv)."""
+        """Keys and values of a text, laid out per head as [head, (k, v), channels] (torch: encoder_kv)."""
+        assert self.text_kv is not None, "a model of xf_width 0 takes no text"
         k, v = jnp.split(self.text_kv(text).reshape(*text.shape[:2], self.heads, -1), 2, axis=-1)
         return k, v
 
@@ -100,13 +103,13 @@ class AttentionBlock(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """A convolution that changes the resolution, where `resblock_updown` is off (torch: Upsample, Downsample)."""
+    """A convolution that changes the resolution, without `resblock_updown` (torch: Upsample, Downsample)."""
 
     def __init__(self, channels: int, resample: Resample, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.up = resample == "up"
         self.conv = conv(channels, channels, 3, dtype, rngs, stride=1 if self.up else 2)
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> NewImage:
         return self.conv(upsample_nearest(x) if self.up else x)
 
 
@@ -114,7 +117,10 @@ class Stage(nnx.Module):
     """One step down or up: any of a residual block, attention and a change of resolution, in that order."""
 
     def __init__(
-        self, res: ResBlock | None, attn: AttentionBlock | None = None, resample: ResBlock | Resampler | None = None
+        self,
+        res: ResBlock | None,
+        attn: AttentionBlock | None = None,
+        resample: ResBlock | Resampler | None = None,
     ) -> None:
         self.res, self.attn, self.resample = res, attn, resample
 
@@ -123,21 +129,23 @@ class Stage(nnx.Module):
         x: Image,
         embedding: Float[Array, "batch features"],
         text: KeysValues | None,
-        dropout_keys: PRNGKeyArray | None,
-    ) -> Image:
+        dropout_keys: Key[Array, " batch"] | None,
+    ) -> NewImage:
         if self.res is not None:
             x = self.res(x, embedding, dropout_keys)
         if self.attn is not None:
             x = self.attn(x, text)
         if isinstance(self.resample, ResBlock):
-            x = self.resample(x, embedding, None if dropout_keys is None else jax.vmap(lambda k: fold(k, 1))(dropout_keys))
+            x = self.resample(
+                x, embedding, None if dropout_keys is None else jax.vmap(lambda k: fold(k, 1))(dropout_keys)
+            )
         elif self.resample is not None:
             x = self.resample(x)
         return x
 
 
 class UNet(nnx.Module):
-    """Predicts noise and variance from a noisy picture, its timestep and the text (torch: Text2ImUNet.forward)."""
+    """Predicts noise and variance of a picture at a timestep, given a text (torch: Text2ImUNet.forward)."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
         self.num_channels, self.dtype, self.remat = config.num_channels, dtype, remat
@@ -152,7 +160,11 @@ class UNet(nnx.Module):
             return AttentionBlock(channels, config.heads(channels, upward), config.xf_width, dtype, rngs)
 
         def resampler(channels: int, way: Resample) -> ResBlock | Resampler:
-            return res(channels, channels, way) if config.resblock_updown else Resampler(channels, way, dtype, rngs)
+            return (
+                res(channels, channels, way)
+                if config.resblock_updown
+                else Resampler(channels, way, dtype, rngs)
+            )
 
         widths = [mult * config.num_channels for mult in config.channel_mult]
         channels, last = widths[0], len(widths) - 1
@@ -169,7 +181,9 @@ class UNet(nnx.Module):
                 self.down.append(Stage(None, None, resampler(channels, "down")))
                 skips.append(channels)
 
-        self.middle = nnx.List([Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))])
+        self.middle = nnx.List(
+            [Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))]
+        )
 
         self.up = nnx.List([])
         for level in range(last, -1, -1):
@@ -186,7 +200,9 @@ class UNet(nnx.Module):
                     )
                 )
         self.out_norm = group_norm(channels, jnp.float32, rngs)
-        self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
+        self.out_conv = conv(
+            channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init()
+        )
 
     @property
     def stages(self) -> list[Stage]:
@@ -203,14 +219,14 @@ class UNet(nnx.Module):
         t: Float[Array, " batch"],
         text_embedding: Float[Array, "batch features"] | None,
         text: tuple[KeysValues, ...] | None,
-        dropout_keys: PRNGKeyArray | None,
-    ) -> Image:
+        dropout_keys: Key[Array, " batch"] | None,
+    ) -> NewImage:
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.num_channels))))
         if text_embedding is not None:
             embedding = embedding + text_embedding
         texts = iter(text or ())
 
-        def run(index: int, stage: Stage, h: Image) -> Image:
+        def run(index: int, stage: Stage, h: Image) -> NewImage:
             keys = None if dropout_keys is None else jax.vmap(lambda k: fold(k, 2 * index))(dropout_keys)
             stage_text = next(texts) if stage.attn is not None and text is not None else None
             return self._call_stage(stage, h, embedding, stage_text, keys)
@@ -232,13 +248,15 @@ class UNet(nnx.Module):
         h: Image,
         embedding: Float[Array, "batch features"],
         text: KeysValues | None,
-        dropout_keys: PRNGKeyArray | None,
-    ) -> Image:
+        dropout_keys: Key[Array, " batch"] | None,
+    ) -> NewImage:
         if self.remat == "none":
             return stage(h, embedding, text, dropout_keys)
         graphdef, params = nnx.split(stage)
 
-        def call(params: nnx.State, *inputs: object) -> Image:
+        def call(params: nnx.State, *inputs: object) -> NewImage:
             return nnx.merge(graphdef, params)(*inputs)
 
-        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(params, h, embedding, text, dropout_keys)
+        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(
+            params, h, embedding, text, dropout_keys
+        )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from glide_jax import progress
-from glide_jax.checkpoint import CheckpointStore, load_weights, read_record
+from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record
 from glide_jax.data import DataConfig, DataStream, ValidationData, fixed_examples, open_data, open_validation
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.errors import GlideError
@@ -23,7 +23,7 @@ from glide_jax.sample import Stage
 from glide_jax.train.config import TrainConfig
 from glide_jax.train.draws import training_draws, validation_draws
 from glide_jax.train.interrupt import Interrupt
-from glide_jax.train.optimizer import make_optimizer
+from glide_jax.train.optimizer import learning_rate, make_optimizer
 from glide_jax.train.previews import Previews
 from glide_jax.train.run_log import RunLog
 from glide_jax.train.step import State, init_state, make_train_step, make_validation_step, state_from_params
@@ -61,16 +61,18 @@ class Trainer:
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)
         self.optimizer = make_optimizer(train.optimizer, train.max_steps)
-        self.store = CheckpointStore(self.run_dir / "checkpoints", keep_last=train.keep_checkpoints)
-        self.position = self._check_record()
-        self.data = self._open_data()
+        checkpoints = self.run_dir / "checkpoints"
+        self._continues = bool(complete_steps(checkpoints))
+        self.data = self._open_data(self._check_record())
         self.validation = self._open_validation()
+        # Last, because it creates the folder.
+        self.store = CheckpointStore(checkpoints, keep_last=train.keep_checkpoints)
         self.state = self._starting_state()
         self.step = int(self.state["step"])
 
     def _check_record(self) -> int:
         """Refuses a folder that holds another architecture; returns the data position to go on from."""
-        if self.store.latest() is None:
+        if not self._continues:
             return 0
         record = read_record(self.run_dir)
         for name, ours in (("model", self.config.model), ("diffusion", self.config.diffusion)):
@@ -88,10 +90,10 @@ class Trainer:
     def _processes(self) -> dict[str, int]:
         return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    def _open_data(self) -> DataStream:
+    def _open_data(self, position: int) -> DataStream:
         train = self.config.train
         return open_data(
-            self.config.data, **self._sizes(), batch_size=train.batch_size, seed=train.seed, position=self.position,
+            self.config.data, **self._sizes(), batch_size=train.batch_size, seed=train.seed, position=position,
             **self._processes(),
         )  # fmt: skip
 
@@ -105,7 +107,7 @@ class Trainer:
         key = stream_key(self.config.train.seed, "init")
         abstract = jax.eval_shape(lambda k: init_state(self.model, self.optimizer, k), key)
         shardings = state_shardings(abstract, self.mesh)
-        if self.store.latest() is not None:
+        if self._continues:
             return self.store.restore(with_shardings(abstract, shardings))[0]
         if self.config.train.init_from:
             placed = with_shardings(abstract["params"], shardings["params"])
@@ -137,6 +139,7 @@ class Trainer:
         ):
             log.picture(0, "data", self._previews.data())
             meter = _Meter(train.batch_size, self.data)
+            rate = learning_rate(train.optimizer, train.max_steps)
             previous = None
             while self.step < train.max_steps and not interrupt.received:
                 batch = put_batch(next(self.data).arrays, self.mesh)
@@ -147,7 +150,8 @@ class Trainer:
                     meter.add(jax.device_get(previous))
                 previous = metrics
                 if self.step % train.log_every == 0:
-                    log.write(self.step, figures := meter.read())
+                    figures = meter.read() | {"learning_rate": float(rate(self.step - 1))}
+                    log.write(self.step, figures)
                     meter.restart()
                     bar.update(0, _headline(figures))
                 bar.update()
@@ -193,7 +197,9 @@ class Trainer:
             self._save()
         self.store.wait()
         counters = self.data.report()
-        log.write(self.step, counters)
+        log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
+        if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
+            print("samples left out: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if received:
             print(f"stopped by {received.name} after {self.step} updates; run the same command to go on")
             return 128 + received

@@ -1,0 +1,101 @@
+"""Checkpoints between PyTorch and Flax, on the command line."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from convert.download import PUBLISHED
+from convert.infer import infer
+from convert.options import Options, read_options
+from convert.source import Source, open_source
+from convert.tensor_file import DTYPES, read_tensors
+from convert.to_flax import check_tensors, to_flax
+from convert.to_torch import to_torch
+
+_SOURCE = f"a .pt or .safetensors file, or a published name: {', '.join(PUBLISHED)}"
+_OPTIONS = "JSON file of options that the tensors do not tell, under the reference's names"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command.
+
+    Raises:
+        GlideError: what is wrong, in one line.
+    """
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    given.run(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    flax = commands.add_parser("to-flax", help="PyTorch file to checkpoint")
+    flax.add_argument("source", help=_SOURCE)
+    flax.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
+    flax.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
+    flax.set_defaults(run=_to_flax)
+
+    torch = commands.add_parser("to-torch", help="checkpoint to PyTorch file")
+    torch.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
+    torch.add_argument("--output", type=Path, required=True, metavar="FILE.pt", help="the new file")
+    which = torch.add_mutually_exclusive_group()
+    for name, what in (
+        ("ema", "averaged weights, the default where there are any"),
+        ("params", "raw weights"),
+    ):
+        which.add_argument(f"--{name}", dest="weights", action="store_const", const=name, help=what)
+    torch.add_argument(
+        "--dtype", choices=DTYPES, help="default: the source's if the weights are unchanged, else float32"
+    )
+    torch.set_defaults(run=_to_torch)
+
+    inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
+    inspect.add_argument("source", help=_SOURCE)
+    inspect.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _to_flax(given: argparse.Namespace) -> None:
+    source = _open(given)
+    architecture, assumed = to_flax(source, given.output, _options(given))
+    print(f"{architecture.kind} model written to {given.output}{_assumptions(assumed)}")
+
+
+def _to_torch(given: argparse.Namespace) -> None:
+    architecture, weights = to_torch(given.checkpoint, given.output, given.weights, given.dtype)
+    print(f"{architecture.kind} model ({weights}) written to {given.output}")
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    source = _open(given)
+    arrays = read_tensors(source.path)
+    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, _options(given))
+    for key, array in arrays.items():
+        print(f"{array.dtype.name:9} {'x'.join(map(str, array.shape)):16} {key}")
+    dtypes = Counter(array.dtype.name for array in arrays.values())
+    count = sum(array.size for array in arrays.values())
+    print(f"{architecture.kind} model, {count:,} parameters in {_counted(dtypes)}{_assumptions(assumed)}")
+    check_tensors(arrays, architecture, str(source.path))
+
+
+def _open(given: argparse.Namespace) -> Source:
+    source = open_source(given.source)
+    print(f"sha256 {source.sha256}  {source.path}")
+    return source
+
+
+def _options(given: argparse.Namespace) -> Options:
+    return {} if given.options is None else read_options(given.options)
+
+
+def _counted(dtypes: Counter[str]) -> str:
+    return ", ".join(f"{count} {name} tensors" for name, count in dtypes.items())
+
+
+def _assumptions(assumed: Options) -> str:
+    listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
+    return f"; assumed as published: {listed}" if assumed else ""

@@ -1,0 +1,86 @@
+"""PyTorch to Flax: a `state_dict` becomes a checkpoint of weights."""
+
+from pathlib import Path
+
+import numpy as np
+
+from convert.architecture import Architecture, place
+from convert.infer import infer
+from convert.options import Options
+from convert.source import Source
+from convert.tensor_file import DTYPES, read_tensors
+from glide_jax.checkpoint import save_weights
+from glide_jax.errors import GlideError
+from glide_jax.models import Params
+from glide_jax.progress import bar
+
+
+def to_flax(source: Source, output: Path, options: Options) -> tuple[Architecture, Options]:
+    """Converts a file of tensors into a checkpoint at `output`, parameters in float32.
+
+    The record tells the architecture and, under "source", the name, sha256, keys in their order and dtypes,
+    so that `to_torch` can give back the same `state_dict`.
+
+    Returns:
+        The architecture, and what of it was assumed.
+
+    Raises:
+        GlideError: the file cannot be read or does not fit, or `output` exists or cannot be written.
+    """
+    if output.exists():
+        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    arrays = read_tensors(source.path)
+    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
+    check_tensors(arrays, architecture, str(source.path))
+    origin = {
+        "name": source.name,
+        "sha256": source.sha256,
+        "keys": list(arrays),
+        "dtypes": {key: array.dtype.name for key, array in arrays.items()},
+    }
+    save_weights(output, convert_arrays(arrays, architecture), architecture.record | {"source": origin})
+    return architecture, assumed
+
+
+def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, where: str) -> None:
+    """Compares tensors with those of an architecture.
+
+    Raises:
+        GlideError: one line that lists every tensor that is missing, unexpected, of another shape, of a dtype
+            that float32 cannot hold, or not finite.
+    """
+    shapes = architecture.torch_shapes
+    known = {key: array for key, array in arrays.items() if key in shapes}
+    problems = {
+        "missing": [key for key in shapes if key not in arrays],
+        "unexpected": [key for key in arrays if key not in shapes],
+        "of another shape": [
+            f"{key} {array.shape} instead of {shapes[key]}"
+            for key, array in known.items()
+            if array.shape != shapes[key]
+        ],
+        "of another type than float32, float16 or bfloat16": [
+            f"{key} {array.dtype.name}" for key, array in known.items() if array.dtype.name not in DTYPES
+        ],
+        "not finite": [key for key, array in known.items() if not _is_finite(array)],
+    }
+    found = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+    if found:
+        raise GlideError(f"{where} does not fit the {architecture.kind} model: {found}")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):  # raised for bfloat16's signalling NaN
+        return bool(np.isfinite(array).all())
+
+
+def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) -> Params:
+    """Empties `arrays` into parameters: float32 copies under our names and in our layouts."""
+    params: Params = {}
+    with bar("converting tensors", len(architecture.keymap)) as progress:
+        for entry in architecture.keymap:
+            array = entry.to_flax(arrays.pop(entry.torch))
+            # A copy even where nothing changes: a view would keep the whole source file in memory.
+            place(params, entry.path, array.astype(np.float32, copy=entry.layout == "same"))
+            progress.update()
+    return params

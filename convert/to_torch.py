@@ -1,0 +1,91 @@
+"""Flax to PyTorch: the parameters of a checkpoint become a `state_dict` that the reference loads."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from convert.architecture import Architecture, leaf, place, recorded_architecture
+from convert.tensor_file import DTYPES, write_tensors
+from glide_jax.checkpoint import load_weights, read_record, resolve
+from glide_jax.checkpoint.step_format import read_arrays
+from glide_jax.errors import GlideError
+from glide_jax.models import Params
+from glide_jax.progress import bar
+
+Weights = Literal["ema", "params"]
+
+
+def to_torch(
+    checkpoint: Path, output: Path, weights: Weights | None = None, dtype: str | None = None
+) -> tuple[Architecture, Weights]:
+    """Writes the weights of any checkpoint as a .pt file.
+
+    Args:
+        checkpoint: a run folder, one of its steps or converted weights.
+        output: the file, which must not exist.
+        weights: the averaged or the raw parameters; by default the averaged ones where there are any.
+        dtype: a key of `DTYPES` for all tensors. By default those of the source that the weights were
+            converted from, if these hold every value exactly, and float32 otherwise.
+
+    Returns:
+        The architecture, and which weights were written.
+
+    Raises:
+        GlideError: the checkpoint cannot be read or has no such weights, or the file cannot be written.
+    """
+    if output.suffix != ".pt":
+        raise GlideError(f"--output {output} must end in .pt")
+    if output.exists():
+        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    weights = _choose(checkpoint, weights)
+    record = read_record(checkpoint)
+    architecture = recorded_architecture(record, str(checkpoint))
+    params = load_weights(checkpoint, architecture.params, prefer=weights)
+    arrays = convert_params(params, architecture)
+    write_tensors(output, _restored(arrays, record.get("source", {}), dtype))
+    return architecture, weights
+
+
+def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:
+    """Empties `params` into float32 tensors under the reference's names, in its layouts and order."""
+    arrays = {}
+    with bar("converting tensors", len(architecture.keymap)) as progress:
+        for entry in architecture.keymap:
+            arrays[entry.torch] = entry.to_torch(np.asarray(leaf(params, entry.path)))
+            place(params, entry.path, None)
+            progress.update()
+    return arrays
+
+
+def _choose(checkpoint: Path, weights: Weights | None) -> Weights:
+    held = {name.split("/")[0] for name in read_arrays(resolve(checkpoint))}
+    if weights is None:
+        return "ema" if "ema" in held else "params"
+    if weights not in held:
+        raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
+    return weights
+
+
+def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
+    """In the key order of the source, if there is one, and in the wanted dtypes."""
+    order = source.get("keys", list(arrays))
+    wanted = source.get("dtypes", {})
+    dtypes = {key: DTYPES[dtype or wanted.get(key, "float32")] for key in order}
+    if dtype is None and not all(_holds(dtypes[key], arrays[key]) for key in order):
+        dtypes = dict.fromkeys(order, DTYPES["float32"])
+    return {key: _cast(key, arrays.pop(key), dtypes[key]) for key in order}
+
+
+def _holds(dtype: np.dtype, array: np.ndarray) -> bool:
+    """Whether `dtype` can hold the float32 values exactly."""
+    with np.errstate(over="ignore"):
+        return dtype == np.float32 or bool(np.array_equal(array.astype(dtype).astype(np.float32), array))
+
+
+def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False)
+    except FloatingPointError as error:
+        raise GlideError(f"{key} has values too large for {dtype.name}: choose another --dtype") from error

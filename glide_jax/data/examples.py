@@ -1,0 +1,84 @@
+"""Examples as a pure function of (seed, number): augmented ones to train on, plain ones to validate on."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from PIL import Image
+
+from glide_jax.data import transforms
+from glide_jax.data.batch import Batch, write_row, write_texts
+from glide_jax.data.config import DataConfig
+from glide_jax.data.draws import generator
+from glide_jax.data.order import Order
+from glide_jax.data.pictures import Picture, Pictures
+from glide_jax.data.source import BadSample
+from glide_jax.errors import GlideError
+
+_REDRAWS = 32  # unusable samples in a row before giving up
+
+
+class Examples(Protocol):
+    """Makes the rows of a batch; safe to call from several threads for different rows."""
+
+    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
+        """Writes the examples with these numbers into the rows from `first_row` on."""
+
+
+class TrainingExamples:
+    """Example g: the sample that the order gives, cropped, mirrored and captioned by draws keyed by g.
+
+    The order is a fresh permutation of all pictures every epoch. An unusable sample is replaced by a keyed
+    draw from all pictures, so example g is the same whoever makes it, and when.
+    """
+
+    def __init__(self, pictures: Pictures, config: DataConfig, image_size: int, seed: int) -> None:
+        self._pictures, self._config, self._size, self._seed = pictures, config, image_size, seed
+        self._order = Order(len(pictures), seed)
+
+    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
+        """See `Examples`; raises `GlideError` if 32 samples in a row are unusable."""
+        texts = []
+        for row, example in enumerate(examples, start=first_row):
+            picture = self._picture(example)
+            write_row(batch, row, example, self._augmented(picture.image, example), picture.caption)
+            texts.append("" if self._happens("uncond", self._config.uncond_p, example) else picture.caption)
+        write_texts(batch, first_row, texts)
+
+    def _picture(self, example: int) -> Picture:
+        sample = self._order[example]
+        redraws = None
+        for _ in range(_REDRAWS):
+            try:
+                return self._pictures[sample]
+            except BadSample:
+                redraws = redraws or generator(self._seed, "redraw", example)
+                sample = int(redraws.integers(len(self._pictures)))
+        counts = ", ".join(f"{reason}: {count}" for reason, count in self._pictures.report().items())
+        raise GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check the shards in data.path")
+
+    def _augmented(self, image: Image.Image, example: int) -> Image.Image:
+        if self._config.crop == "random":
+            rng = generator(self._seed, "crop", example)
+            box = transforms.random_box(*image.size, self._config.resize_ratio, rng)
+            image = transforms.resize_crop(image, box, self._size)
+        return transforms.mirror(image) if self._happens("hflip", self._config.hflip_p, example) else image
+
+    def _happens(self, stream: str, probability: float, example: int) -> bool:
+        return probability > 0 and generator(self._seed, stream, example).random() < probability
+
+
+class PlainExamples:
+    """Example i is sample i as it stands, with its caption; where that is unusable the row stays empty."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
+        """See `Examples`."""
+        for row, example in enumerate(examples, start=first_row):
+            try:
+                picture = self._pictures[example]
+            except BadSample:
+                continue
+            write_row(batch, row, example, picture.image, picture.caption)
+        write_texts(batch, first_row, batch.captions[first_row : first_row + len(examples)])

@@ -1,0 +1,70 @@
+"""Shard patterns to shard files."""
+
+from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from glide_jax.errors import GlideError
+
+_LIST_SUFFIXES = (".txt", ".list", ".lst")
+
+
+def find_shards(patterns: str | Sequence[str]) -> list[Path]:
+    """The tar files that patterns name, in the order given; those of a glob or a folder are sorted by name.
+
+    A pattern is a tar file, a folder of `*.tar`, a glob (`**` too), a brace list, or a text file (`.txt`,
+    `.list`, `.lst`) with a pattern a line, relative to its own folder. Several are joined by `::`.
+
+    Raises:
+        GlideError: there is no pattern, a named shard does not exist, or a pattern matches nothing.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    parts = [part.strip() for pattern in patterns for part in pattern.split("::") if part.strip()]
+    if not parts:
+        raise GlideError("no data path given: add --config.data.path=FOLDER (or a '{00000..00099}.tar' pattern)")
+    shards = [shard for part in parts for shard in _expand(part, Path())]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more of {len(shards)} shards)" if len(missing) > 1 else ""
+        raise GlideError(f"shard {missing[0]} does not exist{more}; correct the data path")
+    return shards
+
+
+def _expand(pattern: str, folder: Path) -> Iterator[Path]:
+    if pattern.startswith("pipe:") or "://" in pattern:
+        raise GlideError(f"shards are read from disk, not from {pattern!r}: copy them and give the folder")
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise GlideError(f"unbalanced braces in shard pattern {pattern!r}") from error
+    for name in names:
+        yield from _expand_name(folder / Path(name).expanduser())
+
+
+def _expand_name(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _matches(path / "*.tar")
+    elif path.is_file() and path.suffix in _LIST_SUFFIXES:
+        yield from _listed(path)
+    elif has_magic(str(path)) and not path.exists():
+        yield from _matches(path)
+    else:
+        yield path
+
+
+def _matches(pattern: Path) -> list[Path]:
+    found = sorted(Path(name) for name in glob(str(pattern), recursive=True))  # noqa: PTH207 - absolute too
+    if not found:
+        raise GlideError(f"no shard matches {pattern}; correct the data path")
+    return found
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    if not patterns:
+        raise GlideError(f"shard list {path} is empty")
+    for pattern in patterns:
+        yield from _expand(pattern, path.parent)

@@ -1,0 +1,1 @@
+"""Tests of glide_jax; the folders mirror the package."""

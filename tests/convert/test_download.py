@@ -1,0 +1,186 @@
+"""Downloads from a real server on this machine: whole, resumed, cut short, changed, offline."""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from convert import download as downloading
+from convert.download import download, published
+from convert.source import open_source
+from glide_jax.errors import GlideError
+
+BODY = np.random.default_rng(0).bytes(3_000_000)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.body` with ranges, at most `server.limit` bytes an answer."""
+
+    def do_HEAD(self):
+        self.answer(send=False)
+
+    def do_GET(self):
+        self.server.ranges.append(self.headers.get("Range"))
+        self.answer(send=True)
+
+    def answer(self, send):
+        body, start = self.server.body, 0
+        if self.path != "/base.pt":
+            return self.send_error(404, "Not Found")
+        if (asked := self.headers.get("Range")) and self.server.resumable:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.server.sized:
+            self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", hashlib.md5(body).hexdigest())
+        self.end_headers()
+        if send:
+            self.wfile.write(body[start:][: self.server.limit])
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.body, server.limit, server.ranges, server.resumable, server.sized = BODY, None, [], True, True
+    server.url = f"http://127.0.0.1:{server.server_port}/base.pt"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def parts(folder):
+    return list(folder.glob("*.part"))
+
+
+def test_a_file_arrives_whole_and_leaves_nothing_else(server, tmp_path):
+    download(server.url, tmp_path / "deep" / "base.pt")
+    assert (tmp_path / "deep" / "base.pt").read_bytes() == BODY
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["base.pt"]
+
+
+def test_answers_cut_short_are_continued_until_all_is_there(server, tmp_path):
+    server.limit = 1_000_000
+    download(server.url, tmp_path / "base.pt")
+    assert (tmp_path / "base.pt").read_bytes() == BODY
+    assert server.ranges == [None, "bytes=1000000-", "bytes=2000000-"]
+
+
+def test_a_download_that_stops_is_resumed_by_the_next_call(server, tmp_path):
+    server.body, server.limit = BODY, 1_500_000
+    original, answers = Handler.do_GET, []
+
+    def only_once(self):
+        answers.append(1)
+        if len(answers) > 1:
+            self.server.limit = 0
+        original(self)
+
+    Handler.do_GET = only_once
+    try:
+        with pytest.raises(GlideError, match="stopped at 1500000 of 3000000 bytes: run again to go on from there"):
+            download(server.url, tmp_path / "base.pt")
+    finally:
+        Handler.do_GET = original
+    assert not (tmp_path / "base.pt").exists()
+    assert [part.stat().st_size for part in parts(tmp_path)] == [1_500_000]
+    server.limit, server.ranges = None, []
+    download(server.url, tmp_path / "base.pt")
+    assert server.ranges == ["bytes=1500000-"]
+    assert (tmp_path / "base.pt").read_bytes() == BODY
+    assert not parts(tmp_path)
+
+
+def test_a_part_of_an_older_version_is_not_continued(server, tmp_path):
+    server.limit = 0
+    with pytest.raises(GlideError, match="stopped at 0"):
+        download(server.url, tmp_path / "base.pt")
+    (old,) = parts(tmp_path)
+    old.write_bytes(b"old" * 100)
+    server.body, server.limit = BODY[::-1], None
+    download(server.url, tmp_path / "base.pt")
+    assert (tmp_path / "base.pt").read_bytes() == BODY[::-1]
+    assert server.ranges[-1] is None
+
+
+def test_a_server_that_cannot_resume_sends_it_all_again(server, tmp_path):
+    server.limit = 0
+    with pytest.raises(GlideError, match="stopped at 0"):
+        download(server.url, tmp_path / "base.pt")
+    parts(tmp_path)[0].write_bytes(BODY[:1000])
+    server.limit, server.resumable = None, False
+    download(server.url, tmp_path / "base.pt")
+    assert (tmp_path / "base.pt").read_bytes() == BODY
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(server, tmp_path):
+    threads = [threading.Thread(target=download, args=(server.url, tmp_path / "base.pt")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "base.pt").read_bytes() == BODY
+    assert server.ranges == [None]
+    assert not parts(tmp_path)
+
+
+def test_what_is_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "upsample_inpaint.pt").write_bytes(b"weights")
+    monkeypatch.setattr(downloading, "download", lambda *_: pytest.fail("asked the network"))
+    assert published("upsample-inpaint") == tmp_path / "upsample_inpaint.pt"
+
+
+def test_a_published_name_is_downloaded_into_the_cache(server, tmp_path):
+    assert published("base", server.url.removesuffix("/base.pt")) == tmp_path / "base.pt"
+    assert (tmp_path / "base.pt").read_bytes() == BODY
+
+
+def test_the_sha256_is_remembered_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "clip_text_enc.pt").write_bytes(BODY)
+    source = open_source("clip/text-enc")
+    assert source.name == "clip/text-enc"
+    assert source.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert (tmp_path / "clip_text_enc.pt.sha256").read_text() == f"{source.sha256}  clip_text_enc.pt\n"
+    assert open_source("clip/text-enc") == source
+    (tmp_path / "clip_text_enc.pt").write_bytes(BODY[:-1])
+    with pytest.raises(GlideError, match=r"clip_text_enc.pt has changed since it was first used .*: delete both"):
+        open_source("clip/text-enc")
+
+
+def test_errors_of_the_server_are_one_line(server, tmp_path):
+    with pytest.raises(GlideError, match=r"other.pt answered 404 Not Found"):
+        download(server.url.replace("base", "other"), tmp_path / "other.pt")
+    server.sized = False
+    with pytest.raises(GlideError, match="does not tell its size"):
+        download(server.url, tmp_path / "base.pt")
+
+
+def test_offline_is_one_line_that_tells_where_to_put_the_file(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/base.pt"
+        with pytest.raises(GlideError, match=r"run again when online, or put the file at .*base.pt"):
+            download(url, tmp_path / "base.pt")
+
+
+def test_other_sources_are_explained(tmp_path):
+    with pytest.raises(GlideError, match=r"nothing is neither a file nor a published name \(base, upsample,"):
+        open_source("nothing")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(GlideError, match=r"model.bin: expected a file named \*.pt or \*.pth or \*.safetensors"):
+        open_source(str(tmp_path / "model.bin"))

@@ -1,0 +1,172 @@
+"""Architectures read from names and shapes of tensors."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convert.architecture import glide_architecture
+from convert.infer import infer
+from convert.options import parse_options, read_options
+from glide_jax.errors import GlideError
+from glide_jax.models import ModelConfig
+from tests.convert.state_dicts import COSINE, LINEAR, architecture, manifests, options
+
+
+@st.composite
+def configs(draw):
+    levels = draw(st.integers(1, 3))
+    text = draw(st.sampled_from([0, 8]))
+    return ModelConfig(
+        image_size=16,
+        num_channels=draw(st.sampled_from([32, 64])),
+        num_res_blocks=draw(st.integers(1, 3)),
+        channel_mult=tuple(draw(st.lists(st.integers(1, 3), min_size=levels, max_size=levels))),
+        attention_resolutions=tuple(16 >> level for level in range(levels) if draw(st.booleans())),
+        num_head_channels=16,
+        use_scale_shift_norm=draw(st.booleans()),
+        resblock_updown=draw(st.booleans()),
+        text_ctx=draw(st.integers(1, 9)),
+        xf_width=text,
+        xf_layers=draw(st.integers(1, 2)),
+        xf_heads=draw(st.sampled_from([1, 2])),
+        xf_final_ln=draw(st.booleans()),
+        xf_padding=draw(st.booleans()),
+        inpaint=draw(st.booleans()),
+        super_res=draw(st.booleans()),
+        low_res_size=4,
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(configs())
+def test_what_the_tensors_tell_is_read_from_them(config):
+    model = glide_architecture(config, COSINE)
+    untold = {name: getattr(config, name) for name in ("image_size", "num_head_channels", "xf_heads", "low_res_size")}
+    if not config.xf_width:
+        untold |= {name: getattr(config, name) for name in ("text_ctx", "xf_layers", "xf_final_ln", "xf_padding")}
+    if len(config.channel_mult) == 1:
+        untold["resblock_updown"] = config.resblock_updown
+    found, _ = infer(model.torch_shapes, untold | COSINE)
+    assert found.record == model.record
+
+
+@pytest.mark.parametrize("kind", ["base", "upsample", "base-inpaint", "upsample-inpaint"])
+def test_the_published_models_need_no_options(kind):
+    _, shapes = manifests()[f"full/{kind}"]
+    found, assumed = infer(shapes, {})
+    assert found.record["model"] == asdict(ModelConfig.published(kind))
+    assert found.record["diffusion"] == (LINEAR if kind.startswith("upsample") else COSINE)
+    heads = {"num_heads": 1, "num_head_channels": 64, "num_heads_upsample": -1, "xf_heads": 8, "dropout": 0.1}
+    size = {"image_size": 256, "low_res_size": 64} if kind.startswith("upsample") else {"image_size": 64}
+    assert assumed == heads | size | found.record["diffusion"]
+
+
+def test_the_image_size_goes_with_the_widths_of_the_levels():
+    model = architecture("upsample", image_size=128, channel_mult=(1, 1, 2, 3, 4), attention_resolutions=(16, 8))
+    found, assumed = infer(model.torch_shapes, {"num_head_channels": 16})
+    assert found.record["model"]["attention_resolutions"] == (16, 8)
+    assert assumed["image_size"] == 128
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_one_tensor_less_leaves_the_architecture_as_it_is(data):
+    kind = data.draw(st.sampled_from(["base", "upsample-inpaint", "clip/text-enc", "clip/image-enc"]))
+    model = architecture(kind)
+    # A model without this one is another, complete model.
+    keys = [key for key in model.torch_shapes if key != "padding_embedding"]
+    shapes = dict(model.torch_shapes)
+    del shapes[data.draw(st.sampled_from(keys))]
+    assert infer(shapes, options(model))[0].record == model.record
+
+
+@pytest.mark.parametrize("kind", ["upsample-inpaint", "clip/text-enc", "clip/image-enc"])
+def test_damaged_tensors_do_not_mislead(kind):
+    """The first of each group of tensors that tell the same."""
+    model = architecture(kind)
+    damaged = [
+        "input_blocks.1.0.emb_layers.1.weight",
+        "middle_block.0.emb_layers.1.weight",
+        *(f"output_blocks.{i}.0.out_layers.0.weight" for i in range(4)),
+        "transformer.resblocks.0.ln_1.weight",
+        "blocks.block_0.f_attn.ln.g",
+    ]
+    shapes = {
+        key: tuple(length + 8 for length in shape) if key in damaged else shape
+        for key, shape in model.torch_shapes.items()
+    }
+    assert shapes != model.torch_shapes
+    assert infer(shapes, options(model))[0].record == model.record
+
+
+def test_towers_of_clip_take_heads_from_the_options():
+    for tower in ("text", "image"):
+        model = architecture(f"clip/{tower}-enc")
+        for chosen in (
+            {f"n_head_{tower}": 2},
+            {f"n_head_state_{tower}": 4},
+            {f"n_head_{tower}": 2, f"n_head_state_{tower}": 4},
+        ):
+            found, assumed = infer(model.torch_shapes, chosen)
+            assert found.record == model.record
+            assert not assumed
+
+
+BASE = {"num_head_channels": 16, "xf_heads": 2, "image_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "message"),
+    [
+        ("base", {}, r"cannot be split into heads by 64; what the tensors do not tell is given by --options"),
+        ("base", BASE | {"num_channels": 64, "xf_layers": 3}, r"num_channels is 32 in .*, 64 in .*; xf_layers is"),
+        ("base", BASE | {"attention_resolutions": "8,16"}, r"attention_resolutions is \(8,\) in .*, \(16, 8\)"),
+        ("base", BASE | {"channel_mult": "1,3"}, r"channel_mult is \(1, 2\) in .*, \(1, 3\) in"),
+        ("base", BASE | {"inpaint": True}, r"inpaint is False in the tensors, True in the options"),
+        ("base", {"heads": 1, "dropout": "0"}, r"--options: heads is unknown; dropout is '0', not as 0.1"),
+        ("base", {"image_size": "64"}, r"image_size is '64', not as 64"),
+        ("base", {"noise_schedule": "sigmoid"}, r"noise_schedule is 'sigmoid', not one of linear"),
+        ("base", {"channel_mult": "1;2"}, r"channel_mult is '1;2', not a list of numbers"),
+        ("clip/text-enc", {}, r"n_head_text must be at least 1, not 0; what the tensors do not tell"),
+        ("clip/text-enc", {"n_head_text": 2, "n_head_state_text": 5}, r"n_head_text is 1 in .*, 2 in the"),
+        ("clip/image-enc", {"n_head_image": 0}, r"n_head_image is 1 in the tensors, 0 in the options"),
+        ("clip/image-enc", {"xf_width": 8}, r"xf_width is unknown"),
+    ],
+)  # fmt: skip
+def test_bad_options_get_one_line(kind, chosen, message):
+    with pytest.raises(GlideError, match=message):
+        infer(architecture(kind).torch_shapes, parse_options(chosen))
+
+
+def test_options_that_repeat_the_reference_defaults_do_not_contradict():
+    found, _ = infer(
+        architecture("base").torch_shapes,
+        parse_options(BASE | {"channel_mult": "", "attention_resolutions": "32,8", "use_fp16": True, "dropout": 0}),
+    )
+    assert found.record == architecture("base").record
+
+
+def test_other_tensors_are_refused():
+    with pytest.raises(GlideError, match=r"no GLIDE or noised CLIP tensors: conv1.weight, fc.bias"):
+        infer({"conv1.weight": (1,), "fc.bias": (2,)}, {})
+    for key in ("output_blocks.0.foo", "blocks.block_0.foo"):
+        with pytest.raises(GlideError, match="the architecture cannot be read"):
+            infer({key: (1,)}, {})
+
+
+def test_option_files_have_the_manifests_shape_or_are_bare(tmp_path):
+    path = tmp_path / "options.json"
+    for content in ({"options": BASE, "parameters": 3}, {"config": BASE}, BASE):
+        path.write_text(json.dumps(content))
+        assert read_options(path) == BASE
+    path.write_text("[1]")
+    with pytest.raises(GlideError, match="holds no JSON object"):
+        read_options(path)
+    path.write_text("{")
+    with pytest.raises(GlideError, match=r"--options .*options.json cannot be read"):
+        read_options(path)
+    with pytest.raises(GlideError, match="cannot be read"):
+        read_options(tmp_path / "none.json")

@@ -1,0 +1,61 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from glide_jax.data.order import Order
+
+
+def epoch_of(order, size, epoch):
+    return [order[example] for example in range(epoch * size, (epoch + 1) * size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 64, 65, 1000])
+def test_every_epoch_holds_every_sample_once(size):
+    order = Order(size, seed=1)
+    for epoch in (0, 1, 10**9):
+        assert sorted(epoch_of(order, size, epoch)) == list(range(size))
+
+
+def test_epochs_and_seeds_give_different_orders():
+    orders = [tuple(epoch_of(Order(50, seed), 50, epoch)) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == 25
+
+
+def test_the_order_never_changes():
+    # A change here would make every interrupted run go on with other data.
+    assert [Order(2352, seed=0)[example] for example in (0, 1, 2, 2351, 2352, 10**12)] == [
+        790, 1358, 1123, 1466, 141, 551
+    ]  # fmt: skip
+
+
+def test_positions_are_spread_evenly_over_the_samples():
+    size, epochs = 10, 1000
+    order = Order(size, seed=7)
+    counts = np.zeros((size, size))
+    for epoch in range(epochs):
+        counts[range(size), epoch_of(order, size, epoch)] += 1
+    expected = epochs / size
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert chi_squared < 81 + 5 * np.sqrt(2 * 81)  # 81 degrees of freedom
+
+
+def test_small_sets_come_in_every_order():
+    counts = Counter(tuple(epoch_of(Order(4, seed), 4, 0)) for seed in range(2400))
+    assert set(counts) == set(itertools.permutations(range(4)))
+    assert max(counts.values()) < 3 * min(counts.values())
+
+
+def test_neighbours_do_not_stay_neighbours():
+    order = np.array(epoch_of(Order(5000, seed=3), 5000, 0))
+    assert (np.abs(np.diff(order)) == 1).mean() < 0.002
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.05
+    assert abs(np.corrcoef(order, np.arange(5000))[0, 1]) < 0.05
+
+
+def test_a_huge_set_needs_no_table():
+    order = Order(5 * 10**9, seed=0)
+    numbers = [order[example] for example in range(10**15, 10**15 + 1000)]
+    assert len(set(numbers)) == 1000
+    assert min(numbers) < 10**8 < 4.9 * 10**9 < max(numbers) < 5 * 10**9

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.data.config import DataConfig
+from glide_jax.data.pictures import Pictures
+from glide_jax.data.source import BadSample
+from glide_jax.data.webdataset import WebDataset
+from glide_jax.errors import GlideError
+
+
+class CountedSource:
+    """A source that notes every read."""
+
+    def __init__(self, source):
+        self.source, self.counts, self.reads = source, source.counts, []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return self.source[index]
+
+
+@pytest.fixture
+def open_pictures(numbered_shards):
+    def open_pictures(image_size=8, **options):
+        config = DataConfig(path=numbered_shards, **options)
+        source = CountedSource(WebDataset(config))
+        return Pictures(source, config, image_size), source.reads
+
+    return open_pictures
+
+
+def test_centred_pictures_are_finished_and_random_ones_whole(open_pictures):
+    centred, _ = open_pictures(crop="center")
+    whole, _ = open_pictures(crop="random")
+    assert (centred[3].image.size, whole[3].image.size) == ((8, 8), (16, 16))
+    assert centred[3].caption == whole[3].caption == "number 3"
+    np.testing.assert_array_equal(np.asarray(centred[3].image), np.asarray(whole[3].image)[:8, :8])
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_a_set_that_fits_is_read_once(open_pictures, crop):
+    pictures, reads = open_pictures(crop=crop)
+    first = [pictures[i] for i in range(37)]
+    again = [pictures[i] for i in range(37)]
+    assert reads == list(range(37))
+    for a, b in zip(first, again, strict=True):
+        assert a.caption == b.caption
+        np.testing.assert_array_equal(np.asarray(a.image), np.asarray(b.image))
+
+
+def test_a_set_that_does_not_fit_is_not_kept_at_all(write_shard, encode, numbered):
+    big = {"png": encode(Image.effect_noise((700, 700), 50).convert("RGB")), "txt": "1.47 MB decoded"}
+    path = write_shard("a.tar", [big, numbered(1), big])
+    config = DataConfig(path=str(path), crop="random", cache_mb=2)
+    source = CountedSource(WebDataset(config))
+    pictures = Pictures(source, config, 8)
+    for i in (0, 1, 0, 1, 2, 0, 1, 1):
+        assert pictures[i].image.width == (16 if i == 1 else 700)
+    assert source.reads == [0, 1, 2, 0, 1, 1]
+
+
+def test_no_memory_when_switched_off(open_pictures):
+    pictures, reads = open_pictures(cache_mb=0)
+    assert [pictures[5].caption for _ in range(3)] == ["number 5"] * 3
+    assert reads == [5, 5, 5]
+
+
+@pytest.fixture
+def half_bad(write_shard, numbered):
+    samples = [numbered(i) | ({"png": b"damaged"} if i % 2 else {}) for i in range(10)]
+    return str(write_shard("half.tar", [*samples, {"png": b"", "txt": ""}]))
+
+
+def read_all(pictures, times=1):
+    for i in list(range(len(pictures))) * times:
+        try:
+            pictures[i]
+        except BadSample:
+            continue
+
+
+def test_bad_samples_are_counted_beside_those_left_out(half_bad):
+    config = DataConfig(path=half_bad)
+    pictures = Pictures(WebDataset(config), config, 8)
+    read_all(pictures)
+    assert pictures.report() == {"usable": 10, "read": 10, "corrupt picture": 5, "empty caption": 1}
+
+
+@pytest.mark.parametrize(("bad_share", "stops"), [(0.0, True), (0.49, True), (0.5, False), (1.0, False)])
+def test_training_stops_above_the_configured_share(half_bad, bad_share, stops):
+    config = DataConfig(path=half_bad, bad_share=bad_share)
+    pictures = Pictures(WebDataset(config), config, 8)
+    pictures.check_bad_share()
+    read_all(pictures, times=20)
+    if stops:
+        with pytest.raises(GlideError, match=r"100 of 200 samples were unusable \(corrupt picture: 100\)"):
+            pictures.check_bad_share()
+    else:
+        pictures.check_bad_share()
+
+
+def test_a_few_early_bad_samples_do_not_stop(half_bad):
+    config = DataConfig(path=half_bad, bad_share=0.1)
+    pictures = Pictures(WebDataset(config), config, 8)
+    read_all(pictures)
+    pictures.check_bad_share()

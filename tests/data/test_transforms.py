@@ -1,0 +1,196 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from glide_jax.data import transforms
+from glide_jax.data.draws import generator
+from glide_jax.data.source import BadSample
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def smooth(height, width):
+    """Colours that change slowly, so that lossy formats and resizing keep them."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * y / height, 255 * x / width, 120 + 0 * x], -1).astype(np.uint8)
+
+
+def halves(left=(200, 30, 60), right=(20, 180, 90), height=24, width=40):
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:, : width // 2], pixels[:, width // 2 :] = left, right
+    return pixels
+
+
+def decoded(data, side=0):
+    return np.asarray(transforms.decode(data, side))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_lossless_formats_come_back_exactly(encode, file_format):
+    pixels = halves()
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    np.testing.assert_array_equal(decoded(encode(pixels, file_format, **options)), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_undone(encode, orientation, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(smooth(16, 48), file_format, exif=exif)
+    stored = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(decoded(data), np.asarray(ImageOps.exif_transpose(stored)))
+    assert decoded(data).shape == ((16, 48, 3) if orientation < 5 else (48, 16, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_spoil_the_picture(encode):
+    data = encode(smooth(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decoded(data).shape == (16, 16, 3)
+
+
+def test_transparent_parts_are_white(encode):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[0, 0] = (255, 0, 0, 255)
+    rgba[0, 1] = (255, 0, 0, 128)
+    pixels = decoded(encode(rgba))
+    assert tuple(pixels[0, 0]) == RED
+    np.testing.assert_allclose(pixels[0, 1], (255, 127, 127), atol=1)
+    assert tuple(pixels[3, 3]) == WHITE
+
+
+def test_grey_with_alpha_is_on_white(encode):
+    grey_alpha = np.full((4, 4, 2), (10, 255), np.uint8)
+    grey_alpha[0, 0, 1] = 0
+    pixels = decoded(encode(Image.fromarray(grey_alpha)))
+    assert tuple(pixels[0, 0]) == WHITE
+    assert tuple(pixels[1, 1]) == (10, 10, 10)
+
+
+def test_palettes_keep_their_colours_and_their_transparency(encode):
+    palette = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8)).convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    np.testing.assert_array_equal(decoded(encode(palette)), [[RED, (0, 255, 0)], [(0, 0, 255)] * 2])
+    assert tuple(decoded(encode(palette, transparency=2))[1, 1]) == WHITE
+
+
+def test_a_transparent_colour_of_an_rgb_picture_is_white(encode):
+    assert tuple(decoded(encode(halves(left=RED), transparency=RED))[0, 0]) == WHITE
+
+
+def test_cmyk_becomes_rgb(encode):
+    cmyk = Image.fromarray(halves()).convert("CMYK")
+    assert Image.open(io.BytesIO(encode(cmyk, "JPEG"))).mode == "CMYK"
+    np.testing.assert_allclose(
+        decoded(encode(cmyk, "JPEG", quality=95))[12, [4, 35]], [(200, 30, 60), (20, 180, 90)], atol=4
+    )
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(encode, file_format):
+    levels = np.array([[0, 256, 32768, 65535]], np.uint16)
+    data = encode(levels, file_format)
+    assert Image.open(io.BytesIO(data)).mode.startswith("I")
+    np.testing.assert_array_equal(decoded(data)[0], [[v] * 3 for v in (0, 1, 128, 255)])
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(100)])
+def test_what_is_no_picture_is_corrupt(data):
+    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+        transforms.decode(data)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_cut_off_picture_is_corrupt(encode, file_format):
+    data = encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), file_format)
+    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+        transforms.decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("height", [8_500, 9_500])  # below and above Pillow's own limit
+def test_a_bomb_is_refused_before_it_is_decoded(encode, height):
+    data = encode(Image.new("1", (10_000, height)))
+    with pytest.raises(BadSample, match=r"^picture too large$"):
+        transforms.decode(data)
+
+
+def test_rare_formats_are_not_opened(encode):
+    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+        transforms.decode(encode(halves(), "PPM"))
+
+
+def test_floats_without_a_known_range_are_refused(encode):
+    with pytest.raises(BadSample, match=r"^picture of floats$"):
+        transforms.decode(encode(np.ones((4, 4), np.float32), "TIFF"))
+
+
+def test_jpegs_are_decoded_small_but_not_too_small(encode):
+    data = encode(smooth(400, 640), "JPEG")
+    assert transforms.decode(data).size == (640, 400)
+    assert transforms.decode(data, side=100).size == (160, 100)
+    assert transforms.decode(data, side=101).size == (320, 200)
+    assert transforms.decode(data, side=401).size == (640, 400)
+
+
+def test_scaled_decoding_changes_a_smooth_picture_by_rounding_only(encode):
+    data = encode(smooth(512, 512), "JPEG", quality=95)
+    full, scaled = (
+        np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 32)).astype(int)
+        for image in (transforms.decode(data), transforms.decode(data, side=64))
+    )
+    np.testing.assert_allclose(scaled, full, atol=2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (25, 24), (24, 24), (1, 9)])
+def test_the_centre_box_is_the_largest_centred_square(width, height):
+    box = transforms.center_box(width, height)
+    side = min(width, height)
+    assert (box.right - box.left, box.bottom - box.top) == (side, side)
+    assert abs((box.left + box.right) - width) <= 1
+    assert abs((box.top + box.bottom) - height) <= 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 100), (100, 400), (200, 200), (1, 3)])
+@pytest.mark.parametrize("ratio", [0.25, 0.8, 1.0])
+def test_random_boxes_are_squares_inside_with_the_stated_area(width, height, ratio):
+    largest = min(width, height)
+    boxes = [transforms.random_box(width, height, ratio, generator(0, "crop", g)) for g in range(300)]
+    for box in boxes:
+        side = box.right - box.left
+        assert box.bottom - box.top == side >= 1
+        assert 0 <= box.left < box.right <= width
+        assert 0 <= box.top < box.bottom <= height
+        assert side >= math.floor(largest * math.sqrt(ratio))
+    if largest >= 100:
+        fractions = [((box.right - box.left) / largest) ** 2 for box in boxes]
+        np.testing.assert_allclose(np.mean(fractions), (1 + ratio) / 2, atol=0.03)
+        assert min(box.left for box in boxes) < 0.05 * width
+        assert max(box.right for box in boxes) > 0.95 * width
+
+
+def test_a_crop_keeps_the_aspect_ratio(encode):
+    y, x = np.mgrid[:60, :120]
+    disc = np.where(((x - 59.5) ** 2 + (y - 29.5) ** 2 < 20**2)[..., None], 0, 255).astype(np.uint8).repeat(3, -1)
+    image = transforms.decode(encode(disc))
+    small = np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 30))[..., 0] < 128
+    assert small.any(0).sum() == small.any(1).sum() == 20
+
+
+def test_a_crop_of_its_own_size_is_copied_exactly():
+    pixels = halves(height=32, width=47)
+    out = transforms.resize_crop(Image.fromarray(pixels), transforms.Box(7, 0, 39, 32), 32)
+    np.testing.assert_array_equal(np.asarray(out), pixels[:, 7:39])
+
+
+def test_reduction_is_antialiased():
+    checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    out = transforms.resize_crop(Image.fromarray(checkerboard), transforms.Box(0, 0, 256, 256), 32)
+    np.testing.assert_allclose(np.asarray(out).astype(int), 128, atol=2)
+
+
+def test_decoding_leaves_every_crop_twice_the_size():
+    assert transforms.decoding_side(64, "center", 0.25) == 128
+    assert transforms.decoding_side(64, "random", 0.25) == 256

@@ -1,0 +1,183 @@
+"""The network's contract: remat, dropout, initial weights, text, and every option of its architecture."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, Glide, ModelConfig
+from glide_jax.models.layers import dropout, group_norm, resize_bilinear, timestep_embedding
+
+TINY = ModelConfig(
+    image_size=16, num_channels=32, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(8,),
+    num_head_channels=16, dropout=0.0, text_ctx=6, xf_width=32, xf_layers=2, xf_heads=2,
+)  # fmt: skip
+TOKENS = jnp.array([[5, 9, 2, 50256, 50256, 50256], [50256] * 6])
+MASK = TOKENS != 50256
+
+
+def random_params(model, scale=0.1):
+    leaves, tree = jax.tree.flatten(model.abstract_params())
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def inputs(config):
+    side, low = config.image_size, config.low_res_size
+    x = jax.random.normal(jax.random.key(2), (2, side, side, 3))
+    low_res = jnp.ones((2, low, low, 3)) if config.super_res else None
+    mask = jnp.ones((2, side, side, 1)) if config.inpaint else None
+    return x, jnp.array([3.0, 700.5]), Conditioning(None, low_res, x if config.inpaint else None, mask)
+
+
+def forward(model, params, dropout_keys=None):
+    x, t, given = inputs(model.config)
+    return model(params, x, t, given._replace(text=model.encode_text(params, TOKENS, MASK)), dropout_keys)
+
+
+def gradients(model, params):
+    return jax.jit(jax.grad(lambda p: jnp.square(forward(model, p)).mean()))(params)
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_is_in_the_program_and_changes_no_gradient(policy):
+    plain, remat = Glide(TINY), Glide(TINY, remat=policy)
+    params = random_params(plain)
+    assert "remat" not in str(jax.make_jaxpr(lambda p: forward(plain, p))(params))
+    assert str(jax.make_jaxpr(lambda p: forward(remat, p))(params)).count("remat") >= len(
+        remat.bind(params).unet.stages
+    )
+    expected = jax.tree.leaves(gradients(plain, params))
+    largest = max(np.abs(leaf).max() for leaf in expected)
+    for ours, theirs in zip(jax.tree.leaves(gradients(remat, params)), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+
+
+def test_remat_saves_memory():
+    def temporary_bytes(remat):
+        model = Glide(replace(TINY, num_res_blocks=3, image_size=32, xf_width=0), remat=remat)
+        program = jax.jit(jax.grad(lambda p: forward(model, p).mean())).lower(model.abstract_params())
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes("full") < 0.9 * temporary_bytes("none")
+
+
+def test_dropout_needs_a_key_and_drops_the_given_share():
+    model = Glide(replace(TINY, dropout=0.5))
+    params = random_params(model)
+    keys = jax.random.split(jax.random.key(0), 2)
+    run = jax.jit(lambda k: forward(model, params, k))
+    evaluated = jax.jit(lambda: forward(model, params))()
+    assert not np.allclose(run(keys), evaluated)
+    np.testing.assert_array_equal(run(keys), run(keys))
+    x = dropout(jnp.ones((2, 1000)), 0.25, keys)
+    np.testing.assert_allclose(np.unique(x), [0.0, 1 / 0.75])
+    np.testing.assert_allclose((x == 0).mean(axis=1), 0.25, atol=0.05)
+    assert (x[0] != x[1]).any()
+
+
+def test_fresh_weights_start_at_zero_output_with_live_embeddings():
+    model = Glide(TINY)
+    params = jax.jit(model.init)(jax.random.key(0))
+    np.testing.assert_array_equal(jax.jit(lambda: forward(model, params))(), 0.0)
+    for name, std in (("token_embedding", 0.02), ("positional_embedding", 0.01), ("padding_embedding", 0.01)):
+        np.testing.assert_allclose(params["text"][name].std(), std, rtol=0.2)
+    res = params["unet"]["down"]["0"]["res"]
+    np.testing.assert_array_equal(res["out_conv"]["kernel"], 0.0)
+    np.testing.assert_array_equal(res["in_norm"]["scale"], 1.0)
+    # PyTorch's bound for a convolution is 1/sqrt(fan_in).
+    bound = 1 / math.sqrt(9 * 32)
+    assert 0.9 * bound < np.abs(res["in_conv"]["kernel"]).max() <= bound
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_padding_takes_its_own_embedding_whatever_the_token():
+    model = Glide(TINY)
+    params = random_params(model)
+    encode = jax.jit(model.encode_text)
+    expected = encode(params, TOKENS, MASK).embedding
+    np.testing.assert_array_equal(encode(params, jnp.where(MASK, TOKENS, 17), MASK).embedding, expected)
+    assert not np.allclose(encode(params, TOKENS.at[0, 1].set(17), MASK).embedding[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inpaint": True},
+        {"super_res": True, "low_res_size": 4},
+        {"inpaint": True, "super_res": True, "low_res_size": 8},
+        {"use_scale_shift_norm": False},
+        {"resblock_updown": False},
+        {"num_head_channels": -1, "num_heads": 2, "num_heads_upsample": 4},
+        {"xf_final_ln": False, "xf_padding": False},
+        {"xf_width": 0},
+        {"channel_mult": (1, 1, 2), "attention_resolutions": (16, 4), "num_res_blocks": 2},
+    ],
+)
+def test_every_option_of_the_reference_runs(changes):
+    model = Glide(replace(TINY, **changes))
+    params = random_params(model)
+    y = jax.jit(lambda p: forward(model, p))(params)
+    assert y.shape == (2, 16, 16, 6)
+    assert jnp.isfinite(y).all()
+    used = jax.jit(jax.grad(lambda p: jnp.square(forward(model, p)).sum()))(params)
+    unused = [path for path, g in jax.tree_util.tree_leaves_with_path(used) if not jnp.any(g != 0)]
+    assert not unused
+
+
+def test_bfloat16_computes_close_to_float32_with_float32_weights():
+    half, single = Glide(TINY, dtype="bfloat16"), Glide(TINY)
+    params = random_params(single)
+    y, expected = (jax.jit(lambda p, m=m: forward(m, p))(params) for m in (half, single))
+    assert y.dtype == jnp.float32
+    difference = np.abs(y - expected).max() / np.abs(expected).max()
+    assert 1e-5 < difference < 0.05
+
+
+def test_group_norm_is_exact_far_from_zero():
+    from flax import nnx
+
+    x = 30 + jax.random.normal(jax.random.key(0), (1, 8, 8, 64))
+    groups = np.asarray(x, np.float64).reshape(64, 32, 2)
+    expected = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
+    ours = group_norm(64, jnp.float32, nnx.Rngs(0))(x)
+    np.testing.assert_allclose(ours, expected.reshape(x.shape), atol=3e-5)
+
+
+def test_timesteps_may_be_fractional_and_dimensions_odd():
+    embedding = timestep_embedding(jnp.array([0.0, 2.5]), 7)
+    np.testing.assert_array_equal(embedding[0], [1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_allclose(embedding[1, [0, 3]], [np.cos(2.5), np.sin(2.5)], rtol=1e-6)
+
+
+def test_bilinear_enlargement_is_half_pixel_centred():
+    x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(resize_bilinear(x, (1, 4))[0, 0, :, 0], [0.0, 0.25, 0.75, 1.0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 15}, "divisible by 2"),
+        ({"num_channels": 33}, "multiple of 32"),
+        ({"num_head_channels": 24}, "heads"),
+        ({"xf_heads": 3}, "xf_heads"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"num_res_blocks": 0}, "at least 1"),
+        ({"channel_mult": ()}, "channel_mult must be given"),
+    ],
+)
+def test_impossible_architectures_are_refused(changes, message):
+    with pytest.raises(GlideError, match=message):
+        replace(TINY, **changes)
+
+
+def test_unknown_compute_options_are_refused():
+    with pytest.raises(GlideError, match="bfloat16"):
+        Glide(TINY, dtype="float16")
+    with pytest.raises(GlideError, match="none, full or dots"):
+        Glide(TINY, remat="some")
