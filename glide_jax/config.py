@@ -34,15 +34,14 @@ def _defaults(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        has_factory = field.default_factory is not dataclasses.MISSING
-        value = field.default_factory() if has_factory else field.default  # type: ignore[misc]
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         # A nested page takes the class's raw defaults where it has no values of its own: an instance may have
         # derived some (channel_mult from image_size), which must not stick.
-        if dataclasses.is_dataclass(hint):
-            own = _defaults(hint)
-            plain = {f.name: getattr(hint(), f.name) for f in dataclasses.fields(hint)}
-            changed = {k: getattr(value, k) for k in plain if getattr(value, k) != plain[k]}
-            value = own | changed
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            plain = hint()
+            names = [f.name for f in dataclasses.fields(hint)]
+            changed = {name: getattr(value, name) for name in names if getattr(value, name) != getattr(plain, name)}
+            value = _defaults(hint) | changed
         values[field.name] = value
     return values
 

@@ -14,9 +14,7 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 def check_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function check shape and dtype of its array arguments and results at every call."""
-    function.__annotations__ = {
-        name: hint for name, hint in function.__annotations__.items() if _mentions_array(hint)
-    }
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if _mentions_array(hint)}
     return _check(function) if function.__annotations__ else function
 
 

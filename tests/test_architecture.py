@@ -29,8 +29,7 @@ MAY_IMPORT = {
     "train": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample"},
     "evaluate": LEAVES | {"sample", "models", "tokenizer", "data"},
     "ui": LEAVES | {"sample", "evaluate"},
-    "config": LEAVES
-    | {"models", "diffusion", "data", "parallel", "checkpoint", "sample", "train", "evaluate"},
+    "config": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample", "train", "evaluate"},
     "convert": LEAVES | {"models", "checkpoint", "config"},
     "configs": {"config"},
     "train.py": LEAVES | {"config", "train", "parallel"},
@@ -165,9 +164,7 @@ def test_libraries_of_the_extras_are_imported_inside_functions():
 
 def test_no_file_is_too_long():
     lines = {path: len((ROOT / path).read_text().splitlines()) for path in sources()}
-    assert_none(
-        [f"{path}: {length} lines" for path, length in lines.items() if length > MOST_LINES_IN_A_FILE]
-    )
+    assert_none([f"{path}: {length} lines" for path, length in lines.items() if length > MOST_LINES_IN_A_FILE])
 
 
 def test_no_function_is_too_long():
@@ -177,9 +174,7 @@ def test_no_function_is_too_long():
         for name, node in definitions(tree)
         if not isinstance(node, ast.ClassDef)
     }
-    assert_none(
-        [f"{name}: {length} lines" for name, length in lines.items() if length > MOST_LINES_IN_A_FUNCTION]
-    )
+    assert_none([f"{name}: {length} lines" for name, length in lines.items() if length > MOST_LINES_IN_A_FUNCTION])
 
 
 def test_no_module_has_a_vague_name():

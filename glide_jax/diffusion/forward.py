@@ -1,6 +1,6 @@
 """The forward process: how pictures are noised, and what a noise level is."""
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,11 @@ from jaxtyping import Array, Float, Int
 from glide_jax.diffusion.schedules import Schedule
 
 Image = Float[Array, "batch height width channels"]
+
+
+def to_columns(*tables: np.ndarray) -> list[Any]:
+    """Tables of the host as float32: still NumPy where traced arrays will stand, hence typed Any."""
+    return [np.asarray(table, np.float32) for table in tables]
 
 
 class Level(NamedTuple):
@@ -30,7 +35,7 @@ class Level(NamedTuple):
     def table(cls, schedule: Schedule) -> Self:
         """The level of every step of a schedule, ascending, as float32."""
         abar = schedule.alphas_cumprod
-        return cls(*(np.asarray(v, np.float32) for v in (schedule.timesteps, np.sqrt(abar), np.sqrt(1 - abar))))
+        return cls(*to_columns(schedule.timesteps, np.sqrt(abar), np.sqrt(1 - abar)))
 
     def at(self, index: Int[Array, "*batch"]) -> Self:
         """The levels at some steps of a table."""

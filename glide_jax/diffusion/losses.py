@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from glide_jax.diffusion.forward import Image, Level
+from glide_jax.diffusion.forward import Image, Level, to_columns
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.errors import GlideError
 
 PerImage = Float[Array, " batch"]
+Column = Float[Array, "batch 1 1 1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +23,27 @@ class LossConfig:
     Attributes:
         kind: "simple" (noise only: the variance channels get no gradient) or "hybrid" (also the learned variance).
         min_snr_gamma: weights the noise loss by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv:2303.09556); 0 is off.
+        velocity_cap: adds min(1 / SNR, cap) to that weight, which makes it the loss of v = alpha eps - sigma x_0
+            (Salimans & Ho 2022, arXiv:2202.00512) up to the cap. The plain noise loss hardly feels what x_0 is
+            predicted at high noise, where layout and colours are decided, and learns it last; 0 is off.
     """
 
     kind: Literal["simple", "hybrid"] = "simple"
     min_snr_gamma: float = 0.0
+    velocity_cap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("simple", "hybrid"):
             raise GlideError(f"loss.kind {self.kind!r} is unknown: use simple or hybrid")
-        if self.min_snr_gamma < 0:
-            raise GlideError(f"loss.min_snr_gamma must be at least 0 (0 is off), not {self.min_snr_gamma}")
+        for name in ("min_snr_gamma", "velocity_cap"):
+            if getattr(self, name) < 0:
+                raise GlideError(f"loss.{name} must be at least 0 (0 is off), not {getattr(self, name)}")
+
+    def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:
+        """Weight of the noise loss at every step of a schedule."""
+        snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+        low_noise = np.minimum(snr, self.min_snr_gamma) / snr if self.min_snr_gamma else np.ones_like(snr)
+        return low_noise + np.minimum(1 / snr, self.velocity_cap)
 
 
 class Losses(NamedTuple):
@@ -51,10 +63,10 @@ class Losses(NamedTuple):
 class PosteriorTable(NamedTuple):
     """Columns of a schedule that the bound needs, float32, indexed by step."""
 
-    mean_x0: Float[Array, " steps"]
-    mean_xt: Float[Array, " steps"]
-    log_variance: Float[Array, " steps"]
-    log_beta: Float[Array, " steps"]
+    mean_x0: Float[Array, "*rows"]
+    mean_xt: Float[Array, "*rows"]
+    log_variance: Float[Array, "*rows"]
+    log_beta: Float[Array, "*rows"]
 
     @classmethod
     def of(cls, schedule: Schedule) -> Self:
@@ -65,7 +77,7 @@ class PosteriorTable(NamedTuple):
             schedule.posterior_log_variance_clipped,
             np.log(schedule.betas),
         )
-        return cls(*(np.asarray(column, np.float32) for column in columns))
+        return cls(*to_columns(*columns))
 
     def at(self, index: Int[Array, " batch"]) -> Self:
         """The rows of some steps, shaped to broadcast over images."""
@@ -95,10 +107,7 @@ def training_losses(
     """
     eps, fraction = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     mse = _mean(jnp.square(eps - noise))
-    total = mse
-    if config.min_snr_gamma:
-        snr = np.asarray(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod), np.float32)
-        total = total * jnp.asarray(np.minimum(snr, config.min_snr_gamma) / snr)[t]
+    total = mse * jnp.asarray(config.weights(schedule), jnp.float32)[t]
     vlb = jnp.zeros_like(mse)
     if config.kind == "hybrid":
         vlb = vlb_terms(schedule, jax.lax.stop_gradient(eps), fraction, x_0, x_t, t)
@@ -125,7 +134,7 @@ def vlb_terms(
     return jnp.where(t == 0, _mean(nll), _mean(kl)) / jnp.log(2.0)
 
 
-def _gaussian_kl(mean1: Image, log_variance1: Image, mean2: Image, log_variance2: Image) -> Image:
+def _gaussian_kl(mean1: Image, log_variance1: Column, mean2: Image, log_variance2: Image) -> Image:
     gap = log_variance1 - log_variance2
     return 0.5 * (-1.0 - gap + jnp.exp(gap) + jnp.square(mean1 - mean2) * jnp.exp(-log_variance2))
 

@@ -58,9 +58,7 @@ class ModelConfig:
         if not self.channel_mult:
             if self.image_size not in _CHANNEL_MULT:
                 known = ", ".join(map(str, _CHANNEL_MULT))
-                raise GlideError(
-                    f"model.channel_mult must be given for image_size {self.image_size} (known: {known})"
-                )
+                raise GlideError(f"model.channel_mult must be given for image_size {self.image_size} (known: {known})")
             object.__setattr__(self, "channel_mult", _CHANNEL_MULT[self.image_size])
         self._validate()
 
@@ -68,9 +66,7 @@ class ModelConfig:
         levels = len(self.channel_mult)
         scale = 2 ** (levels - 1)
         if self.image_size < 1 or self.image_size % scale:
-            raise GlideError(
-                f"model.image_size {self.image_size} must be divisible by {scale} for {levels} levels"
-            )
+            raise GlideError(f"model.image_size {self.image_size} must be divisible by {scale} for {levels} levels")
         for mult in self.channel_mult:
             if mult < 1 or self.num_channels < 1 or (mult * self.num_channels) % _NUM_GROUPS:
                 raise GlideError(

@@ -17,9 +17,7 @@ def linear(
     features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = _UNIFORM
 ) -> nnx.Linear:
     """A dense layer with float32 parameters that computes in `dtype` (torch: Linear, Conv1d of width 1)."""
-    return nnx.Linear(
-        features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs
-    )
+    return nnx.Linear(features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs)
 
 
 def conv(
@@ -71,9 +69,7 @@ def zeros_linear(features_in: int, features_out: int, dtype: DTypeLike, rngs: nn
     return linear(features_in, features_out, dtype, rngs, init=nnx.initializers.zeros_init())
 
 
-def timestep_embedding(
-    t: Float[Array, " batch"], dim: int, max_period: float = 10000.0
-) -> Float[Array, "batch dim"]:
+def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 10000.0) -> Float[Array, "batch dim"]:
     """Embedding cat[cos, sin] of original timesteps, fractional ones too (torch: timestep_embedding)."""
     half = dim // 2
     freqs = np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half))
@@ -109,8 +105,6 @@ def downsample_average(
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def resize_bilinear(
-    x: Float[Array, "batch height width channels"], size: tuple[int, int]
-) -> Float[Array, "..."]:
+def resize_bilinear(x: Float[Array, "batch height width channels"], size: tuple[int, int]) -> Float[Array, "..."]:
     """Enlarges to `size` = (height, width) (torch: interpolate(mode="bilinear", align_corners=False))."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="linear", antialias=False)

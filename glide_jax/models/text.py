@@ -33,9 +33,7 @@ class TextAttention(nnx.Module):
         self.qkv = linear(width, 3 * width, dtype, rngs, nnx.initializers.normal(width**-0.5))
         self.proj = linear(width, width, dtype, rngs, nnx.initializers.normal((2 * layers * width) ** -0.5))
 
-    def __call__(
-        self, x: Float[Array, "batch ctx width"], *, causal: bool = False
-    ) -> Float[Array, "batch ctx width"]:
+    def __call__(self, x: Float[Array, "batch ctx width"], *, causal: bool = False) -> Float[Array, "batch ctx width"]:
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
         return self.proj(attention(q, k, v, causal=causal).reshape(x.shape))
 
@@ -48,9 +46,7 @@ class TextBlock(nnx.Module):
         self.attn = TextAttention(width, heads, layers, dtype, rngs)
         self.mlp_norm = layer_norm(width, dtype, rngs)
         self.mlp_in = linear(width, 4 * width, dtype, rngs, nnx.initializers.normal((2 * width) ** -0.5))
-        self.mlp_out = linear(
-            4 * width, width, dtype, rngs, nnx.initializers.normal((2 * layers * width) ** -0.5)
-        )
+        self.mlp_out = linear(4 * width, width, dtype, rngs, nnx.initializers.normal((2 * layers * width) ** -0.5))
 
     def __call__(self, x: Float[Array, "batch ctx width"]) -> Float[Array, "batch ctx width"]:
         x = x + self.attn(self.attn_norm(x))
@@ -68,13 +64,9 @@ class TextEncoder(nnx.Module):
         self.token_embedding = nnx.Param(tokens(rngs.params(), (vocab_size, width), jnp.float32))
         self.positional_embedding = nnx.Param(positions(rngs.params(), (config.text_ctx, width), jnp.float32))
         if config.xf_padding:
-            self.padding_embedding = nnx.Param(
-                positions(rngs.params(), (config.text_ctx, width), jnp.float32)
-            )
+            self.padding_embedding = nnx.Param(positions(rngs.params(), (config.text_ctx, width), jnp.float32))
         self.use_padding = config.xf_padding
-        self.blocks = nnx.List(
-            [TextBlock(width, config.xf_heads, layers, dtype, rngs) for _ in range(layers)]
-        )
+        self.blocks = nnx.List([TextBlock(width, config.xf_heads, layers, dtype, rngs) for _ in range(layers)])
         self.final_norm = layer_norm(width, dtype, rngs) if config.xf_final_ln else None
         self.proj = linear(width, 4 * config.num_channels, jnp.float32, rngs)
 

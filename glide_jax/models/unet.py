@@ -160,11 +160,7 @@ class UNet(nnx.Module):
             return AttentionBlock(channels, config.heads(channels, upward), config.xf_width, dtype, rngs)
 
         def resampler(channels: int, way: Resample) -> ResBlock | Resampler:
-            return (
-                res(channels, channels, way)
-                if config.resblock_updown
-                else Resampler(channels, way, dtype, rngs)
-            )
+            return res(channels, channels, way) if config.resblock_updown else Resampler(channels, way, dtype, rngs)
 
         widths = [mult * config.num_channels for mult in config.channel_mult]
         channels, last = widths[0], len(widths) - 1
@@ -181,9 +177,7 @@ class UNet(nnx.Module):
                 self.down.append(Stage(None, None, resampler(channels, "down")))
                 skips.append(channels)
 
-        self.middle = nnx.List(
-            [Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))]
-        )
+        self.middle = nnx.List([Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))])
 
         self.up = nnx.List([])
         for level in range(last, -1, -1):
@@ -200,9 +194,7 @@ class UNet(nnx.Module):
                     )
                 )
         self.out_norm = group_norm(channels, jnp.float32, rngs)
-        self.out_conv = conv(
-            channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init()
-        )
+        self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
 
     @property
     def stages(self) -> list[Stage]:
@@ -257,6 +249,4 @@ class UNet(nnx.Module):
         def call(params: nnx.State, *inputs: object) -> NewImage:
             return nnx.merge(graphdef, params)(*inputs)
 
-        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(
-            params, h, embedding, text, dropout_keys
-        )
+        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(params, h, embedding, text, dropout_keys)

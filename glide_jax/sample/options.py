@@ -13,8 +13,11 @@ class SampleOptions:
 
     Attributes:
         sampler: one of `glide_jax.diffusion.solvers.SAMPLERS`.
-        num_steps: evenly spaced timesteps, used where `timestep_respacing` is empty.
-        timestep_respacing: "50", "10,10,3,2,2", "ddim50" or "fast27".
+        num_steps: timesteps 0, s, 2s, ... with s = T // num_steps ("leading" spacing); used where
+            `timestep_respacing` is empty. They stop short of the last timesteps on purpose: at t = 999 of the cosine
+            schedule no network can tell x_0, and the saturated guess would tint the picture.
+        timestep_respacing: which timesteps to visit, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or
+            "fast27".
         guidance_scale: 1 follows the caption plainly, more follows it harder; classifier-free guidance is off at 1.
         eta: share of ancestral noise of "ddim", in [0, 1].
     """
@@ -32,7 +35,7 @@ class SampleOptions:
     @property
     def respacing(self) -> str:
         """The respacing string that is in force."""
-        return self.timestep_respacing or str(self.num_steps)
+        return self.timestep_respacing or f"leading{self.num_steps}"
 
     def count_steps(self, diffusion_steps: int = 1000) -> int:
         """How many steps that is; raises `GlideError` where the respacing cannot be given."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from glide_jax.diffusion.denoiser import denoiser
+from glide_jax.diffusion.denoiser import Network, denoiser
 from glide_jax.diffusion.guidance import classifier_free
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import make_plan
@@ -22,7 +22,7 @@ from glide_jax.tokenizer import GlideTokenizer
 # Progress is reported about this many times a batch; each report is one call of the compiled chunk.
 _REPORTS = 10
 
-OnSteps = Callable[[int], None]
+OnSteps = Callable[[int], object]
 
 
 class Stage:
@@ -116,7 +116,7 @@ class Stage:
         seed: Int[Array, ""],
         indices: Int[Array, " batch"],
     ) -> tuple[Any, Any]:
-        network = partial(self._network, params, conditioning)
+        network: Network = partial(self._network, params, conditioning)
         if guided:
             network = classifier_free(network, scale)
         key = stream_key(seed, "sampler")

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/retrieval.py --checkpoint runs/emoji32 --data 'datasets/emoji/train-food-3d.tar'
 
-For each caption one picture is drawn; every picture of the data set is ranked by its distance, and the rank of the first
-one of the same thing (in any style) counts. Feature space: the plain pixels, averaged down to 16 x 16 RGB, so that a
-shift of a pixel matters little. Chance is the same measure with the drawn pictures dealt out to the captions at random.
+For each caption one picture is drawn; every picture of the data set is ranked by its distance, and the rank of the
+first one of the same thing (in any style) counts. Feature space: the plain pixels, averaged down to 16 x 16 RGB, so
+that a shift of a pixel matters little. Chance is the same measure with the drawn pictures dealt out to the captions
+at random.
 """
 
 import argparse

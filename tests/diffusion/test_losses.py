@@ -95,6 +95,18 @@ def test_min_snr_weights(batch):
     np.testing.assert_allclose(losses.total / losses.mse, np.minimum(snr, 5.0) / snr, rtol=1e-5)
 
 
+def test_velocity_weight_is_the_loss_of_v_up_to_its_cap(batch):
+    x_0, noise, eps, fraction, x_t = batch
+    output = jnp.concatenate([eps, fraction], axis=-1)
+    losses = training_losses(LossConfig("simple", velocity_cap=100.0), SCHEDULE, output, x_0, x_t, noise, T)
+    level = Level.table(SCHEDULE).at(T).per_image()
+    predicted_x0 = (x_t - level.sigma * eps) / level.alpha
+    error = level.alpha * (eps - noise) - level.sigma * (predicted_x0 - x_0)
+    expected = np.square(error).mean((1, 2, 3))
+    np.testing.assert_allclose(losses.total[:3], expected[:3], rtol=2e-3)
+    np.testing.assert_allclose(losses.total[3], 101.0 * losses.mse[3], rtol=1e-5)
+
+
 def test_unknown_loss_is_refused():
     with pytest.raises(GlideError, match="simple or hybrid"):
         LossConfig("l1")

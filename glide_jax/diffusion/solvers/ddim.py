@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from glide_jax.diffusion.forward import Image, Level
+from glide_jax.diffusion.forward import Image, Level, to_columns
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.diffusion.solvers.solver import Plan, Solver, StepDenoiser
 
@@ -15,9 +15,9 @@ class Row(NamedTuple):
     """Coefficients of one step."""
 
     level: Level
-    next_alpha: Float[Array, ""]
-    direction: Float[Array, ""]
-    noise_std: Float[Array, ""]
+    next_alpha: Float[Array, "*steps"]
+    direction: Float[Array, "*steps"]
+    noise_std: Float[Array, "*steps"]
 
 
 def plan(schedule: Schedule, eta: float = 0.0) -> Plan:
@@ -29,7 +29,7 @@ def plan(schedule: Schedule, eta: float = 0.0) -> Plan:
     variance = eta**2 * (1 - after) / (1 - abar) * (1 - abar / after)
     columns = (np.sqrt(after), np.sqrt(np.maximum(1 - after - variance, 0.0)), np.sqrt(variance))
     level = Level(*(column[::-1] for column in Level.table(schedule)))
-    return Plan(Row(level, *(np.asarray(column[::-1], np.float32) for column in columns)))
+    return Plan(Row(level, *to_columns(*(column[::-1] for column in columns))))
 
 
 def step(x: Image, row: Row, denoise: StepDenoiser, noise: Callable[[], Image]) -> Image:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from glide_jax.diffusion.forward import Image, Level
+from glide_jax.diffusion.forward import Image, Level, to_columns
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.diffusion.solvers.solver import Plan, Solver, StepDenoiser
 
@@ -16,11 +16,11 @@ class Row(NamedTuple):
     """Coefficients of one step (see `Schedule`)."""
 
     level: Level
-    mean_x0: Float[Array, ""]
-    mean_xt: Float[Array, ""]
-    log_beta: Float[Array, ""]
-    posterior_log_variance: Float[Array, ""]
-    noisy: Float[Array, ""]
+    mean_x0: Float[Array, "*steps"]
+    mean_xt: Float[Array, "*steps"]
+    log_beta: Float[Array, "*steps"]
+    posterior_log_variance: Float[Array, "*steps"]
+    noisy: Float[Array, "*steps"]
 
 
 def plan(schedule: Schedule) -> Plan:
@@ -34,7 +34,7 @@ def plan(schedule: Schedule) -> Plan:
         noisy,
     )
     level = Level(*(column[::-1] for column in Level.table(schedule)))
-    return Plan(Row(level, *(np.asarray(column[::-1], np.float32) for column in columns)))
+    return Plan(Row(level, *to_columns(*(column[::-1] for column in columns))))
 
 
 def step(x: Image, row: Row, denoise: StepDenoiser, noise: Callable[[], Image]) -> Image:
