@@ -24,21 +24,22 @@ class Bar:
 
     def __init__(self, progress: Progress | None, label: str, total: int, start: int) -> None:
         self._progress, self._label, self._total = progress, label, total
-        self._done, self._first = start, start
+        self._done, self._first, self._figures = start, start, ""
         self._begun = self._last_line = time.monotonic()
         if progress is not None:
             self._task = progress.add_task(label, total=total, completed=start, figures="")
 
     def update(self, advance: int = 1, figures: str = "") -> Self:
-        """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s")."""
+        """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s"), by default those shown before."""
         self._done += advance
+        self._figures = figures or self._figures
         if self._progress is not None:
-            self._progress.update(self._task, advance=advance, figures=figures)
+            self._progress.update(self._task, advance=advance, figures=self._figures)
         elif time.monotonic() - self._last_line > _PLAIN_INTERVAL or self._done >= self._total:
             self._last_line = time.monotonic()
             rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
             left = (self._total - self._done) / rate if rate else float("inf")
-            line = f"{self._label} {self._done}/{self._total}  {figures}  {left:.0f} s left"
+            line = f"{self._label} {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
         return self
 

@@ -72,7 +72,9 @@ def zeros_linear(features_in: int, features_out: int, dtype: DTypeLike, rngs: nn
 def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 10000.0) -> Float[Array, "batch dim"]:
     """Embedding cat[cos, sin] of original timesteps, fractional ones too (torch: timestep_embedding)."""
     half = dim // 2
-    freqs = np.exp(np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half))
+    exponents = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    # PyTorch's float32 exponential is correctly rounded more often than NumPy's.
+    freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * freqs[None]
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))

@@ -1,5 +1,6 @@
 """The training loop: data in, checkpoints, logs and grids out."""
 
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record
@@ -138,24 +140,19 @@ class Trainer:
             progress.bar("training", train.max_steps, self.step) as bar,
         ):
             log.picture(0, "data", self._previews.data())
-            meter = _Meter(train.batch_size, self.data)
-            rate = learning_rate(train.optimizer, train.max_steps)
-            previous = None
+            meter = _Meter(self.config, self.data, log, bar)
+            pending = None
             while self.step < train.max_steps and not interrupt.received:
                 batch = put_batch(next(self.data).arrays, self.mesh)
                 self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
                 # Reading the update before keeps the device busy while the host waits.
-                if previous is not None:
-                    meter.add(jax.device_get(previous))
-                previous = metrics
-                if self.step % train.log_every == 0:
-                    figures = meter.read() | {"learning_rate": float(rate(self.step - 1))}
-                    log.write(self.step, figures)
-                    meter.restart()
-                    bar.update(0, _headline(figures))
-                bar.update()
+                if pending is not None:
+                    meter.add(*pending)
+                pending = self.step, metrics
                 self._periodic(log)
+            if pending is not None:
+                meter.add(*pending)
             return self._finish(log, interrupt.received)
 
     def _make_previews(self) -> Previews:
@@ -208,33 +205,38 @@ class Trainer:
 
 
 class _Meter:
-    """Averages of the metrics since the last log line, and how fast it went."""
+    """Averages metrics between log lines, and how fast it went."""
 
-    def __init__(self, batch_size: int, data: DataStream) -> None:
-        self._batch_size, self._data = batch_size, data
-        self.restart()
+    def __init__(self, config: RunConfig, data: DataStream, log: RunLog, bar: progress.Bar) -> None:
+        self._train, self._data, self._log, self._bar = config.train, data, log, bar
+        self._rate = learning_rate(config.train.optimizer, config.train.max_steps)
+        self._restart()
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         self._sums: dict[str, float] = {}
         self._count, self._begun, self._waited = 0, time.monotonic(), self._data.wait_seconds
 
-    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
-        if not np.isfinite(metrics["loss"]):
+    def add(self, step: int, metrics: Mapping[str, Array]) -> None:
+        """Takes the metrics of one update, waiting for the device to have done it."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
             raise GlideError("the loss is not finite; the last checkpoint is kept: lower train.optimizer.learning_rate")
         self._count += 1
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if step % self._train.log_every == 0 or step == self._train.max_steps:
+            figures = self._read() | {"learning_rate": float(self._rate(step - 1))}
+            self._log.write(step, figures)
+            self._bar.update(0, f"loss {figures['loss']:.4f}  {figures['images_per_second']:.0f} images/s")
+            self._restart()
+        self._bar.update()
 
-    def read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, float]:
         elapsed = time.monotonic() - self._begun
-        return {name: total / max(self._count, 1) for name, total in self._sums.items()} | {
-            "images_per_second": self._count * self._batch_size / elapsed,
+        return {name: total / self._count for name, total in self._sums.items()} | {
+            "images_per_second": self._count * self._train.batch_size / elapsed,
             "data_wait_share": (self._data.wait_seconds - self._waited) / elapsed,
         }
-
-
-def _headline(figures: Mapping[str, float]) -> str:
-    return f"loss {figures.get('loss', float('nan')):.4f}  {figures['images_per_second']:.0f} images/s"
 
 
 def _due(step: int, every: int, last: bool) -> bool:

@@ -58,12 +58,14 @@ def test_remat_is_in_the_program_and_changes_no_gradient(policy):
 
 
 def test_remat_saves_memory():
-    def temporary_bytes(remat):
-        model = Glide(replace(TINY, num_res_blocks=3, image_size=32, xf_width=0), remat=remat)
-        program = jax.jit(jax.grad(lambda p: forward(model, p).mean())).lower(model.abstract_params())
-        return program.compile().memory_analysis().temp_size_in_bytes
+    def bytes_kept_for_the_backward_pass(remat):
+        model = Glide(replace(TINY, num_res_blocks=3), remat=remat)
+        # XLA for CPU may undo what is recomputed, so this looks at the program it is given.
+        kept = jax.eval_shape(lambda p: jax.vjp(lambda p: forward(model, p), p)[1], model.abstract_params())
+        weights = sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params()))
+        return sum(leaf.size for leaf in jax.tree.leaves(kept)) - weights
 
-    assert temporary_bytes("full") < 0.9 * temporary_bytes("none")
+    assert bytes_kept_for_the_backward_pass("full") < 0.5 * bytes_kept_for_the_backward_pass("none")
 
 
 def test_dropout_needs_a_key_and_drops_the_given_share():
@@ -121,10 +123,14 @@ def test_padding_takes_its_own_embedding_whatever_the_token():
 def test_every_option_of_the_reference_runs(changes):
     model = Glide(replace(TINY, **changes))
     params = random_params(model)
-    y = jax.jit(lambda p: forward(model, p))(params)
+
+    def square(params):
+        y = forward(model, params)
+        return jnp.square(y).sum(), y
+
+    used, y = jax.jit(jax.grad(square, has_aux=True))(params)
     assert y.shape == (2, 16, 16, 6)
     assert jnp.isfinite(y).all()
-    used = jax.jit(jax.grad(lambda p: jnp.square(forward(model, p)).sum()))(params)
     unused = [path for path, g in jax.tree_util.tree_leaves_with_path(used) if not jnp.any(g != 0)]
     assert not unused
 
