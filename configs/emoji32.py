@@ -1,4 +1,4 @@
-"""A small text-to-image model from scratch on the embedded pictures: ten minutes on two CPU cores.
+"""A small text-to-image model from scratch on the embedded pictures: a quarter of an hour on two CPU cores.
 
     python train.py --config configs/emoji32.py
 
@@ -11,7 +11,7 @@ from glide_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """After its 850 updates the main colour follows the caption for most foods, the shape for some."""
+    """After its 850 updates many colours follow the caption, shapes hardly (docs/emoji32.md has the figures)."""
     config = default_config()
     config.run_dir = "runs/emoji32"
     config.data.path = "datasets/emoji/train-food-3d.tar"

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from glide_jax.data import DataConfig, open_validation
-from glide_jax.images import grid, save_png
 from glide_jax.sample import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets" / "emoji"))
@@ -36,7 +35,6 @@ def main() -> None:
     parse.add_argument("--num_steps", type=int, default=50)
     parse.add_argument("--sampler", default="ddim")
     parse.add_argument("--guidance_scale", type=float, default=3.0)
-    parse.add_argument("--grid", type=Path, help="writes true and drawn pictures side by side here")
     args = parse.parse_args()
 
     pipeline = Pipeline.from_checkpoints(args.checkpoint, batch_size=32)
@@ -54,9 +52,6 @@ def main() -> None:
         _print(f"top-{top} of {len(set(things))} things", hits, things[chosen])
     colours = np.array([_colour(picture) for picture in drawn])
     _print("main colour", colours[:, None], np.array([_colour(pictures[i]) for i in chosen]))
-    if args.grid:
-        pairs = [np.concatenate([pictures[i], drawn[k]], axis=1) for k, i in enumerate(chosen[:24])]
-        save_png(args.grid, grid(pairs, prompts[:24], columns=6, cell=2 * drawn.shape[1] * 2))
 
 
 def _read(path: str, image_size: int) -> tuple[np.ndarray, list[str]]:
