@@ -10,6 +10,7 @@ from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import IO
 
+from glide_jax.cache import cache_folder
 from glide_jax.errors import GlideError
 from glide_jax.progress import Bar, bar
 
@@ -24,11 +25,6 @@ PUBLISHED = {
 }
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: GLIDE_JAX_CACHE, or ~/.cache/glide_jax."""
-    return Path(os.environ.get("GLIDE_JAX_CACHE") or "~/.cache/glide_jax").expanduser()
 
 
 def published(name: str, address: str = ADDRESS) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from glide_jax import progress
+from glide_jax.cache import cache_folder
 from glide_jax.data.config import DataConfig, endings
 from glide_jax.data.filters import Filters
 from glide_jax.data.shards import find_shards
@@ -193,8 +194,7 @@ class _Cache:
         stat = shard.stat()
         selection = [config.image_key, config.caption_key, asdict(config.filters)]
         name = hashlib.sha256(json.dumps([str(shard.resolve()), selection]).encode()).hexdigest()[:32]
-        root = Path(os.environ.get("GLIDE_JAX_CACHE") or "~/.cache/glide_jax").expanduser()
-        self._path = root / "webdataset" / f"{name}.npz"
+        self._path = cache_folder() / "webdataset" / f"{name}.npz"
         self._stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
 
     def load(self) -> ShardIndex | None:

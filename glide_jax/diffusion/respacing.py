@@ -15,7 +15,7 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
     Args:
         diffusion_steps: length T of the original process.
         respacing: "" for all; "N" or "N,M,..." for evenly many in equal sections, from 0 to T-1; "ddimN" for an
-            integer stride that gives exactly N; "leadingN" for the stride T // N, for any N; "fast27".
+            integer stride that gives exactly N; "fast27".
 
     Raises:
         GlideError: not of these forms, or not possible with T steps.
@@ -27,8 +27,6 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
         return np.append(steps[:-1], diffusion_steps - 3)
     if respacing.startswith("ddim"):
         return _strided(diffusion_steps, _counts(respacing.removeprefix("ddim"), respacing)[0])
-    if respacing.startswith("leading"):
-        return _leading(diffusion_steps, _counts(respacing.removeprefix("leading"), respacing)[0])
     return _sections(diffusion_steps, _counts(respacing, respacing))
 
 
@@ -49,12 +47,6 @@ def _strided(diffusion_steps: int, count: int) -> Int[np.ndarray, " steps"]:
     raise GlideError(
         f"no integer stride gives exactly {count} of {diffusion_steps} steps; use {str(count)!r} instead of ddim{count}"
     )
-
-
-def _leading(diffusion_steps: int, count: int) -> Int[np.ndarray, " steps"]:
-    if count > diffusion_steps:
-        raise GlideError(f"cannot take {count} timesteps from {diffusion_steps}; ask for at most {diffusion_steps}")
-    return np.arange(count) * (diffusion_steps // count)
 
 
 def _sections(diffusion_steps: int, counts: list[int]) -> Int[np.ndarray, " steps"]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
 from glide_jax.diffusion.respacing import space_timesteps
 from glide_jax.errors import GlideError
@@ -60,12 +60,12 @@ class Schedule:
     """A (possibly respaced) diffusion process; every table is float64 and indexed by its own step, ascending.
 
     Attributes:
-        timesteps: the original timestep of each step (torch: timestep_map).
+        timesteps: the original timestep of each step, possibly fractional (torch: timestep_map).
         betas: variance added by each step.
         diffusion_steps: T of the original process.
     """
 
-    timesteps: Int[np.ndarray, " steps"]
+    timesteps: Shaped[np.ndarray, " steps"]
     betas: Table
     diffusion_steps: int
 
@@ -78,8 +78,24 @@ class Schedule:
     def respace(self, respacing: str) -> Self:
         """Keeps only the timesteps that `respacing` names; to be called on a full schedule (torch: SpacedDiffusion)."""
         kept = space_timesteps(self.diffusion_steps, respacing)
-        abar = self.alphas_cumprod[kept]
-        return type(self)(kept, 1 - abar / np.append(1.0, abar[:-1]), self.diffusion_steps)
+        return self.from_alphas_cumprod(self.alphas_cumprod[kept], kept, self.diffusion_steps)
+
+    @classmethod
+    def from_alphas_cumprod(cls, abar: Table, timesteps: Shaped[np.ndarray, " steps"], diffusion_steps: int) -> Self:
+        """The process that passes through these levels, ascending in noise: betas = 1 - abar / abar_prev."""
+        return cls(timesteps, 1 - abar / np.append(1.0, abar[:-1]), diffusion_steps)
+
+    @cached_property
+    def sigmas(self) -> Table:
+        """sqrt((1 - abar) / abar): noise where the signal is not scaled down."""
+        return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+
+    def sigma_to_t(self, sigma: Float[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
+        """Original timestep of any sigma, linear in log sigma between two and clipped at the ends.
+
+        To be called on a full schedule (k-diffusion: OpenAIDenoiser.sigma_to_t).
+        """
+        return np.asarray(np.interp(np.log(sigma), np.log(self.sigmas), self.timesteps))
 
     @cached_property
     def alphas_cumprod(self) -> Table:

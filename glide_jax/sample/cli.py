@@ -1,86 +1,196 @@
 """The command line of `sample.py`."""
 
 import argparse
+import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from glide_jax import progress
-from glide_jax.diffusion.solvers import SAMPLERS
+from glide_jax.cache import keep_compiled_programs
+from glide_jax.diffusion.grid import SCHEDULES
+from glide_jax.diffusion.solvers import SAMPLERS, canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.images import grid, save_png
-from glide_jax.sample.options import SampleOptions
+from glide_jax.sample.compare import compare
+from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
 from glide_jax.sample.pipeline import Pipeline, Samples
 from glide_jax.tokenizer import GlideTokenizer
 
+_EXAMPLES = """\
+examples:
+  python sample.py --checkpoint runs/emoji32 --prompt "a 3d render of a turtle" --num_samples 4
+  python sample.py --checkpoint glide/base --upsampler glide/upsample --prompt "a red bicycle" --sampler dpmpp_2m
+  python sample.py --checkpoint glide/base --prompt "a hedgehog" --compare ddim,plms,dpmpp_2m --steps 10,20,50
+  python sample.py --checkpoint glide/base --prompt "the same in snow" --init_image house.jpg --strength 0.6
+  python sample.py --checkpoint glide/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
+  python sample.py --upsampler glide/upsample --prompt "a corgi" --image small.png
+"""
 _DEFAULTS = SampleOptions()
+_UP_OPTIONS = {"upsampler_sampler": "sampler", "upsampler_num_steps": "num_steps", "upsampler_schedule": "schedule",
+               "upsampler_guidance_scale": "guidance_scale", "upsample_temp": "temperature"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
     """All options of `sample.py`, with help that teaches."""
     parse = argparse.ArgumentParser(
         prog="sample.py",
-        description="Draws pictures from captions with a trained or converted GLIDE model.",
-        epilog='example: python sample.py --checkpoint runs/emoji32 --prompt "a 3d render of a turtle" --num_samples 4',
+        description="Draws pictures from captions with trained or converted GLIDE models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parse.add_argument
-    add("--checkpoint", required=True, help="run folder, one of its checkpoints, or a converted model")
-    add("--prompt", action="append", default=[], help="caption to draw; may be given several times")
-    add("--prompt_file", type=Path, help="text file with one caption a line")
-    add("--num_samples", type=int, default=1, help="pictures a caption (default: %(default)s)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("out"),
-        help="folder for the pictures and grid.png (default: %(default)s)",
-    )
-    add("--sampler", default=_DEFAULTS.sampler, help=f"{', '.join(SAMPLERS)} (default: %(default)s)")
-    add(
-        "--num_steps",
-        type=int,
-        default=_DEFAULTS.num_steps,
-        help="evenly spaced steps (default: %(default)s)",
-    )
-    add("--timestep_respacing", default="", help='in place of num_steps: "fast27", "ddim50", "10,10,3,2,2"')
-    add("--guidance_scale", type=float, default=_DEFAULTS.guidance_scale,
-        help="how hard to follow the caption; 1 is plainly (default: %(default)s)")  # fmt: skip
-    add("--eta", type=float, default=_DEFAULTS.eta, help="noise of ddim, 0 to 1 (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the same seed draws the same pictures (default: %(default)s)")
-    add("--batch_size", type=int, default=16, help="pictures drawn at once (default: %(default)s)")
-    add(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16"),
-        help="compute type (default: %(default)s)",
-    )
+    _add_models_and_prompts(parse)
+    _add_sampler(parse)
+    _add_guidance(parse)
+    _add_pictures(parse)
     return parse
+
+
+def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
+    add = parse.add_argument_group("models and prompts").add_argument
+    add("--checkpoint", metavar="DIR", help="base model: a run folder, one of its checkpoints, or a converted model")
+    add("--upsampler", metavar="DIR", help="upsampler that enlarges what the base model draws")
+    add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
+    add("--prompt", action="append", default=[], help="caption to draw; may be given several times")
+    add("--prompt_file", type=Path, metavar="FILE", help="text file with one caption a line")
+    add("--negative_prompt", default="", help="what to stay away from (with guidance)")
+    add("--num_samples", type=int, default=1, help="pictures a caption (default: %(default)s)")
+    add("--seed", type=int, default=0, help="the same seed draws the same pictures (default: %(default)s)")
+    add("--output", type=Path, default=Path("out"), metavar="DIR",
+        help="folder for the pictures and grid.png (default: %(default)s)")  # fmt: skip
+    add("--batch_size", type=int, default=16, help="pictures drawn at once (default: %(default)s)")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type (default: %(default)s)")
+    add("--compare", metavar="A,B,...", help="draw the first caption by each of these samplers into one labelled grid")
+    add("--steps", metavar="N,M,...", default="10,20,50", help="with --compare: step counts (default: %(default)s)")
+
+
+def _add_sampler(parse: argparse.ArgumentParser) -> None:
+    add = parse.add_argument_group("sampler").add_argument
+    add("--sampler", default=_DEFAULTS.sampler, metavar="NAME",
+        help="ddim is a safe choice; dpmpp_2m and unipc need fewest steps; ddpm, euler_ancestral and dpmpp_2m_sde add "
+        f"fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)} (default: %(default)s)")  # fmt: skip
+    add("--num_steps", type=int, default=_DEFAULTS.num_steps, help="noise levels to visit (default: %(default)s)")
+    add("--schedule", default=_DEFAULTS.schedule, choices=SCHEDULES,
+        help="which levels: timesteps in some spacing, or sigmas (default: %(default)s)")  # fmt: skip
+    add("--timestep_respacing", default="", metavar="SPEC",
+        help='in place of both: "fast27", "ddim50", "10,10,3,2,2"')  # fmt: skip
+    add("--sigma_min", type=float, help="lower end of karras, exponential, polyexponential")
+    add("--sigma_max", type=float, help="upper end (default: the model's, at most 80)")
+    add("--rho", type=float, help="power of karras (default 7) and polyexponential (default 1)")
+    add("--eta", type=float, help="share of fresh noise, 0 to 1: ddim (default 0), ancestral and sde ones (default 1)")
+    add("--s_churn", type=float, help="noise added before steps of euler, heun, dpm_2 (default: 0)")
+    add("--s_tmin", type=float, help="lowest sigma at which s_churn acts")
+    add("--s_tmax", type=float, help="highest sigma at which s_churn acts")
+    add("--s_noise", type=float, help="standard deviation of added noise (default: 1)")
+
+
+def _add_guidance(parse: argparse.ArgumentParser) -> None:
+    add = parse.add_argument_group("guidance").add_argument
+    add("--guidance_scale", type=float, default=_DEFAULTS.guidance_scale,
+        help="how hard to follow the caption; 1 is plainly and takes half the time (default: %(default)s)")  # fmt: skip
+    add("--guidance", default=_DEFAULTS.guidance, choices=("cfg", "cfg++", "apg"),
+        help="apg saturates less at high scales; cfg++ takes a scale of 0 to 1 (default: %(default)s)")  # fmt: skip
+    add("--guidance_interval", nargs=2, type=float, default=(0.0, math.inf), metavar=("LOW", "HIGH"),
+        help="guide only between these sigmas (default: always)")  # fmt: skip
+    add("--guidance_rescale", type=float, default=0.0,
+        help="0 to 1: take back the contrast that guidance adds (default: %(default)s)")  # fmt: skip
+    add("--apg_eta", type=float, default=_DEFAULTS.apg_eta, help="apg: share of the parallel part (%(default)s)")
+    add("--apg_momentum", type=float, default=_DEFAULTS.apg_momentum, help="apg: momentum (%(default)s)")
+    add("--apg_norm_threshold", type=float, default=0.0, help="apg: greatest length of an update (0: any)")
+    add("--thresholding", default=_DEFAULTS.thresholding, choices=("static", "dynamic", "none"),
+        help="how the predicted picture is kept in range (default: %(default)s)")  # fmt: skip
+    add("--dynamic_thresholding_ratio", type=float, default=_DEFAULTS.dynamic_thresholding_ratio,
+        help="quantile for dynamic thresholding (default: %(default)s)")  # fmt: skip
+    add("--clip_guidance_scale", type=float, default=0.0, help="strength of --clip (default: %(default)s)")
+
+
+def _add_pictures(parse: argparse.ArgumentParser) -> None:
+    add = parse.add_argument_group("from pictures").add_argument
+    add("--init_image", metavar="FILE", help="picture to start from, of any size (image to image)")
+    add("--strength", type=float, default=0.6, help="how far to leave it, 0 to 1 (default: %(default)s)")
+    add("--image", metavar="FILE", help="picture to complete by an inpainting model, or to enlarge")
+    add("--mask", metavar="FILE", help="white where that picture is kept, black where it is drawn anew")
+    add = parse.add_argument_group("upsampler").add_argument
+    add("--upsampler_sampler", help="as --sampler (default: ddim)")
+    add("--upsampler_num_steps", type=int, help="as --num_steps (default: GLIDE's 27 uneven steps, fast27)")
+    add("--upsampler_schedule", choices=SCHEDULES, help="as --schedule")
+    add("--upsampler_guidance_scale", type=float, help="as --guidance_scale (default: 1)")
+    add("--upsample_temp", type=float, help=f"factor of its starting noise (default: {UPSAMPLER_DEFAULTS.temperature})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws what the command line asks for and writes PNG files and a grid.
 
     Raises:
-        GlideError: no prompts, unreadable prompt file, no such checkpoint, impossible options, unwritable folder.
+        GlideError: no prompts, unreadable files, no such checkpoint, impossible options, unwritable folder.
     """
     args = parser().parse_args(argv)
+    keep_compiled_programs()
     prompts = [*args.prompt, *_read_prompts(args.prompt_file)]
-    if not prompts:
+    if args.checkpoint is None and args.upsampler is None:
+        raise GlideError("no model: give --checkpoint DIR (a base model), --upsampler DIR, or both")
+    if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to draw: give --prompt "a caption" or --prompt_file FILE')
-    options = {
-        name: getattr(args, name) for name in ("sampler", "num_steps", "timestep_respacing", "guidance_scale", "eta")
-    }
-    steps = SampleOptions(**options).count_steps()
-    pipeline = Pipeline.from_checkpoints(args.checkpoint, dtype=args.dtype, batch_size=args.batch_size)
-    _warn_of_cuts(prompts, pipeline.base.stage.model.config.text_ctx)
-    total = len(prompts) * args.num_samples * steps
-    with progress.bar("sampling", total) as bar:
-        samples = pipeline(prompts, num_images=args.num_samples, seed=args.seed, on_steps=bar.update, **options)
-    _write(
-        samples,
-        args.output,
-        {name: str(value) for name, value in options.items()} | {"checkpoint": args.checkpoint},
+    options = {field.name: getattr(args, field.name) for field in fields(SampleOptions) if hasattr(args, field.name)}
+    options["guidance_interval"] = tuple(options["guidance_interval"])
+    if args.init_image is None:
+        del options["strength"]
+    SampleOptions(**options)
+    samplers, steps = _comparison(args)
+    pipeline = Pipeline.from_checkpoints(
+        args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
+        dtype=args.dtype, batch_size=args.batch_size,
+    )  # fmt: skip
+    _warn_of_cuts(prompts, pipeline)
+    common = {"seed": args.seed, "upsampler_options": _upsampler_options(args)}
+    if args.checkpoint is None:
+        samples = _enlarge(pipeline, args, prompts)
+        _write(samples, args.output, {"upsampler": args.upsampler})
+        return 0
+    pictures = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
+    if samplers:
+        with progress.bar("comparing", len(samplers) * len(steps)) as bar:
+            sheet, lines = compare(pipeline, prompts[0], samplers, steps, bar, **pictures, **common, **options)
+        save_png(args.output / "comparison.png", sheet)
+        print("\n".join([*lines, f"comparison.png is in {args.output}"]))
+        return 0
+    count = len(prompts) * args.num_samples
+    total = pipeline.count_evaluations(
+        count, options, common["upsampler_options"], from_picture=args.init_image is not None
     )
-    print(f"{len(samples.images)} pictures and grid.png are in {args.output}")
+    with progress.bar("sampling", total) as bar:
+        samples = pipeline(prompts, num_images=args.num_samples, on_steps=bar.update, **pictures, **common, **options)
+    _write(samples, args.output, _metadata(args, options))
     return 0
+
+
+def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:
+    if args.compare is None:
+        return [], []
+    try:
+        steps = [int(part) for part in args.steps.split(",")]
+    except ValueError:
+        raise GlideError(f"--steps {args.steps!r} must be numbers with commas between, as 10,20,50") from None
+    if args.timestep_respacing:
+        raise GlideError("--compare varies --num_steps: leave out --timestep_respacing")
+    samplers = args.compare.split(",")
+    for sampler in samplers:
+        canonical_name(sampler)
+    return samplers, steps
+
+
+def _enlarge(pipeline: Pipeline, args: argparse.Namespace, prompts: list[str]) -> Samples:
+    if args.image is None:
+        raise GlideError("an upsampler alone enlarges a picture: give --image FILE, or a base model with --checkpoint")
+    options = _upsampler_options(args)
+    with progress.bar("enlarging", pipeline.count_evaluations(1, {}, options)) as bar:
+        return pipeline.upsample([args.image], prompts or "", seed=args.seed, on_steps=bar.update, **options)
+
+
+def _upsampler_options(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(args, flag) for flag, name in _UP_OPTIONS.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _read_prompts(path: Path | None) -> list[str]:
@@ -92,14 +202,27 @@ def _read_prompts(path: Path | None) -> list[str]:
         raise GlideError(f"cannot read --prompt_file {path}: {error}") from error
 
 
-def _warn_of_cuts(prompts: Sequence[str], text_ctx: int) -> None:
+def _warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
+    model = pipeline.base or pipeline.upsampler
+    assert model is not None
     for prompt in prompts:
-        if cut := GlideTokenizer().truncated(prompt, text_ctx):
+        if cut := GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
 
 
-def _write(samples: Samples, output: Path, options: dict[str, str]) -> None:
+def _metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
+    """What tells how a picture was made: everything but defaults."""
+    kept = {"sampler", "num_steps", "schedule", "guidance_scale"}
+    named = {name: value for name, value in options.items() if name in kept or value != getattr(_DEFAULTS, name)}
+    for name in ("checkpoint", "upsampler", "negative_prompt", "init_image", "image", "mask", *_UP_OPTIONS, "dtype"):
+        if getattr(args, name) not in (None, ""):
+            named[name] = getattr(args, name)
+    return {name: str(value) for name, value in named.items()}
+
+
+def _write(samples: Samples, output: Path, metadata: dict[str, str]) -> None:
     for image, prompt, index in zip(samples.images, samples.prompts, samples.indices, strict=True):
-        metadata = {"prompt": prompt, "seed": str(samples.seed), "index": str(index), **options}
-        save_png(output / f"{index:04d}.png", image, metadata)
+        own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
+        save_png(output / f"{index:04d}.png", image, own | metadata)
     save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=128))
+    print(f"{len(samples.images)} pictures and grid.png are in {output}")

@@ -2,41 +2,37 @@
 
 from dataclasses import dataclass
 
-from glide_jax.diffusion.respacing import space_timesteps
-from glide_jax.diffusion.solvers import SAMPLERS
+from glide_jax.diffusion.grid import GridOptions
+from glide_jax.diffusion.guidance import GuidanceOptions
+from glide_jax.diffusion.solvers import SAMPLERS_WITH_CFGPP, SolverOptions, canonical_name
+from glide_jax.diffusion.thresholding import Thresholding
 from glide_jax.errors import GlideError
 
 
-@dataclass(frozen=True, slots=True)
-class SampleOptions:
-    """Options of one sampling stage.
+@dataclass(frozen=True)
+class SampleOptions(SolverOptions, GridOptions, GuidanceOptions, Thresholding):
+    """Options of one sampling stage: which sampler, over which noise levels, with what guidance and thresholding.
 
     Attributes:
-        sampler: one of `glide_jax.diffusion.solvers.SAMPLERS`.
-        num_steps: timesteps 0, s, 2s, ... with s = T // num_steps ("leading" spacing); used where
-            `timestep_respacing` is empty. They stop short of the last timesteps on purpose: at t = 999 of the cosine
-            schedule no network can tell x_0, and the saturated guess would tint the picture.
-        timestep_respacing: which timesteps to visit, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or
-            "fast27".
-        guidance_scale: 1 follows the caption plainly, more follows it harder; classifier-free guidance is off at 1.
-        eta: share of ancestral noise of "ddim", in [0, 1].
+        strength: where a picture to start from is given, the share of the levels to go through, from 0 (the picture
+            as it is) to 1 (pure noise: nothing of it is left) (Meng et al. 2021, arXiv:2108.01073).
+        temperature: factor of the starting noise; GLIDE's upsampler uses 0.997 (torch: upsample_temp).
+        clip_guidance_scale: strength of the noised CLIP's gradient, where one is loaded; 0 is off.
     """
 
-    sampler: str = "ddim"
-    num_steps: int = 50
-    timestep_respacing: str = ""
-    guidance_scale: float = 3.0
-    eta: float = 0.0
+    strength: float = 1.0
+    temperature: float = 1.0
+    clip_guidance_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise GlideError(f"num_steps must be at least 1, not {self.num_steps} (samplers: {', '.join(SAMPLERS)})")
+        for part in (SolverOptions, GridOptions, GuidanceOptions, Thresholding):
+            part.__post_init__(self)
+        if self.guidance == "cfg++" and canonical_name(self.sampler) not in SAMPLERS_WITH_CFGPP:
+            raise GlideError(f"guidance cfg++ works with {', '.join(SAMPLERS_WITH_CFGPP)}, not with {self.sampler}")
+        if not 0 <= self.strength <= 1:
+            raise GlideError(f"strength must be in [0, 1], not {self.strength}")
+        if self.temperature <= 0:
+            raise GlideError(f"temperature must be positive, not {self.temperature}")
 
-    @property
-    def respacing(self) -> str:
-        """The respacing string that is in force."""
-        return self.timestep_respacing or f"leading{self.num_steps}"
 
-    def count_steps(self, diffusion_steps: int = 1000) -> int:
-        """How many steps that is; raises `GlideError` where the respacing cannot be given."""
-        return len(space_timesteps(diffusion_steps, self.respacing))
+UPSAMPLER_DEFAULTS = SampleOptions(timestep_respacing="fast27", guidance_scale=1.0, temperature=0.997)

@@ -1,23 +1,23 @@
-"""Prompts to pictures: checkpoints in, uint8 images out."""
+"""Prompts to pictures: base model, then upsampler; uint8 images out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
-from glide_jax.checkpoint import load_weights, read_record
-from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
-from glide_jax.images import to_uint8
-from glide_jax.models import Glide, ModelConfig, Params
-from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
-from glide_jax.sample.options import SampleOptions
-from glide_jax.sample.stage import OnSteps, Stage
+from glide_jax.images import from_uint8, to_uint8
+from glide_jax.sample.loading import LoadedClip, LoadedModel
+from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
+from glide_jax.sample.pictures import Given, load_mask, load_picture
+from glide_jax.sample.stage import Inputs, OnSteps
+
+Pixels = UInt8[np.ndarray, "n height width 3"]
 
 
 @dataclass(frozen=True)
@@ -25,64 +25,79 @@ class Samples:
     """Pictures and what they were drawn from, in order.
 
     Attributes:
-        images: uint8 [n, height, width, 3].
+        images: uint8 [n, height, width, 3], of the last stage.
         prompts: caption of each picture.
         indices: number of each picture, which with the seed decides its noise.
         seed: the seed they share.
+        small: the base model's pictures, where an upsampler enlarged them.
     """
 
-    images: UInt8[np.ndarray, "n height width 3"]
+    images: Pixels
     prompts: list[str]
     indices: list[int]
     seed: int
+    small: UInt8[np.ndarray, "n small_height small_width 3"] | None = None
 
     def pil(self) -> list[Image.Image]:
         """The pictures as PIL images."""
         return [Image.fromarray(image) for image in self.images]
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A stage and its weights."""
-
-    stage: Stage
-    params: Params
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, dtype: str = "float32") -> Self:
-        """Loads a run folder, one of its steps, or a converted model: EMA weights where there are any.
-
-        Raises:
-            GlideError: no checkpoint there, or one of another kind.
-        """
-        record = read_record(path)
-        if "model" not in record or "diffusion" not in record:
-            raise GlideError(f"{path} holds no GLIDE model (its record has no model and diffusion entries)")
-        model = Glide(_from_record(ModelConfig, record["model"]), dtype)
-        abstract = _placed(model.abstract_params())
-        stage = Stage(model, _from_record(DiffusionConfig, record["diffusion"]))
-        return cls(stage, load_weights(path, abstract))
-
-
 class Pipeline:
-    """Text to image with a base model.
+    """Text to image: a base model, an upsampler, or one after the other.
 
     Args:
-        base: the model.
+        base: draws small pictures from text.
+        upsampler: enlarges them.
+        clip: the noised CLIP, for `clip_guidance_scale`.
         batch_size: pictures drawn at once; longer requests are split.
+
+    Raises:
+        GlideError: neither model, a model in the wrong place, or two that do not fit each other.
     """
 
-    def __init__(self, base: LoadedModel, batch_size: int = 16) -> None:
-        if base.stage.model.config.super_res:
-            raise GlideError("the base checkpoint is an upsampler; give a base model")
+    def __init__(
+        self,
+        base: LoadedModel | None = None,
+        upsampler: LoadedModel | None = None,
+        clip: LoadedClip | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        if base is None and upsampler is None:
+            raise GlideError("no model: give a base checkpoint, an upsampler, or both")
+        if base is not None and base.stage.model.config.super_res:
+            raise GlideError("the base checkpoint is an upsampler; give a base model, or give it as the upsampler")
+        if upsampler is not None and not upsampler.stage.model.config.super_res:
+            raise GlideError("the upsampler's checkpoint is a base model")
+        if base is not None and upsampler is not None:
+            small, expected = base.stage.model.config.image_size, upsampler.stage.model.config.low_res_size
+            if small != expected:
+                raise GlideError(f"the upsampler enlarges pictures of {expected} pixels; the base draws {small}")
         if batch_size < 1:
             raise GlideError(f"batch_size must be at least 1, not {batch_size}")
-        self.base, self.batch_size = base, batch_size
+        self.base, self.upsampler, self.clip, self.batch_size = base, upsampler, clip, batch_size
 
     @classmethod
-    def from_checkpoints(cls, base: str | Path, *, dtype: str = "float32", batch_size: int = 16) -> Self:
-        """Loads what is needed from checkpoint folders."""
-        return cls(LoadedModel.from_checkpoint(base, dtype), batch_size)
+    def from_checkpoints(
+        cls,
+        base: str | Path | None = None,
+        upsampler: str | Path | None = None,
+        *,
+        clip_text: str | Path | None = None,
+        clip_image: str | Path | None = None,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> Self:
+        """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together."""
+        if (clip_text is None) != (clip_image is None):
+            raise GlideError("the noised CLIP needs both clip_text and clip_image")
+        clip = None if clip_text is None or clip_image is None else LoadedClip.from_checkpoints(clip_text, clip_image)
+        return cls(
+            None if base is None else LoadedModel.from_checkpoint(base, dtype, clip),
+            None if upsampler is None else LoadedModel.from_checkpoint(upsampler, dtype),
+            clip,
+            batch_size,
+        )
 
     def __call__(
         self,
@@ -90,47 +105,176 @@ class Pipeline:
         *,
         num_images: int = 1,
         seed: int = 0,
+        negative_prompt: str = "",
+        init_image: Given | None = None,
+        image: Given | None = None,
+        mask: Given | None = None,
+        x_t: Float[np.ndarray, "n height width 3"] | None = None,
+        upsampler_options: Mapping[str, Any] | None = None,
         on_steps: OnSteps | None = None,
         **options: Any,
     ) -> Samples:
-        """Draws `num_images` pictures of each prompt.
+        """Draws `num_images` pictures of each prompt with the base model, and enlarges them if there is an upsampler.
 
         Args:
             prompts: one caption or several.
             num_images: pictures a prompt.
             seed: in [0, 2^31); picture i of the request is the same whatever the batch size.
-            on_steps: called with the number of image steps just done (a batch of 4 doing 5 steps reports 20).
-            **options: of `SampleOptions`: sampler, num_steps, guidance_scale, ...
+            negative_prompt: what guidance leads away from.
+            init_image: picture to start from; `strength` says how far to leave it (image to image).
+            image, mask: picture to complete with an inpainting model, and where it is kept (white) or drawn (black).
+            x_t: noise to start from in place of drawn noise, one for each picture, as `invert` gives it.
+            upsampler_options: of the upsampler's `SampleOptions`, in place of GLIDE's own ("fast27" DDIM, no guidance).
+            on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20).
+            **options: of the base model's `SampleOptions`: sampler, num_steps, guidance_scale, ...
+
+        Raises:
+            GlideError: nothing to draw, impossible options, or pictures that the models cannot use.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts or num_images < 1:
-            raise GlideError("nothing to draw: give at least one prompt and num_images of at least 1")
-        if not 0 <= seed < 2**31:
-            raise GlideError(f"seed must be in [0, 2^31), not {seed}")
-        sample_options = SampleOptions(**options)
-        rows = [prompt for prompt in prompts for _ in range(num_images)]
-        size = min(self.batch_size, len(rows))
+        if self.base is None:
+            raise GlideError("no base model: an upsampler alone enlarges pictures (Pipeline.upsample, or --image)")
+        rows = _rows(prompts, num_images)
+        _check_seed(seed)
+        base_options, up_options = SampleOptions(**options), self._upsampler_options(upsampler_options)
+        clip_params = None if self.clip is None else self.clip.params
+        _check_inpainting(self.base, image, mask)
+
+        def inputs(model: LoadedModel, picked: list[int], **more: Any) -> Inputs:
+            size, count = model.stage.model.config.image_size, len(picked)
+            if image is not None and mask is not None and model.stage.model.config.inpaint:
+                more["inpaint_image"] = _repeat(load_picture(image, size), count)
+                more["inpaint_mask"] = _repeat(load_mask(mask, size), count)
+            return Inputs([rows[i] for i in picked], picked, negative_prompt, **more)
+
+        def draw(picked: list[int], report: OnSteps | None) -> tuple[np.ndarray, np.ndarray | None]:
+            assert self.base is not None
+            more: dict[str, Any] = {} if x_t is None else {"x_t": np.asarray(x_t)[picked]}
+            if init_image is not None:
+                size = self.base.stage.model.config.image_size
+                more["init_image"] = _repeat(load_picture(init_image, size), len(picked))
+            given = inputs(self.base, picked, **more)
+            small = to_uint8(jax.device_get(self.base.stage.sample(
+                self.base.params, given, base_options, seed=seed, clip_params=clip_params, on_steps=report
+            )))  # fmt: skip
+            if self.upsampler is None:
+                return small, None
+            up_inputs = inputs(self.upsampler, picked, low_res=from_uint8(small))
+            up = self.upsampler.stage.sample(self.upsampler.params, up_inputs, up_options, seed=seed, on_steps=report)
+            return to_uint8(jax.device_get(up)), small
+
+        images, small = self._in_batches(len(rows), draw, on_steps)
+        return Samples(images, rows, list(range(len(rows))), seed, small)
+
+    def upsample(
+        self,
+        images: Sequence[Given],
+        prompts: str | Sequence[str] = "",
+        *,
+        seed: int = 0,
+        on_steps: OnSteps | None = None,
+        **options: Any,
+    ) -> Samples:
+        """Enlarges pictures of any size, each brought to the upsampler's input size first.
+
+        Args:
+            images: files, PIL images or uint8 arrays.
+            prompts: what they show, one for all or one each.
+            seed, on_steps: as in a call.
+            **options: of `SampleOptions`, in place of GLIDE's own.
+        """
+        if self.upsampler is None:
+            raise GlideError("no upsampler was given")
+        rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, str) or len(prompts) == 1 else 1)
+        if len(rows) != len(images) or not rows:
+            raise GlideError(f"{len(rows)} prompts for {len(images)} pictures: give one for all, or one each")
+        _check_seed(seed)
+        up_options = self._upsampler_options(options)
+        size = self.upsampler.stage.model.config.low_res_size
+        low_res = np.stack([load_picture(image, size) for image in images])
+
+        def draw(picked: list[int], report: OnSteps | None) -> tuple[np.ndarray, np.ndarray | None]:
+            assert self.upsampler is not None
+            inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
+            drawn = self.upsampler.stage.sample(self.upsampler.params, inputs, up_options, seed=seed, on_steps=report)
+            return to_uint8(jax.device_get(drawn)), to_uint8(low_res[picked])
+
+        drawn, small = self._in_batches(len(rows), draw, on_steps)
+        return Samples(drawn, rows, list(range(len(rows))), seed, small)
+
+    def invert(self, image: Given, prompt: str = "", **options: Any) -> Float[np.ndarray, "1 height width 3"]:
+        """The noise from which DDIM draws `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
+
+        Guidance is off unless `guidance_scale` is given: the way back is the more exact, the closer it is to 1.
+        """
+        if self.base is None:
+            raise GlideError("no base model was given")
+        stage = self.base.stage
+        picture = load_picture(image, stage.model.config.image_size)[None]
+        sample_options = SampleOptions(**{"guidance_scale": 1.0, **options})
+        return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=picture), sample_options))
+
+    def count_evaluations(
+        self,
+        pictures: int,
+        options: Mapping[str, Any],
+        upsampler_options: Mapping[str, Any] | None = None,
+        *,
+        from_picture: bool = False,
+    ) -> int:
+        """How many image evaluations `on_steps` will report for so many pictures."""
+        total = 0
+        if self.base is not None:
+            base_options = SampleOptions(**options)
+            from_picture = from_picture and base_options.strength < 1
+            total += self.base.stage.count_evaluations(base_options, from_picture=from_picture)
+        if self.upsampler is not None:
+            total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options))
+        return pictures * total
+
+    def _upsampler_options(self, options: Mapping[str, Any] | None) -> SampleOptions:
+        given = dict(options or {})
+        if {"num_steps", "schedule"} & given.keys():
+            given.setdefault("timestep_respacing", "")
+        return replace(UPSAMPLER_DEFAULTS, **given)
+
+    def _in_batches(
+        self,
+        count: int,
+        draw: Callable[[list[int], OnSteps | None], tuple[np.ndarray, np.ndarray | None]],
+        on_steps: OnSteps | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """All pictures, `batch_size` at a time; a short last batch is filled up to run the same program."""
+        size = min(self.batch_size, count)
         images: list[np.ndarray] = []
-        for first in range(0, len(rows), size):
-            real = min(size, len(rows) - first)
-            # A short last batch is filled up so that it runs the program already compiled.
-            picked = [min(first + i, len(rows) - 1) for i in range(size)]
+        small: list[np.ndarray] = []
+        for first in range(0, count, size):
+            real = min(size, count - first)
             report = None if on_steps is None else (lambda steps, real=real: on_steps(steps * real))
-            batch = self.base.stage.sample(
-                self.base.params,
-                [rows[i] for i in picked],
-                picked,
-                sample_options,
-                seed=seed,
-                on_steps=report,
-            )
-            images.append(to_uint8(jax.device_get(batch))[:real])
-        return Samples(np.concatenate(images), rows, list(range(len(rows))), seed)
+            drawn, before = draw([min(first + i, count - 1) for i in range(size)], report)
+            images.append(drawn[:real])
+            if before is not None:
+                small.append(before[:real])
+        return np.concatenate(images), np.concatenate(small) if small else None
 
 
-def _from_record(config_class: type, values: dict[str, Any]) -> Any:
-    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+def _rows(prompts: str | Sequence[str], num_images: int) -> list[str]:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or num_images < 1:
+        raise GlideError("nothing to draw: give at least one prompt and num_images of at least 1")
+    return [prompt for prompt in prompts for _ in range(num_images)]
 
 
-def _placed(abstract: Params) -> Params:
-    return with_shardings(abstract, state_shardings(abstract, make_mesh(ParallelConfig())))
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise GlideError(f"seed must be in [0, 2^31), not {seed}")
+
+
+def _check_inpainting(base: LoadedModel, image: Given | None, mask: Given | None) -> None:
+    if (image is None) != (mask is None):
+        raise GlideError("inpainting needs both an image and a mask")
+    if image is not None and not base.stage.model.config.inpaint:
+        raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
+
+
+def _repeat(picture: np.ndarray, count: int) -> np.ndarray:
+    return np.repeat(picture[None], count, axis=0)

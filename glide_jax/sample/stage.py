@@ -1,28 +1,81 @@
-"""One model drawing pictures: noise to images in one compiled program per (batch size, solver, chunk of steps)."""
+"""One model drawing pictures: noise to images in one compiled program per (batch size, kind of solver)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from glide_jax.diffusion.denoiser import Network, denoiser
-from glide_jax.diffusion.guidance import classifier_free
+from glide_jax.diffusion.denoiser import Gradient, denoiser
+from glide_jax.diffusion.forward import Image
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.guidance import Method, Strengths, guided, initial_memory
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.diffusion.solvers import make_plan
-from glide_jax.diffusion.solvers.solver import Solver, run_steps
-from glide_jax.models import Conditioning, EncodedText, Glide, Params
+from glide_jax.diffusion.solvers.ddim import ddim_inversion
+from glide_jax.diffusion.solvers.solver import Plan, Solver, run_steps
+from glide_jax.diffusion.thresholding import Thresholding, paste
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Params
+from glide_jax.parallel import batch_sharding
 from glide_jax.randomness import fold, normal_per_example, stream_key
 from glide_jax.sample.options import SampleOptions
-from glide_jax.tokenizer import GlideTokenizer
+from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer
 
-# Progress is reported about this many times a batch; each report is one call of the compiled chunk.
+# Progress is reported about this many times a batch; each report is one call of the compiled program.
 _REPORTS = 10
 
 OnSteps = Callable[[int], object]
+Pictures = Float[np.ndarray, "batch _height _width _channels"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one batch is drawn from; all pictures are in [-1, 1], one for each prompt.
+
+    Attributes:
+        prompts: one caption a picture.
+        indices: number of each picture, which with the seed decides its noise: the same pair gives the same picture
+            in any batch.
+        negative_prompt: what guidance leads away from.
+        low_res: small pictures, for an upsampler.
+        inpaint_image, inpaint_mask: pictures of which the part with mask 1 is kept, for an inpainting model.
+        init_image: pictures to start from, as far as `SampleOptions.strength` leaves them.
+        x_t: noise to start from, of unit variance, in place of drawn noise.
+    """
+
+    prompts: Sequence[str]
+    indices: Sequence[int]
+    negative_prompt: str = ""
+    low_res: Pictures | None = None
+    inpaint_image: Pictures | None = None
+    inpaint_mask: Pictures | None = None
+    init_image: Pictures | None = None
+    x_t: Pictures | None = None
+
+
+class ClipGuide(NamedTuple):
+    """The noised CLIP's wish: pictures like these texts."""
+
+    params: Params
+    text: Float[Array, "batch n_embd"]
+    scale: Float[Array, ""]
+
+
+class _Request(NamedTuple):
+    """All arguments of the compiled program that stay the same from step to step."""
+
+    params: Params
+    conditioning: Conditioning
+    known: tuple[Image, Image] | None
+    strengths: Strengths
+    clip: ClipGuide | None
+    seed: Int[Array, ""]
+    indices: Int[Array, " batch"]
 
 
 class Stage:
@@ -31,109 +84,232 @@ class Stage:
     Args:
         model: the network.
         diffusion: the schedule it was trained on.
+        clip: network whose gradient may guide it.
+        mesh: devices to spread a batch over where it divides evenly; by default the first one.
     """
 
-    def __init__(self, model: Glide, diffusion: DiffusionConfig) -> None:
-        self.model = model
+    def __init__(
+        self, model: Glide, diffusion: DiffusionConfig, clip: NoisedClip | None = None, mesh: Mesh | None = None
+    ) -> None:
+        self.model, self.clip, self.mesh = model, clip, mesh
         self.schedule = Schedule.from_config(diffusion)
         self._encode = jax.jit(model.encode_text)
-        self._start = jax.jit(self._start_impl, static_argnums=0)
-        self._chunk = jax.jit(self._chunk_impl, static_argnums=(0, 1), donate_argnums=4)
+        self._encode_clip = None if clip is None else jax.jit(clip.encode_text)
+        self._start = jax.jit(self._start_impl, static_argnums=(0, 1))
+        self._run = jax.jit(self._run_impl, static_argnums=(0, 1, 2), donate_argnums=4)
+
+    def grid(self, options: SampleOptions, *, from_picture: bool = False) -> Grid | None:
+        """The levels to visit; `from_picture` leaves out those that `strength` skips, None if that is all.
+
+        Raises:
+            GlideError: steps or sigmas that the schedule cannot give.
+        """
+        grid = Grid.from_options(self.schedule, options)
+        count = round(options.strength * len(grid)) if from_picture else len(grid)
+        return grid.last(count) if count else None
+
+    def count_evaluations(self, options: SampleOptions, *, from_picture: bool = False) -> int:
+        """How often the model is evaluated for a picture; raises `GlideError` as `grid` does."""
+        grid = self.grid(options, from_picture=from_picture)
+        return 0 if grid is None else len(options.plan(grid)[1])
 
     def sample(
         self,
         params: Params,
-        prompts: Sequence[str],
-        indices: Sequence[int],
+        inputs: Inputs,
         options: SampleOptions,
         *,
-        seed: int,
-        low_res: Float[np.ndarray, "batch low_height low_width 3"] | None = None,
+        seed: int = 0,
+        clip_params: Params | None = None,
         on_steps: OnSteps | None = None,
     ) -> Float[Array, "batch height width 3"]:
         """Draws one picture for each prompt, as one batch.
 
         Args:
             params: the model's weights.
-            prompts: one caption a picture.
-            indices: number of each picture, which with the seed decides its noise: the same pair gives the same
-                picture in any batch.
-            options: sampler, steps, guidance.
+            inputs: what to draw.
+            options: sampler, levels, guidance.
             seed: in [0, 2^31).
-            low_res: small pictures in [-1, 1], for an upsampler.
-            on_steps: called with the number of steps just done.
+            clip_params: the weights of `clip`, needed if `options.clip_guidance_scale` is not 0.
+            on_steps: called with the number of evaluations just done.
 
         Returns:
             Pictures in [-1, 1].
         """
-        solver, plan = make_plan(options.sampler, self.schedule, options.respacing, options.eta)
-        guided = options.guidance_scale != 1.0 and self.model.config.xf_width > 0
-        conditioning = Conditioning(self._text(params, prompts, guided), _pair(low_res, guided))
-        picture_indices = jnp.asarray(indices, jnp.int32)
-        carry = self._start(solver, jnp.int32(seed), picture_indices)
-        size = -(-len(plan) // _REPORTS) if on_steps else len(plan)
-        rows, active = plan.padded(size)
-        scale = jnp.float32(options.guidance_scale)
-        for first in range(0, len(active), size):
-            chunk = slice(first, first + size)
-            chunk_rows = jax.tree.map(lambda column: column[chunk], rows)  # noqa: B023
-            carry = self._chunk(
-                solver, guided, params, conditioning, carry, chunk_rows, jnp.int32(first), active[chunk], scale,
-                jnp.int32(seed), picture_indices,
-            )  # fmt: skip
-            if on_steps:
-                jax.block_until_ready(carry)
-                on_steps(int(active[chunk].sum()))
+        from_picture = inputs.init_image is not None and options.strength < 1
+        grid = self.grid(options, from_picture=from_picture)
+        if grid is None:
+            return jnp.asarray(inputs.init_image)
+        solver, plan = options.plan(grid)
+        picture = self._put(inputs.init_image) if from_picture else None
+        request = self._request(params, inputs, options.method, options, seed, clip_params)
+        x_t = None if inputs.x_t is None else self._put(inputs.x_t)
+        carry = self._start(
+            solver,
+            options.method,
+            request,
+            picture,
+            x_t,
+            jax.tree.map(jnp.float32, plan.start),
+            jnp.float32(options.temperature),
+        )
+        static = (solver, options.method, Thresholding(options.thresholding, options.dynamic_thresholding_ratio))
+        carry = self._loop(static, request, carry, plan, on_steps)
         return jnp.clip(solver.finish(carry[0]), -1.0, 1.0)
 
-    def _text(self, params: Params, prompts: Sequence[str], guided: bool) -> EncodedText | None:
-        """Encodes each distinct prompt once; rows are the prompts, then as many empty ones if guided."""
-        encoded = {prompt: self._encode_one(params, prompt) for prompt in {*prompts, *([""] if guided else [])}}
-        rows = [encoded[prompt] for prompt in prompts] + ([encoded[""]] * len(prompts) if guided else [])
+    def invert(
+        self, params: Params, inputs: Inputs, options: SampleOptions, *, on_steps: OnSteps | None = None
+    ) -> Float[Array, "batch height width 3"]:
+        """The noise from which DDIM at eta 0 would draw `inputs.init_image`: to be given as `Inputs.x_t`.
+
+        The levels are those of `options`; its sampler and thresholding have no part in it.
+        """
+        solver, plan = ddim_inversion(Grid.from_options(self.schedule, options))
+        request = self._request(params, inputs, options.method, options, 0, None)
+        picture = self._put(inputs.init_image)
+        carry = (solver.init(picture), initial_memory(options.method, picture))
+        return solver.finish(self._loop((solver, options.method, None), request, carry, plan, on_steps)[0])
+
+    def _loop(
+        self,
+        static: tuple[Solver, Method, Thresholding | None],
+        request: _Request,
+        carry: tuple[Any, Any],
+        plan: Plan,
+        on_steps: OnSteps | None,
+    ) -> tuple[Any, Any]:
+        rows = jax.tree.map(jnp.asarray, plan.on_device())
+        size = -(-len(plan) // _REPORTS) if on_steps else len(plan)
+        for first in range(0, len(plan), size):
+            end = min(first + size, len(plan))
+            carry = self._run(*static, request, carry, rows, jnp.int32(first), jnp.int32(end))
+            if on_steps:
+                jax.block_until_ready(carry)
+                on_steps(end - first)
+        return carry
+
+    def _request(
+        self,
+        params: Params,
+        inputs: Inputs,
+        method: Method,
+        options: SampleOptions,
+        seed: int,
+        clip_params: Params | None,
+    ) -> _Request:
+        paired = method.kind != "none"
+        text = self._text(params, inputs.prompts, inputs.negative_prompt if paired else None)
+        given = (inputs.low_res, inputs.inpaint_image, inputs.inpaint_mask)
+        pictures = [None if given is None else self._put(np.asarray(given, np.float32)) for given in given]
+        twice = [_twice(picture) if paired else picture for picture in pictures]
+        known = None if pictures[1] is None or pictures[2] is None else (pictures[1], pictures[2])
+        return _Request(
+            params,
+            Conditioning(self._put(text), *twice),
+            known,
+            options.strengths,
+            self._clip_guide(inputs.prompts, options.clip_guidance_scale, clip_params),
+            jnp.int32(seed),
+            self._put(jnp.asarray(inputs.indices, jnp.int32)),
+        )
+
+    def _put(self, tree: PyTree) -> Any:
+        """Splits the leading axis over the mesh, if there is one that divides it."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        sharding, devices = batch_sharding(self.mesh), self.mesh.size
+        return jax.tree.map(lambda x: jax.device_put(x, sharding) if len(x) % devices == 0 else jnp.asarray(x), tree)
+
+    def _text(self, params: Params, prompts: Sequence[str], negative: str | None) -> EncodedText | None:
+        """Encodes each distinct prompt once; rows are the prompts, then as many negative ones if guided."""
+        against = [] if negative is None else [negative]
+        encoded = {prompt: self._encode_one(params, prompt) for prompt in {*prompts, *against}}
+        rows = [encoded[prompt] for prompt in [*prompts, *against * len(prompts)]]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
 
     def _encode_one(self, params: Params, prompt: str) -> EncodedText | None:
         tokens, mask = GlideTokenizer().padded(prompt, self.model.config.text_ctx)
-        return self._encode(params, tokens, mask)
+        return self._encode(params, jnp.asarray(tokens), jnp.asarray(mask))
+
+    def _clip_guide(self, prompts: Sequence[str], scale: float, params: Params | None) -> ClipGuide | None:
+        if scale == 0:
+            return None
+        if self.clip is None or self.clip.image is None or self._encode_clip is None or params is None:
+            raise GlideError("clip_guidance_scale needs a noised CLIP: give its text and image checkpoints")
+        if self.clip.image.image_size != self.model.config.image_size:
+            raise GlideError(
+                f"the noised CLIP sees pictures of {self.clip.image.image_size} pixels and cannot guide a model"
+                f" of {self.model.config.image_size}"
+            )
+        text = self._encode_clip(params, *ClipTokenizer().padded(list(prompts)))
+        return ClipGuide({"image": params["image"]}, self._put(text), jnp.float32(scale))
+
+    def _stream(self, seed: Int[Array, ""], name: str) -> PRNGKeyArray:
+        """A base model and its upsampler draw different noise."""
+        return stream_key(seed, f"{name}/{self.model.config.image_size}")
 
     def _shape(self) -> tuple[int, int, int]:
         return (self.model.config.image_size, self.model.config.image_size, 3)
 
-    def _start_impl(self, solver: Solver, seed: Int[Array, ""], indices: Int[Array, " batch"]) -> tuple[Any, Any]:
-        return solver.init(normal_per_example(stream_key(seed, "x_T"), indices, self._shape())), None
-
-    def _chunk_impl(
+    def _start_impl(
         self,
         solver: Solver,
-        guided: bool,
-        params: Params,
-        conditioning: Conditioning,
+        method: Method,
+        request: _Request,
+        picture: Image | None,
+        x_t: Image | None,
+        start: Any,
+        temperature: Float[Array, ""],
+    ) -> tuple[Any, Any]:
+        noise = x_t
+        if noise is None:
+            noise = temperature * normal_per_example(self._stream(request.seed, "x_T"), request.indices, self._shape())
+        x = start.noise_alone * noise if picture is None else start.picture * picture + start.noise * noise
+        return solver.init(x), initial_memory(method, x)
+
+    def _run_impl(
+        self,
+        solver: Solver,
+        method: Method,
+        thresholding: Thresholding | None,
+        request: _Request,
         carry: tuple[Any, Any],
         rows: Any,
         first: Int[Array, ""],
-        active: Bool[Array, " steps"],
-        scale: Float[Array, ""],
-        seed: Int[Array, ""],
-        indices: Int[Array, " batch"],
+        end: Int[Array, ""],
     ) -> tuple[Any, Any]:
-        network: Network = partial(self._network, params, conditioning)
-        if guided:
-            network = classifier_free(network, scale)
-        key = stream_key(seed, "sampler")
-        noise = lambda number: normal_per_example(fold(key, number), indices, self._shape())  # noqa: E731
-        return run_steps(solver, denoiser(network), noise, carry, rows, first, active)
+        under = request.conditioning
+        batch = len(request.indices)
+        conditional = jax.tree.map(lambda x: x[:batch], under)
+        predict = guided(
+            method,
+            request.strengths,
+            partial(self._network, request.params, conditional),
+            partial(self._network, request.params, under),
+        )
+
+        def process(x_0: Image) -> Image:
+            if thresholding is not None:
+                x_0 = thresholding(x_0)
+            return x_0 if request.known is None else paste(x_0, *request.known)
+
+        key = self._stream(request.seed, "sampler")
+        noise = lambda number: normal_per_example(fold(key, number), request.indices, self._shape())  # noqa: E731
+        denoise = denoiser(predict, process, self._gradient(request.clip))
+        return run_steps(solver, denoise, noise, carry, rows, first, end)
+
+    def _gradient(self, guide: ClipGuide | None) -> Gradient | None:
+        if guide is None:
+            return None
+        assert self.clip is not None
+        clip = self.clip
+        return lambda x, t: clip.guidance(guide.params, x, t, guide.text, guide.scale)
 
     def _network(
-        self,
-        params: Params,
-        conditioning: Conditioning,
-        x: Float[Array, "rows h w 3"],
-        t: Float[Array, " rows"],
+        self, params: Params, conditioning: Conditioning, x: Image, t: Float[Array, " rows"]
     ) -> Float[Array, "rows h w 6"]:
         return self.model(params, x, t, conditioning)
 
 
-def _pair(pictures: np.ndarray | None, guided: bool) -> Array | None:
-    if pictures is None:
-        return None
-    return jnp.concatenate([pictures, pictures]) if guided else jnp.asarray(pictures)
+def _twice(pictures: Array | None) -> Array | None:
+    return None if pictures is None else jnp.concatenate([pictures, pictures])

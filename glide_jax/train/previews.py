@@ -6,7 +6,7 @@ import numpy as np
 from glide_jax.data.batch import Batch
 from glide_jax.images import Pixels, from_uint8, grid, to_uint8
 from glide_jax.models import Params
-from glide_jax.sample import Stage
+from glide_jax.sample import Inputs, Stage
 from glide_jax.train.config import PreviewConfig
 
 _CELL = 96
@@ -32,14 +32,8 @@ class Previews:
         """A captioned grid; an upsampler's shows its input, its picture and the true one side by side."""
         low_res = self._examples.arrays.get("low_res")
         count = len(self._prompts)
-        images = self._stage.sample(
-            params,
-            self._prompts,
-            range(count),
-            self._config.options,
-            seed=0,
-            low_res=None if low_res is None else from_uint8(low_res[:count]),
-        )
+        inputs = Inputs(self._prompts, range(count), low_res=None if low_res is None else from_uint8(low_res[:count]))
+        images = self._stage.sample(params, inputs, self._config.options)
         pictures = list(to_uint8(jax.device_get(images)))
         if low_res is not None:
             size = pictures[0].shape[0] // low_res.shape[1]

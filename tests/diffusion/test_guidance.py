@@ -1,41 +1,174 @@
-"""Classifier-free guidance on a network whose output is known."""
+"""Guidance on networks whose output is known: formulas, and identities between the methods."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import denoiser
+from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, unguided
 from glide_jax.diffusion.forward import Level
-from glide_jax.diffusion.guidance import classifier_free
+from glide_jax.diffusion.guidance import GuidanceOptions, guided, initial_memory
+from glide_jax.diffusion.thresholding import Thresholding
+from glide_jax.errors import GlideError
+
+LEVEL = Level(jnp.float32(500.0), jnp.float32(0.6), jnp.float32(0.8))
+RANDOM = np.random.RandomState(0)
+X = jnp.asarray(RANDOM.standard_normal((2, 4, 4, 3)), jnp.float32)
+EPS_C, EPS_U = (jnp.asarray(RANDOM.standard_normal((2, 4, 4, 3)), jnp.float32) for _ in range(2))
 
 
-def paired_network(x, t):
-    """Noise 1 + t and variance 0.5 under the condition, noise 0.2 and variance -0.5 without it."""
-    given = jnp.arange(len(x)) < len(x) // 2
-    eps = jnp.where(given, 1.0 + t, 0.2)[:, None, None, None] * jnp.ones_like(x)
-    return jnp.concatenate([eps, jnp.where(given, 0.5, -0.5)[:, None, None, None] * jnp.ones_like(x)], axis=-1)
+def conditional(x, t):
+    assert x.shape == X.shape
+    assert t.shape == (2,)
+    return jnp.concatenate([EPS_C, jnp.full_like(EPS_C, 0.5)], axis=-1)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def paired(x, t):
+    assert t.shape == (4,)
+    # The last rows must be the first ones again.
+    both = jnp.concatenate([EPS_C, EPS_U + x[2:] - x[:2]])
+    return jnp.concatenate([both, jnp.where(jnp.arange(4) < 2, 0.5, -0.5)[:, None, None, None] + 0 * both], axis=-1)
+
+
+def predict(level=LEVEL, memory=None, **options):
+    options = GuidanceOptions(**options)
+    memory = initial_memory(options.method, X) if memory is None else memory
+    return guided(options.method, options.strengths, conditional, paired)(X, level, memory)
+
+
+def eps_of(**options):
+    return np.asarray(predict(**options)[0].eps)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
 def test_guided_noise_and_conditional_variance(scale):
-    x, t = jnp.zeros((2, 4, 4, 3)), jnp.array([0.0, 7.0])
-    output = classifier_free(paired_network, jnp.float32(scale))(x, t)
-    for row, conditional in enumerate([1.0, 8.0]):
-        np.testing.assert_allclose(output[row, ..., :3], 0.2 + scale * (conditional - 0.2), rtol=1e-6)
-    np.testing.assert_array_equal(output[..., 3:], 0.5)
+    noise, _ = predict(guidance_scale=scale)
+    np.testing.assert_allclose(noise.eps, EPS_U + scale * (EPS_C - EPS_U), atol=1e-6)
+    np.testing.assert_array_equal(noise.variance, 0.5)
+    assert noise.renoise is None
+
+
+def test_scale_one_evaluates_the_condition_alone():
+    assert GuidanceOptions(guidance_scale=1.0).method.kind == "none"
+    np.testing.assert_array_equal(eps_of(guidance_scale=1.0), EPS_C)
+
+
+def test_apg_without_its_three_means_is_cfg():
+    plain = eps_of(guidance_scale=4.0)
+    same = eps_of(guidance_scale=4.0, guidance="apg", apg_eta=1.0, apg_momentum=0.0)
+    np.testing.assert_allclose(same, plain, atol=2e-5)
+    assert np.abs(eps_of(guidance_scale=4.0, guidance="apg", apg_eta=0.0, apg_momentum=0.0) - plain).max() > 0.05
+
+
+def test_apg_moves_at_right_angles_to_the_prediction_and_no_further_than_allowed():
+    noise, _ = predict(guidance_scale=4.0, guidance="apg", apg_momentum=0.0, apg_norm_threshold=2.0)
+    x0_c = (X - LEVEL.sigma * EPS_C) / LEVEL.alpha
+    moved = (X - LEVEL.sigma * noise.eps) / LEVEL.alpha - x0_c
+    for row in range(2):
+        assert abs(float((moved[row] * x0_c[row]).sum())) < 1e-3
+        assert float(jnp.linalg.norm(moved[row])) <= 3 * 2.0 + 1e-4
+
+
+def test_apg_remembers_earlier_updates():
+    options = {"guidance_scale": 4.0, "guidance": "apg", "apg_eta": 1.0, "apg_momentum": -0.5}
+    memory = predict(**options)[1]
+    difference = LEVEL.sigma / LEVEL.alpha * (EPS_U - EPS_C)
+    np.testing.assert_allclose(memory, difference, atol=1e-5)
+    _, memory = predict(memory=memory, **options)
+    np.testing.assert_allclose(memory, difference / 2, atol=1e-5)
+
+
+def test_rescale():
+    plain = eps_of(guidance_scale=4.0)
+    np.testing.assert_allclose(eps_of(guidance_scale=4.0, guidance_rescale=1e-9), plain, atol=1e-5)
+    matched = eps_of(guidance_scale=4.0, guidance_rescale=1.0)
+    np.testing.assert_allclose(matched.std((1, 2, 3)), np.asarray(EPS_C).std((1, 2, 3)), rtol=1e-5)
+    half = eps_of(guidance_scale=4.0, guidance_rescale=0.5)
+    np.testing.assert_allclose(half, (plain + matched) / 2, atol=1e-5)
+
+
+def test_interval():
+    plain = eps_of(guidance_scale=4.0)
+    sigma = 0.8 / 0.6
+    np.testing.assert_allclose(eps_of(guidance_scale=4.0, guidance_interval=(0.0, 1e9)), plain, atol=1e-6)
+    np.testing.assert_allclose(eps_of(guidance_scale=4.0, guidance_interval=(1.0, 1.4)), plain, atol=1e-6)
+    for outside in ((0.0, sigma - 0.01), (sigma + 0.01, math.inf)):
+        np.testing.assert_array_equal(eps_of(guidance_scale=4.0, guidance_interval=outside), EPS_C)
+    noise, _ = predict(guidance="cfg++", guidance_scale=0.6, guidance_interval=(5.0, 6.0))
+    np.testing.assert_array_equal(noise.renoise, EPS_C)
+
+
+def test_cfgpp_goes_on_with_unconditional_noise():
+    noise, _ = predict(guidance="cfg++", guidance_scale=0.6)
+    np.testing.assert_allclose(noise.eps, 0.4 * EPS_U + 0.6 * EPS_C, atol=1e-6)
+    np.testing.assert_allclose(noise.renoise, EPS_U, atol=1e-6)
+    options = GuidanceOptions(guidance="cfg++", guidance_scale=0.6)
+    network = guided(options.method, options.strengths, conditional, paired)
+    prediction, _ = denoiser(network, Thresholding())(X, LEVEL, None)
+    np.testing.assert_allclose(prediction.direction, EPS_U, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": "cgf"}, "cfg, cfg"),
+        ({"guidance": "cfg++", "guidance_scale": 3.0}, r"\[0, 1\]"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale"),
+        ({"guidance_interval": (2.0, 1.0)}, "guidance_interval"),
+        ({"apg_norm_threshold": -1.0}, "apg_norm_threshold"),
+    ],
+)
+def test_impossible_guidance_is_refused(options, message):
+    with pytest.raises(GlideError, match=message):
+        GuidanceOptions(**options)
 
 
 def test_a_denoiser_solves_for_x0_and_thresholds_it():
-    level = Level(jnp.float32(500.0), jnp.float32(0.6), jnp.float32(0.8))
     x_t = jnp.full((1, 2, 2, 3), 0.5).at[..., 0].set(3.0)
 
     def network(x, t):
         assert t.shape == (1,)
         return jnp.concatenate([jnp.full_like(x, 0.25), jnp.full_like(x, -1.0)], axis=-1)
 
-    prediction, carry = denoiser(network)(x_t, level, "memory")
-    assert carry == "memory"
+    prediction, memory = denoiser(unguided(network), Thresholding())(x_t, LEVEL, "memory")
+    assert memory == "memory"
     np.testing.assert_allclose(prediction.x_0[..., 1:], (0.5 - 0.8 * 0.25) / 0.6, rtol=1e-6)
     np.testing.assert_array_equal(prediction.x_0[..., 0], 1.0)
     np.testing.assert_array_equal(prediction.eps, 0.25)
     np.testing.assert_array_equal(prediction.variance, 0.0)
+    np.testing.assert_allclose(0.6 * prediction.x_0 + 0.8 * prediction.direction, x_t, atol=1e-6)
+
+
+def test_a_gradient_moves_noise_and_picture_together():
+    plain = Prediction(X, EPS_C, EPS_U, X, gradient=jnp.ones_like(X))
+    moved = follow_gradient(plain, LEVEL)
+    np.testing.assert_allclose(moved.eps, EPS_C - 0.8, atol=1e-6)
+    np.testing.assert_allclose(0.6 * (moved.x_0 - X) + 0.8 * (moved.direction - EPS_U), 0.0, atol=1e-6)
+    assert follow_gradient(moved, LEVEL) is moved
+
+
+def test_thresholds():
+    x_0 = 3 * X
+    np.testing.assert_array_equal(Thresholding("static")(x_0), jnp.clip(x_0, -1, 1))
+    assert Thresholding("none")(x_0) is x_0
+    dynamic = np.asarray(Thresholding("dynamic", 0.9)(x_0))
+    for row in range(2):
+        limit = np.quantile(np.abs(x_0[row]), 0.9)
+        assert limit > 1
+        np.testing.assert_allclose(dynamic[row], np.clip(x_0[row], -limit, limit) / limit, rtol=1e-5)
+    np.testing.assert_array_equal(Thresholding("dynamic", 1.0)(0.01 * X), 0.01 * X)
+    with pytest.raises(GlideError, match="static, dynamic"):
+        Thresholding("clip")
+
+
+def test_guidance_with_an_interval_is_one_program_for_all_numbers():
+    @jax.jit
+    def run(strengths):
+        return guided(options.method, strengths, conditional, paired)(X, LEVEL, None)[0].eps
+
+    for scale, interval in ((2.0, (0.5, 3.0)), (7.0, (0.1, 1.0))):
+        options = GuidanceOptions(guidance_scale=scale, guidance_interval=interval)
+        run(options.strengths)
+    assert run._cache_size() == 1

@@ -44,13 +44,6 @@ def test_impossible_respacing_is_refused(respacing):
         space_timesteps(1000, respacing)
 
 
-def test_leading_spacing_takes_any_count():
-    assert space_timesteps(1000, "leading50").tolist() == space_timesteps(1000, "ddim50").tolist()
-    assert space_timesteps(1000, "leading30").tolist() == [33 * i for i in range(30)]
-    with pytest.raises(GlideError, match="at most 1000"):
-        space_timesteps(1000, "leading1001")
-
-
 def test_no_stride_gives_49_steps():
     with pytest.raises(GlideError, match="exactly 49"):
         space_timesteps(1000, "ddim49")

@@ -1,7 +1,5 @@
 """The noised CLIP against the PyTorch reference: embeddings and the guiding gradient."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,31 +9,10 @@ from convert.keymap import clip_keymap
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, NoisedClip
 from glide_jax.tokenizer import ClipTokenizer
-from tests.parity.recipe import GOLDEN, draw, draw_parameter, golden_arrays, relative_error
+from tests.parity.recipe import clip_manifest, clip_model, clip_params, draw, golden_arrays, relative_error
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
-MANIFEST = json.loads((GOLDEN / "manifest_clip.json").read_text())
-
-
-def clip_model(size, dtype="float32"):
-    options = MANIFEST[size]["config"]
-    text, image = (
-        config(**{name: options[name] for name in config.__slots__}) for config in (ClipTextConfig, ClipImageConfig)
-    )
-    return NoisedClip(text, image, dtype)
-
-
-def clip_params(model, size):
-    params = {}
-    for tower, abstract in model.abstract_params().items():
-        for entry in clip_keymap({tower: abstract}):
-            shape = tuple(MANIFEST[size][tower][entry.torch])
-            node = params
-            for name in entry.path[:-1]:
-                node = node.setdefault(name, {})
-            node[entry.path[-1]] = entry.to_flax(draw_parameter(f"{size}/clip-{tower}", entry.torch, shape))
-    return params
 
 
 def noisy_images(size):
@@ -47,10 +24,10 @@ def noisy_images(size):
 def test_keys_and_shapes_equal_the_manifest(size, tower):
     abstract = clip_model(size).abstract_params()[tower]
     entries = clip_keymap({tower: abstract})
-    assert {e.torch: list(e.torch_shape(leaf_at({tower: abstract}, e.path).shape)) for e in entries} == MANIFEST[size][
-        tower
-    ]
-    assert [e.torch for e in entries] == list(MANIFEST[size][tower])
+    assert {e.torch: list(e.torch_shape(leaf_at({tower: abstract}, e.path).shape)) for e in entries} == clip_manifest()[
+        size
+    ][tower]
+    assert [e.torch for e in entries] == list(clip_manifest()[size][tower])
     assert len({e.path for e in entries}) == len(entries) == len(jax.tree.leaves(abstract))
 
 

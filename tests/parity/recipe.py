@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.keymap import glide_keymap
-from glide_jax.models import Glide, ModelConfig, Params
+from convert.keymap import clip_keymap, glide_keymap
+from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("base", "upsample", "base-inpaint", "upsample-inpaint")
@@ -62,6 +62,31 @@ def golden_params(model: Glide, prefix: str) -> Params:
         for name in entry.path[:-1]:
             node = node.setdefault(name, {})
         node[entry.path[-1]] = entry.to_flax(draw_parameter(prefix, entry.torch, entry.torch_shape(leaf.shape)))
+    return params
+
+
+def clip_manifest() -> dict[str, Any]:
+    return json.loads((GOLDEN / "manifest_clip.json").read_text())
+
+
+def clip_model(size: str, dtype: str = "float32") -> NoisedClip:
+    options = clip_manifest()[size]["config"]
+    text, image = (
+        config(**{name: options[name] for name in config.__slots__}) for config in (ClipTextConfig, ClipImageConfig)
+    )
+    return NoisedClip(text, image, dtype)
+
+
+def clip_params(model: NoisedClip, size: str) -> Params:
+    """The recipe's weights of both towers under our names."""
+    params: Params = {}
+    for tower, abstract in model.abstract_params().items():
+        for entry in clip_keymap({tower: abstract}):
+            shape = tuple(clip_manifest()[size][tower][entry.torch])
+            node = params
+            for name in entry.path[:-1]:
+                node = node.setdefault(name, {})
+            node[entry.path[-1]] = entry.to_flax(draw_parameter(f"{size}/clip-{tower}", entry.torch, shape))
     return params
 
 

@@ -1,4 +1,4 @@
-"""Guided sampling of the tiny models against the PyTorch reference, with the recorded noise injected."""
+"""Sampling with the tiny models against the PyTorch reference, with the recorded noise injected."""
 
 from functools import partial
 
@@ -7,20 +7,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import denoiser
-from glide_jax.diffusion.guidance import classifier_free
+from glide_jax.diffusion.denoiser import denoiser, unguided
+from glide_jax.diffusion.grid import Grid, GridOptions
+from glide_jax.diffusion.guidance import GuidanceOptions, guided
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.diffusion.solvers import ddim, ddpm
+from glide_jax.diffusion.solvers.ddim import ddim
+from glide_jax.diffusion.solvers.ddpm import ddpm
+from glide_jax.diffusion.solvers.pndm import plms, prk
 from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.thresholding import Thresholding, paste
 from glide_jax.models import Conditioning, Glide
-from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
+from glide_jax.tokenizer import ClipTokenizer
+from tests.parity.recipe import (
+    clip_model,
+    clip_params,
+    draw_image,
+    golden_arrays,
+    golden_params,
+    inpaint_mask,
+    model_config,
+    relative_error,
+)
 
-TOLERANCE = 3e-4
-SCHEDULE = Schedule.from_config(DiffusionConfig()).respace("ddim10")
+TOLERANCE, PNDM_TOLERANCE = 3e-4, 1e-4
+SCHEDULE = Schedule.from_config(DiffusionConfig())
+GRID = Grid.from_options(SCHEDULE, GridOptions(timestep_respacing="ddim10"))
+GUIDANCE = GuidanceOptions(guidance_scale=3.0)
+PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
 SAMPLERS = {
-    "ddpm": (ddpm.DDPM, ddpm.plan(SCHEDULE)),
-    "ddim_eta0": (ddim.DDIM, ddim.plan(SCHEDULE, eta=0.0)),
-    "ddim_eta1": (ddim.DDIM, ddim.plan(SCHEDULE, eta=1.0)),
+    "ddpm": ddpm(GRID),
+    "ddim_eta0": ddim(GRID, eta=0.0),
+    "ddim_eta1": ddim(GRID, eta=1.0),
+    "plms": plms(GRID, clean_up=False),
+    "prk": prk(GRID, clean_up=False),
 }
 
 
@@ -30,28 +49,98 @@ def base():
     return model, golden_params(model, "tiny/base")
 
 
+def guided_by_text(model, params, text, **pictures):
+    """Classifier-free guidance over rows [cond, cond, uncond, uncond]."""
+    twice = {name: jnp.concatenate([picture, picture]) for name, picture in pictures.items()}
+    conditional = Conditioning(jax.tree.map(lambda x: x[:2], text), **pictures)
+    return guided(
+        GUIDANCE.method,
+        GUIDANCE.strengths,
+        lambda x, t: model(params, x, t, conditional),
+        lambda x, t: model(params, x, t, Conditioning(text, **twice)),
+    )
+
+
+def recorded_noise(name, rows):
+    return np.stack([draw_image(f"{name}/noise/{k}", (rows, 3, 64, 64))[:2] for k in range(10)])
+
+
+def trajectory(denoise, solver, plan, x_t, recorded=None):
+    """The picture after every row, [rows, batch, channels, height, width]."""
+    rows = plan.on_device()
+    run = jax.jit(lambda carry, k: run_steps(solver, denoise, lambda k: recorded[k], carry, rows, k, k + 1))
+    carry, pictures = (solver.init(x_t * np.float32(plan.start.noise_alone)), None), []
+    for k in range(len(plan)):
+        carry = run(carry, k)
+        pictures.append(solver.finish(carry[0]))
+    return np.asarray(pictures).transpose(0, 1, 4, 2, 3)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guided_sampling_equals_the_reference(name, base):
     golden = golden_arrays("samplers_tiny")
-    model, params = base
     solver, plan = SAMPLERS[name]
-    recorded = np.stack([draw_image(f"samplers/{name}/noise/{k}", (4, 3, 64, 64))[:2] for k in range(10)])
+    text = jax.jit(base[0].encode_text)(base[1], golden["tokens"], golden["mask"])
+    denoise = denoiser(guided_by_text(*base, text), Thresholding())
+    recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name not in ("plms", "prk") else None
+    pictures = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
+    # The rows that end a step: each fourth of a Runge-Kutta step.
+    ends = {"prk": range(3, 32, 4), "plms": [3, 7, *range(11, 17)]}.get(name, range(10))
+    pictures = pictures[list(ends)]
+    tolerance = PNDM_TOLERANCE if name in ("plms", "prk") else TOLERANCE
+    assert relative_error(pictures[0], golden[f"{name}|first"]) < tolerance
+    assert relative_error(pictures[-1], golden[f"{name}|final"]) < tolerance
+    assert relative_error(pictures.mean((3, 4)), golden[f"{name}|traj_means"]) < tolerance
 
-    @jax.jit
-    def run_chunk(params, text, carry, rows, first, recorded):
-        conditioning = Conditioning(text)
-        network = classifier_free(lambda x, t: model(params, x, t, conditioning), jnp.float32(3.0))
-        active = jnp.ones(1, bool)
-        return run_steps(solver, denoiser(network), lambda k: recorded[k], carry, rows, first, active)
 
+def test_inpainting_equals_the_reference():
+    golden = golden_arrays("samplers_tiny")
+    model = Glide(model_config("tiny", "base-inpaint"))
+    params = golden_params(model, "tiny/base-inpaint")
     text = jax.jit(model.encode_text)(params, golden["tokens"], golden["mask"])
-    carry = (solver.init(draw_image("samplers/x_T", (2, 3, 64, 64))), None)
-    trajectory = []
-    for k in range(10):
-        rows = jax.tree.map(partial(np.take, indices=[k], axis=0), plan.rows)
-        carry = run_chunk(params, text, carry, rows, k, recorded)
-        trajectory.append(solver.finish(carry[0]))
-    trajectory = np.asarray(trajectory).transpose(0, 1, 4, 2, 3)
-    assert relative_error(trajectory[0], golden[f"{name}|first"]) < TOLERANCE
-    assert relative_error(trajectory[-1], golden[f"{name}|final"]) < TOLERANCE
-    assert relative_error(trajectory.mean((3, 4)), golden[f"{name}|traj_means"]) < TOLERANCE
+    mask = jnp.asarray(inpaint_mask(2, 64))
+    image = jnp.tanh(draw_image("samplers/inpaint/inpaint_image", (2, 3, 64, 64))) * mask
+    threshold = Thresholding()
+    denoise = denoiser(
+        guided_by_text(model, params, text, inpaint_image=image, inpaint_mask=mask),
+        lambda x_0: paste(threshold(x_0), image, mask),
+    )
+    recorded = jnp.asarray(recorded_noise("samplers/inpaint", 4))
+    pictures = trajectory(denoise, *ddpm(GRID), draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
+    assert relative_error(pictures[-1], golden["inpaint|final"]) < TOLERANCE
+
+
+def test_upsampling_equals_the_reference():
+    golden = golden_arrays("samplers_tiny")
+    model = Glide(model_config("tiny", "upsample"))
+    params = golden_params(model, "tiny/upsample")
+    text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
+    low_res = np.rint((np.tanh(draw_image("samplers/low_res", (2, 3, 64, 64))) + 1) * 127.5) / 127.5 - 1
+    denoise = denoiser(
+        unguided(lambda x, t: model(params, x, t, Conditioning(text, jnp.asarray(low_res, jnp.float32)))),
+        Thresholding(),
+    )
+    linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
+    grid = Grid.from_options(linear, GridOptions(timestep_respacing="fast27"))
+    x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
+    final = trajectory(denoise, *ddim(grid), x_t)[-1]
+    assert relative_error(final[:, :, ::2, ::2], golden["upsample|final_stride2"]) < TOLERANCE
+    assert relative_error(final.mean((2, 3)), golden["upsample|mean"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "solver"), [("ddpm", ddpm(GRID)), ("ddim", ddim(GRID))])
+def test_clip_guidance_equals_the_reference(name, solver, base):
+    golden = golden_arrays("samplers_tiny")
+    model, params = base
+    text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
+    clip = clip_model("tiny")
+    weights = jax.tree.map(jnp.asarray, clip_params(clip, "tiny"))
+    wish = jax.jit(clip.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
+    denoise = denoiser(
+        unguided(lambda x, t: model(params, x, t, Conditioning(text))),
+        Thresholding(),
+        partial(clip.guidance, weights, text=wish, scale=5.0),
+    )
+    recorded = jnp.asarray(recorded_noise(f"clip_guided/{name}", 2))
+    final = trajectory(denoise, *solver, draw_image("clip_guided/x_T", (2, 3, 64, 64)), recorded)[-1]
+    assert relative_error(final, golden_arrays("clip_guided_tiny")[f"{name}|final"]) < TOLERANCE

@@ -1,4 +1,4 @@
-"""Sampling from a small model: same pictures in any batch, no recompilation, guidance off at scale 1."""
+"""Sampling from small models: same pictures in any batch, no recompilation, both stages, pictures to start from."""
 
 from dataclasses import replace
 
@@ -6,71 +6,182 @@ import jax
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.schedules import DiffusionConfig
+from glide_jax.diffusion.solvers import SAMPLERS
 from glide_jax.errors import GlideError
-from glide_jax.models import Glide, ModelConfig
-from glide_jax.sample import LoadedModel, Pipeline, SampleOptions, Stage
+from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
+from tests.sample.models import BASE, random_clip, random_model
 
-CONFIG = ModelConfig(
-    image_size=16, num_channels=32, num_res_blocks=1, channel_mult=(1, 1), attention_resolutions=(8,),
-    num_head_channels=16, dropout=0.0, text_ctx=8, xf_width=32, xf_layers=1, xf_heads=2,
-)  # fmt: skip
-
-
-def random_weights(model):
-    """Weights without zero layers, so that text and time reach the output."""
-    leaves, tree = jax.tree.flatten(model.abstract_params())
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+UPSAMPLER = replace(BASE, image_size=32, super_res=True, low_res_size=16)
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    model = Glide(CONFIG)
-    return LoadedModel(Stage(model, DiffusionConfig()), random_weights(model))
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def upsampler():
+    return random_model(UPSAMPLER, noise_schedule="linear")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """Neither square nor of the model's size."""
+    return np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
 
 
 def draw(loaded, prompts, batch_size=4, **options):
-    return Pipeline(loaded, batch_size)(prompts, **({"num_steps": 4, "seed": 3} | options)).images
+    return Pipeline(loaded, batch_size=batch_size)(prompts, **({"num_steps": 4, "seed": 3} | options)).images
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def assert_close(a, b):
+    assert (np.abs(a.astype(int) - b.astype(int)) <= 1).mean() > 0.999
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde"])
 def test_a_picture_is_the_same_in_any_batch(loaded, sampler):
     prompts = ["a cat", "a dog", "a hat", "a cup", "a pear"]
-    reference = draw(loaded, prompts, batch_size=5, sampler=sampler).astype(int)
+    reference = draw(loaded, prompts, batch_size=5, sampler=sampler)
     for size in (1, 2):
-        images = draw(loaded, prompts, batch_size=size, sampler=sampler).astype(int)
-        assert (np.abs(images - reference) <= 1).mean() > 0.999
+        assert_close(draw(loaded, prompts, batch_size=size, sampler=sampler), reference)
     assert reference.std() > 5
     assert (reference[0] != reference[1]).any()
 
 
-def test_new_prompts_seeds_and_scales_do_not_recompile(loaded):
-    draw(loaded, ["a cat", "a dog"], guidance_scale=2.0)
-    chunks = loaded.stage._chunk._cache_size()
-    draw(loaded, ["a hat", "a bee"], guidance_scale=5.0, seed=9)
-    assert loaded.stage._chunk._cache_size() == chunks
+def test_pictures_of_a_batch_may_come_in_any_order(loaded):
+    options = SampleOptions(num_steps=4, sampler="euler_ancestral")
+    forth = loaded.stage.sample(loaded.params, Inputs(["a cat", "a dog", "a hat"], [0, 5, 9]), options, seed=3)
+    back = loaded.stage.sample(loaded.params, Inputs(["a hat", "a dog", "a cat"], [9, 5, 0]), options, seed=3)
+    np.testing.assert_allclose(forth, back[::-1], atol=1e-4)
 
 
-def test_progress_counts_every_step_once_and_changes_nothing(loaded):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws(loaded, sampler):
+    image = draw(loaded, "a cat", sampler=sampler)[0]
+    assert image.shape == (16, 16, 3)
+    assert image.std() > 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": "apg"},
+        {"guidance_interval": (0.5, 3.0)},
+        {"guidance_rescale": 0.5},
+        {"thresholding": "dynamic"},
+    ],
+    ids=str,
+)
+def test_new_prompts_seeds_scales_and_steps_do_not_recompile(loaded, options):
+    draw(loaded, ["a cat", "a dog"], guidance_scale=2.0, **options)
+    programs = loaded.stage._run._cache_size()
+    draw(loaded, ["a hat", "a bee"], guidance_scale=5.0, seed=9, negative_prompt="a dog", num_steps=7, **options)
+    draw(loaded, ["a hat", "a bee"], schedule="karras", **options)
+    assert loaded.stage._run._cache_size() == programs
+
+
+def test_deterministic_samplers_of_one_shape_share_a_program(loaded):
+    draw(loaded, "a cat", sampler="dpmpp_2m")
+    programs = loaded.stage._run._cache_size()
+    draw(loaded, "a cat", sampler="dpmpp_2m_sde", eta=0.0)
+    assert loaded.stage._run._cache_size() == programs
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "plms"])
+def test_progress_counts_every_evaluation_once_and_changes_nothing(loaded, sampler):
     done = []
-    options = SampleOptions(num_steps=23)
-    arguments = (loaded.params, ["a cat"], [0], options)
-    with_progress = loaded.stage.sample(*arguments, seed=0, on_steps=done.append)
-    assert sum(done) == 23
+    options = SampleOptions(num_steps=23, sampler=sampler)
+    arguments = (loaded.params, Inputs(["a cat"], [0]), options)
+    with_progress = loaded.stage.sample(*arguments, on_steps=done.append)
+    assert sum(done) == loaded.stage.count_evaluations(options)
+    assert sum(done) == {"ddim": 23, "heun": 45, "plms": 31}[sampler]
     assert len(done) > 5
-    np.testing.assert_allclose(with_progress, loaded.stage.sample(*arguments, seed=0), atol=1e-4)
+    np.testing.assert_allclose(with_progress, loaded.stage.sample(*arguments), atol=1e-4)
 
 
 def test_scale_one_is_no_guidance(loaded):
-    plain = draw(loaded, ["a cat"], guidance_scale=1.0).astype(int)
-    assert np.abs(draw(loaded, ["a cat"], guidance_scale=1.0 + 1e-6).astype(int) - plain).max() <= 1
+    plain = draw(loaded, "a cat", guidance_scale=1.0).astype(int)
+    assert np.abs(draw(loaded, "a cat", guidance_scale=1.0 + 1e-6).astype(int) - plain).max() <= 1
 
 
-def test_an_upsampler_is_refused_where_a_base_is_due(loaded):
-    model = Glide(replace(CONFIG, super_res=True, low_res_size=8))
-    with pytest.raises(GlideError, match="upsampler"):
-        Pipeline(LoadedModel(Stage(model, DiffusionConfig()), model.abstract_params()))
+def test_a_negative_prompt_leads_elsewhere_and_an_empty_one_does_not(loaded):
+    plain = draw(loaded, "a cat")
+    np.testing.assert_array_equal(draw(loaded, "a cat", negative_prompt=""), plain)
+    assert (draw(loaded, "a cat", negative_prompt="a dog") != plain).mean() > 0.01
+    same = draw(loaded, "a cat", negative_prompt="a cat").astype(int)
+    assert np.abs(same - draw(loaded, "a cat", guidance_scale=1.0)).max() <= 1
+
+
+def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler):
+    samples = Pipeline(loaded, upsampler)(["a cat", "a dog"], num_steps=4, upsampler_options={"num_steps": 3})
+    assert samples.images.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(samples.small, draw(loaded, ["a cat", "a dog"], seed=0))
+    alone = Pipeline(None, upsampler).upsample(list(samples.small), ["a cat", "a dog"], num_steps=3)
+    np.testing.assert_array_equal(alone.images, samples.images)
+    assert [image.size for image in samples.pil()] == [(32, 32)] * 2
+
+
+def test_the_upsampler_defaults_to_fast27(loaded, upsampler):
+    pipeline = Pipeline(loaded, upsampler)
+    assert pipeline.count_evaluations(3, {"num_steps": 4}) == 3 * (4 + 27)
+    assert pipeline.count_evaluations(1, {"num_steps": 4}, {"num_steps": 9}) == 4 + 9
+    done = []
+    pipeline(["a cat"], num_steps=4, on_steps=done.append)
+    assert sum(done) == 31
+
+
+def test_the_upsampler_takes_pictures_of_any_size(upsampler, photo):
+    assert Pipeline(None, upsampler).upsample([photo], num_steps=2).images.shape == (1, 32, 32, 3)
+
+
+def test_inpainting_keeps_known_pixels_in_both_stages(photo):
+    inpaint = random_model(replace(BASE, inpaint=True))
+    up = random_model(replace(UPSAMPLER, inpaint=True), noise_schedule="linear")
+    mask = np.full((30, 40), 255, np.uint8)
+    mask[:, :20] = 0
+    pipeline = Pipeline(inpaint, up)
+    samples = pipeline("a cat", image=photo, mask=mask, num_steps=3, upsampler_options={"num_steps": 3})
+    other = pipeline("a dog", image=photo, mask=mask, num_steps=3, seed=1, upsampler_options={"num_steps": 3})
+    for first, second in ((samples.small, other.small), (samples.images, other.images)):
+        half = first.shape[2] // 2
+        np.testing.assert_array_equal(first[:, :, half:], second[:, :, half:])
+        assert (first[:, :, :half] != second[:, :, :half]).mean() > 0.3
+
+
+def test_image_to_image_goes_from_the_picture_to_text_to_image(loaded, photo):
+    steps = {"num_steps": 20, "sampler": "dpmpp_2m"}
+    images = {s: draw(loaded, "a cat", init_image=photo, strength=s, **steps)[0] for s in (0.0, 0.05, 0.5, 1.0)}
+    np.testing.assert_array_equal(images[1.0], draw(loaded, "a cat", **steps)[0])
+    middle = images[0.0].astype(int)
+    distances = [np.abs(images[s].astype(int) - middle).mean() for s in (0.05, 0.5, 1.0)]
+    assert 0 < distances[0] < distances[1] < distances[2]
+    square = Pipeline(loaded)("a cat", init_image=photo[:, 5:35], strength=0.0).images[0]
+    np.testing.assert_array_equal(square, images[0.0])
+
+
+def test_inverted_noise_draws_the_picture_again(loaded):
+    """The model's outputs are damped: random ones are far from a smooth flow."""
+    damped = jax.tree.map_with_path(lambda path, x: x * (0.1 if "out_conv" in str(path[1]) else 1), loaded.params)
+    pipeline = Pipeline(LoadedModel(loaded.stage, damped))
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    options = {"num_steps": 25, "guidance_scale": 1.0, "thresholding": "none"}
+    x_t = pipeline.invert(picture, "a cat", num_steps=25)
+
+    def error(**start):
+        return np.abs(pipeline("a cat", **start, **options).images[0].astype(int) - picture).mean()
+
+    assert error(x_t=x_t) < 8
+    assert error() > 50
+
+
+def test_clip_guidance_changes_the_picture(loaded):
+    clip = random_clip()
+    guided = random_model(clip=clip)
+    plain = Pipeline(guided, clip=clip)("a cat", num_steps=4, seed=3).images
+    np.testing.assert_array_equal(plain, draw(loaded, "a cat"))
+    moved = Pipeline(guided, clip=clip)("a cat", num_steps=4, seed=3, clip_guidance_scale=5.0).images
+    assert (moved != plain).mean() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -83,8 +194,42 @@ def test_an_upsampler_is_refused_where_a_base_is_due(loaded):
         ("a cat", {"num_steps": 1001}, "at most 1000"),
         ("a cat", {"eta": 2.0}, "eta"),
         ("a cat", {"sampler": "ddimm"}, "did you mean ddim"),
+        ("a cat", {"sampler": "plms", "num_steps": 2}, "at least 3 steps"),
+        ("a cat", {"strength": 1.5}, "strength"),
+        ("a cat", {"temperature": 0.0}, "temperature"),
+        ("a cat", {"guidance": "cfg++", "guidance_scale": 0.5, "sampler": "heun"}, "not with heun"),
+        ("a cat", {"clip_guidance_scale": 1.0}, "needs a noised CLIP"),
+        ("a cat", {"image": "x.png"}, "both an image and a mask"),
+        ("a cat", {"image": "x.png", "mask": "x.png"}, "cannot inpaint"),
+        ("a cat", {"init_image": "/nowhere.png", "strength": 0.5}, "/nowhere.png"),
     ],
 )
 def test_impossible_requests_are_refused(loaded, prompts, options, message):
     with pytest.raises(GlideError, match=message):
         Pipeline(loaded)(prompts, **options)
+
+
+def test_models_in_the_wrong_place_are_refused(loaded, upsampler):
+    with pytest.raises(GlideError, match="no model"):
+        Pipeline()
+    with pytest.raises(GlideError, match="base checkpoint is an upsampler"):
+        Pipeline(upsampler)
+    with pytest.raises(GlideError, match="upsampler's checkpoint is a base"):
+        Pipeline(loaded, loaded)
+    with pytest.raises(GlideError, match="of 64 pixels; the base draws 16"):
+        Pipeline(loaded, random_model(replace(UPSAMPLER, image_size=128, low_res_size=64)))
+    with pytest.raises(GlideError, match="no base model"):
+        Pipeline(None, upsampler)("a cat")
+    clip = random_clip()
+    larger = Pipeline(random_model(replace(BASE, image_size=32), clip=clip), clip=clip)
+    with pytest.raises(GlideError, match="sees pictures of 16 pixels"):
+        larger("a cat", clip_guidance_scale=1.0)
+
+
+def test_bfloat16_and_eager_stay_close_to_compiled_float32(loaded):
+    """Measured 0.05 grey levels mean for bfloat16 on this model; eager differs by rounding alone."""
+    reference = draw(loaded, "a cat").astype(int)
+    half = draw(random_model(dtype="bfloat16"), "a cat").astype(int)
+    assert 0 < np.abs(half - reference).mean() < 3
+    with jax.disable_jit():
+        assert np.abs(draw(loaded, "a cat").astype(int) - reference).max() <= 1

@@ -1,45 +1,39 @@
 """Denoising diffusion implicit models (Song et al. 2020, arXiv:2010.02502)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import itertools
+import math
 
-import numpy as np
-from jaxtyping import Array, Float
-
-from glide_jax.diffusion.forward import Image, Level, to_columns
-from glide_jax.diffusion.schedules import Schedule
-from glide_jax.diffusion.solvers.solver import Plan, Solver, StepDenoiser
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.solvers.solver import Plan, Solver
+from glide_jax.diffusion.solvers.table import Table, pictures
 
 
-class Row(NamedTuple):
-    """Coefficients of one step."""
-
-    level: Level
-    next_alpha: Float[Array, "*steps"]
-    direction: Float[Array, "*steps"]
-    noise_std: Float[Array, "*steps"]
-
-
-def plan(schedule: Schedule, eta: float = 0.0) -> Plan:
-    """Steps down a respaced schedule; `eta` in [0, 1] goes from the deterministic flow to ancestral noise.
-
-    noise_std = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar') (eq. 16), which is 0 at the last step.
-    """
-    abar, after = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    variance = eta**2 * (1 - after) / (1 - abar) * (1 - abar / after)
-    columns = (np.sqrt(after), np.sqrt(np.maximum(1 - after - variance, 0.0)), np.sqrt(variance))
-    level = Level(*(column[::-1] for column in Level.table(schedule)))
-    return Plan(Row(level, *to_columns(*(column[::-1] for column in columns))))
-
-
-def step(x: Image, row: Row, denoise: StepDenoiser, noise: Callable[[], Image]) -> Image:
+def ddim(grid: Grid, eta: float = 0.0) -> tuple[Solver, Plan]:
     """x' = sqrt(abar') x_0 + sqrt(1 - abar' - s^2) eps + s z (eq. 12; torch: ddim_sample).
 
-    eps is derived again from the thresholded x_0, as GLIDE does.
+    s = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar') (eq. 16), from the deterministic flow at `eta` 0 to
+    ancestral noise at 1, and 0 at the last step. eps is derived again from the thresholded x_0, as GLIDE does.
     """
-    x_0 = denoise(x, row.level).x_0
-    eps = (x - row.level.alpha * x_0) / row.level.sigma
-    return row.next_alpha * x_0 + row.direction * eps + row.noise_std * noise()
+    table = Table(grid, "x", signal_scaled=True)
+    x_0, eps, noise = pictures("x_0", "direction", "noise")
+    for sigma, after in grid.steps:
+        abar, abar_after = 1 / (1 + sigma**2), 1 / (1 + after**2)
+        variance = eta**2 * (1 - abar_after) / (1 - abar) * (1 - abar / abar_after)
+        direction = math.sqrt(max(1 - abar_after - variance, 0.0))
+        table.evaluate(sigma, x=math.sqrt(abar_after) * x_0 + direction * eps + math.sqrt(variance) * noise)
+    return table.build()
 
 
-DDIM = Solver(init=lambda x: x, step=step, finish=lambda x: x)
+def ddim_inversion(grid: Grid) -> tuple[Solver, Plan]:
+    """Runs the flow backwards, from a picture to the noise that DDIM draws it from (Song et al. 2020, sec. 5.4).
+
+    The picture counts as already at the lowest level; each step takes eps where it is to go where it will be:
+    x' = sqrt(abar') (x - sqrt(1 - abar) eps) / sqrt(abar) + sqrt(1 - abar') eps. x_0 is not thresholded.
+    """
+    table = Table(grid, "x", signal_scaled=True)
+    x, eps = pictures("x", "eps")
+    levels = [grid.level(sigma) for sigma in grid.sigmas[::-1].tolist()]
+    for here, after in itertools.pairwise([levels[0], *levels]):
+        start = (x - here.sigma * eps) / here.alpha if after is not here else x
+        table.evaluate(here, x=after.alpha * start + after.sigma * eps)
+    return table.build()

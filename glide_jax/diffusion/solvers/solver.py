@@ -4,37 +4,53 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from glide_jax.diffusion.denoiser import Denoiser
 from glide_jax.diffusion.forward import Image
 
-# One step's coefficients: a pytree of scalars; a plan stacks them along a leading axis of steps.
+# One evaluation's coefficients: a pytree of arrays; a plan stacks them along a leading axis.
 Row = Any
-Noise = Callable[[Int[Array, ""]], Image]
+Noise = Callable[[Int[Array, ""] | int], Image]
+
+# Tables are padded to a multiple of this, so that one compiled program serves any number of steps up to it.
+_BUCKET = 128
+
+
+class Start(NamedTuple):
+    """Factors of what a run starts from, as the solver scales its pictures.
+
+    Attributes:
+        noise_alone: of standard normal noise, where there is nothing else.
+        picture, noise: of a clean picture and of the noise that hides it, where a run starts from a picture.
+    """
+
+    noise_alone: float
+    picture: float
+    noise: float
 
 
 class Plan(NamedTuple):
-    """All steps of one run, computed in float64 on the host.
+    """All evaluations of one run, computed in float64 on the host.
 
     Attributes:
-        rows: pytree of float32 arrays, each [steps, ...]: the coefficients of every step in running order.
-        initial_scale: standard deviation of the starting noise.
+        rows: pytree of float64 arrays, each [evaluations, ...]: the coefficients in running order.
+        start: how to scale what the run starts from.
     """
 
-    rows: Row
-    initial_scale: float = 1.0
+    rows: PyTree[Shaped[np.ndarray, "evaluations ..."]]
+    start: Start
 
     def __len__(self) -> int:
         return len(jax.tree.leaves(self.rows)[0])
 
-    def padded(self, multiple: int) -> tuple[Row, Bool[np.ndarray, " steps"]]:
-        """Rows repeated to a multiple of `multiple`, and which of them are real."""
-        extra = -len(self) % multiple
-        rows = jax.tree.map(lambda column: np.concatenate([column, np.repeat(column[-1:], extra, axis=0)]), self.rows)
-        return rows, np.arange(len(self) + extra) < len(self)
+    def on_device(self) -> PyTree[Shaped[np.ndarray, "padded ..."]]:
+        """Rows in float32, with unused ones at the end."""
+        extra = -len(self) % _BUCKET
+        return jax.tree.map(
+            lambda column: np.pad(column, [(0, extra)] + [(0, 0)] * (column.ndim - 1)).astype(np.float32), self.rows
+        )
 
 
 class Solver(NamedTuple):
@@ -42,7 +58,7 @@ class Solver(NamedTuple):
 
     Attributes:
         init: starting noise -> carry.
-        step: (carry, row, denoise, noise) -> carry; `denoise(x, level)` predicts, `noise()` draws this step's noise.
+        step: (carry, row, denoise, noise) -> carry, with one call of `denoise(x, level)`; `noise()` draws fresh noise.
         finish: carry -> picture.
     """
 
@@ -68,29 +84,23 @@ def run_steps(
     noise: Noise,
     carry: tuple[Any, Any],
     rows: Row,
-    first: Int[Array, ""],
-    active: Bool[Array, " steps"],
+    first: Int[Array, ""] | int,
+    end: Int[Array, ""] | int,
 ) -> tuple[Any, Any]:
-    """Runs consecutive steps by one `lax.scan`.
+    """Runs rows `first` to `end` - 1 in one loop, whose length the compiled program does not fix.
 
     Args:
         solver: the method.
         denoise: the model, with guidance and thresholding.
-        noise: step number, counted from the start of the run -> standard normal noise.
+        noise: row number -> standard normal noise.
         carry: (solver's carry, guidance's memory).
-        rows: coefficients of these steps, each [steps, ...].
-        first: number of the first of them.
-        active: False for padding, which leaves the carry as it is.
+        rows: coefficients of the whole run, each [evaluations, ...].
+        first, end: which of them; they may be traced.
     """
 
-    def body(carry: tuple[Any, Any], xs: tuple[Row, Array, Array]) -> tuple[tuple[Any, Any], None]:
-        row, number, is_active = xs
+    def body(number: Int[Array, ""] | int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        row = jax.tree.map(lambda column: jax.lax.dynamic_index_in_dim(column, number, keepdims=False), rows)
+        stepper = StepDenoiser(denoise, carry[1])
+        return solver.step(carry[0], row, stepper, lambda: noise(number)), stepper.carry
 
-        def take(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            stepper = StepDenoiser(denoise, carry[1])
-            return solver.step(carry[0], row, stepper, lambda: noise(number)), stepper.carry
-
-        return jax.lax.cond(is_active, take, lambda carry: carry, carry), None
-
-    numbers = first + jnp.arange(len(active))
-    return jax.lax.scan(body, carry, (rows, numbers, active))[0]
+    return jax.lax.fori_loop(first, end, body, carry)

@@ -1,0 +1,17 @@
+"""The folder for what is slow to get: downloads, compiled programs."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def cache_folder() -> Path:
+    """GLIDE_JAX_CACHE, or ~/.cache/glide_jax."""
+    return Path(os.environ.get("GLIDE_JAX_CACHE") or "~/.cache/glide_jax").expanduser()
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs on disk, so that a second start is quick; JAX_COMPILATION_CACHE_DIR overrules."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -1,0 +1,175 @@
+"""Which noise levels a sampler visits: timesteps in some spacing, or sigmas in some schedule.
+
+sigma here is the noise of a picture whose signal is not scaled down, x_0 + sigma eps, with sigma^2 = (1 - abar) / abar;
+that is the variable in which Karras et al. (2022, arXiv:2206.00364) and k-diffusion think.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from glide_jax.diffusion.respacing import space_timesteps
+from glide_jax.diffusion.schedules import Schedule
+from glide_jax.errors import GlideError
+
+Sigmas = Float[np.ndarray, " steps"]
+
+# The cosine schedule's sigma is 642 at t = 998 and 20291 at t = 999: steps spent up there draw nothing.
+_SIGMA_MAX = 80.0
+
+
+def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Sigmas:
+    """Evenly spaced in sigma^(1/rho), descending (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, num_steps)
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (top + ramp * (bottom - top)) ** rho
+
+
+def polyexponential(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Sigmas:
+    """A power rho of a ramp in log sigma, descending; rho = 1 is `exponential`."""
+    ramp = np.linspace(1, 0, num_steps) ** rho
+    return np.exp(np.log(sigma_min) + ramp * (np.log(sigma_max) - np.log(sigma_min)))
+
+
+def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> Sigmas:
+    """Evenly spaced in log sigma, descending."""
+    return polyexponential(num_steps, sigma_min, sigma_max)
+
+
+_SIGMA_SCHEDULES = {"karras": karras, "exponential": exponential, "polyexponential": polyexponential}
+_TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+SCHEDULES = (*_TIMESTEP_SPACINGS, *_SIGMA_SCHEDULES)
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """How many levels, and which.
+
+    Attributes:
+        num_steps: number of levels.
+        schedule: "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps,
+            where no network can tell x_0 and its guess tints the picture; "linspace" spans 0 to T - 1 evenly;
+            "trailing" counts down from T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891);
+            "karras", "exponential" and "polyexponential" space sigma from sigma_max to sigma_min.
+        timestep_respacing: in place of both, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or "fast27".
+        sigma_min, sigma_max: ends of a sigma schedule; by default the model's own, with at most 80 at the top.
+        rho: power of "karras" (default 7) and "polyexponential" (default 1).
+    """
+
+    num_steps: int = 50
+    schedule: str = "leading"
+    timestep_respacing: str = ""
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise GlideError(f"num_steps must be at least 1, not {self.num_steps}")
+        if self.schedule not in SCHEDULES:
+            raise GlideError(f"schedule {self.schedule!r} is unknown (known: {', '.join(SCHEDULES)})")
+        spaces_sigma = self.schedule in _SIGMA_SCHEDULES and not self.timestep_respacing
+        for name in ("sigma_min", "sigma_max", "rho"):
+            value = getattr(self, name)
+            if value is not None and (not spaces_sigma or (name == "rho" and self.schedule == "exponential")):
+                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.schedule
+                raise GlideError(f"{name} has no effect on {chosen}: leave it out, or choose schedule karras")
+            if value is not None and value <= 0:
+                raise GlideError(f"{name} must be positive, not {value}")
+
+
+class HostLevel(NamedTuple):
+    """A `Level` in float64, where coefficients are computed."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Levels to visit, from the noisiest down; the clean picture (sigma = 0) follows the last.
+
+    Attributes:
+        schedule: the full schedule of the model.
+        sigmas: float64, strictly descending, positive.
+    """
+
+    schedule: Schedule
+    sigmas: Sigmas
+
+    def __post_init__(self) -> None:
+        if not len(self.sigmas) or (np.diff(self.sigmas) >= 0).any() or self.sigmas[-1] <= 0:
+            raise ValueError("sigmas must be positive and descend")
+
+    @classmethod
+    def from_timesteps(cls, schedule: Schedule, timesteps: Int[np.ndarray, " steps"]) -> Self:
+        """The levels of some original timesteps, given in ascending order."""
+        return cls(schedule, schedule.sigmas[timesteps[::-1]])
+
+    @classmethod
+    def from_options(cls, schedule: Schedule, options: GridOptions) -> Self:
+        """The levels that `options` ask for.
+
+        Raises:
+            GlideError: an impossible respacing, more steps than timesteps, or sigmas that the model never saw.
+        """
+        if options.timestep_respacing:
+            timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
+            return cls.from_timesteps(schedule, timesteps)
+        if options.schedule in _TIMESTEP_SPACINGS:
+            return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, options))
+        bottom, top = schedule.sigmas[[0, -1]]
+        sigma_min = bottom if options.sigma_min is None else options.sigma_min
+        sigma_max = min(top, _SIGMA_MAX) if options.sigma_max is None else options.sigma_max
+        if not bottom <= sigma_min < sigma_max <= top:
+            raise GlideError(
+                f"sigma_min {sigma_min:.4g} and sigma_max {sigma_max:.4g} must ascend within"
+                f" [{bottom:.4g}, {top:.4g}], the noise this model was trained on"
+            )
+        given = {} if options.rho is None else {"rho": options.rho}
+        return cls(schedule, _SIGMA_SCHEDULES[options.schedule](options.num_steps, sigma_min, sigma_max, **given))
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    @cached_property
+    def steps(self) -> list[tuple[float, float]]:
+        """Pairs (from sigma, to sigma); the last goes to 0."""
+        ends = [*self.sigmas.tolist(), 0.0]
+        return list(itertools.pairwise(ends))
+
+    @property
+    def alphas_cumprod(self) -> Sigmas:
+        """abar of each level."""
+        return 1 / (1 + self.sigmas**2)
+
+    @property
+    def timesteps(self) -> Float[np.ndarray, " steps"]:
+        """Original timestep of each level, possibly fractional."""
+        return self.schedule.sigma_to_t(self.sigmas)
+
+    def level(self, sigma: float) -> HostLevel:
+        """The level of any sigma."""
+        alpha = 1 / math.sqrt(1 + sigma**2)
+        return HostLevel(float(self.schedule.sigma_to_t(np.asarray(sigma))), alpha, sigma * alpha)
+
+    def last(self, count: int) -> Self:
+        """The least noisy `count` levels."""
+        return type(self)(self.schedule, self.sigmas[len(self) - count :])
+
+
+def _spaced(diffusion_steps: int, options: GridOptions) -> Int[np.ndarray, " steps"]:
+    count = options.num_steps
+    if count > diffusion_steps:
+        raise GlideError(f"cannot take {count} timesteps from {diffusion_steps}; ask for at most {diffusion_steps}")
+    if options.schedule == "leading":
+        return np.arange(count) * (diffusion_steps // count)
+    if options.schedule == "trailing":
+        return np.rint(diffusion_steps * np.arange(1, count + 1) / count).astype(int) - 1
+    return space_timesteps(diffusion_steps, str(count))

@@ -1,0 +1,67 @@
+"""Models out of checkpoints: what they are is in their records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from glide_jax.checkpoint import load_weights, read_record
+from glide_jax.diffusion.schedules import DiffusionConfig
+from glide_jax.errors import GlideError
+from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
+from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
+from glide_jax.sample.stage import Stage
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """The noised CLIP and its weights."""
+
+    model: NoisedClip
+    params: Params
+
+    @classmethod
+    def from_checkpoints(cls, text: str | Path, image: str | Path) -> Self:
+        """Loads both towers, as `python -m convert to-flax` writes them.
+
+        Raises:
+            GlideError: no checkpoint there, or one of another kind.
+        """
+        configs = (ClipTextConfig(**_entry(text, "clip_text")), ClipImageConfig(**_entry(image, "clip_image")))
+        model = NoisedClip(*configs)
+        abstract = _placed(model.abstract_params())
+        params = {tower: load_weights(path, {tower: abstract[tower]})[tower] for tower, path in
+                  (("text", text), ("image", image))}  # fmt: skip
+        return cls(model, params)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A stage and its weights."""
+
+    stage: Stage
+    params: Params
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, dtype: str = "float32", clip: LoadedClip | None = None) -> Self:
+        """Loads a run folder, one of its steps, or a converted model: EMA weights where there are any.
+
+        Raises:
+            GlideError: no checkpoint there, or one of another kind.
+        """
+        model = Glide(ModelConfig(**_entry(path, "model")), dtype)
+        diffusion = DiffusionConfig(**_entry(path, "diffusion"))
+        params = load_weights(path, _placed(model.abstract_params()))
+        mesh = make_mesh(ParallelConfig())
+        return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+
+
+def _entry(path: str | Path, name: str) -> dict[str, Any]:
+    record = read_record(path)
+    if name not in record:
+        found = ", ".join(entry for entry in ("model", "clip_text", "clip_image") if entry in record)
+        raise GlideError(f"{path} is of another kind: its record has no {name} entry (it has {found or 'none known'})")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in record[name].items()}
+
+
+def _placed(abstract: Params) -> Params:
+    return with_shardings(abstract, state_shardings(abstract, make_mesh(ParallelConfig())))

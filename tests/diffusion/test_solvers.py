@@ -1,0 +1,272 @@
+"""Every solver on Gaussian data, where the denoiser is linear and the flow is known: order, moments, identities."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
+from glide_jax.diffusion.grid import Grid, GridOptions
+from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
+from glide_jax.diffusion.solvers import SAMPLERS, SolverOptions, canonical_name, sampler_options
+from glide_jax.diffusion.solvers.ddim import ddim_inversion
+from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.errors import GlideError
+
+SCHEDULE = Schedule.from_config(DiffusionConfig())
+DATA_STD = 0.5
+HIGH, LOW = 5.0, 0.1
+
+
+def shrink(sigma):
+    """The denoiser of N(0, DATA_STD^2) data is D(x, sigma) = shrink(sigma) x."""
+    return DATA_STD**2 / (DATA_STD**2 + sigma**2)
+
+
+def gaussian(x_t, level, memory):
+    sigma = level.sigma / level.alpha
+    x = x_t / level.alpha
+    return GuidedNoise((x - shrink(sigma) * x) / sigma, None, jnp.zeros_like(x)), memory
+
+
+def run(method, plan, x, rows=None, noise=None):
+    """Runs a plan in float64 from the carry that `x` alone starts, up to row `rows`."""
+    denoise = denoiser(gaussian, lambda x_0: x_0)
+    noise = jnp.zeros((len(plan), *x.shape)) if noise is None else jnp.asarray(noise)
+    end = len(plan) if rows is None else rows
+    carry = jax.jit(lambda carry: run_steps(method, denoise, lambda k: noise[k], carry, plan.rows, 0, end))
+    return carry((method.init(x), None))[0]
+
+
+def error_between_two_sigmas(sampler, steps, **options):
+    """Of the solver's own state at LOW, started from the flow's at HIGH; the last step, to 0, is left out."""
+    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+    method, plan = SolverOptions(sampler, **options).plan(grid)
+    top, bottom = (plan.rows.level.alpha[i] / plan.rows.input_scale[i] for i in (0, -1))
+    x = top * HIGH * jnp.ones((1, 1, 1, 1))
+    state = method.finish(run(method, plan, x, len(plan) - 1))
+    exact = HIGH * math.sqrt((DATA_STD**2 + LOW**2) / (DATA_STD**2 + HIGH**2))
+    return abs(float(state[0, 0, 0, 0]) / bottom - exact)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order", "options"),
+    [
+        ("euler", 1, {}),
+        ("ddim", 1, {}),
+        ("heun", 2, {}),
+        ("dpm_2", 2, {}),
+        ("dpmpp_2m", 2, {}),
+        ("dpmpp_2s_ancestral", 2, {"eta": 0.0}),
+        ("dpmpp_2m_sde", 2, {"eta": 0.0}),
+        ("dpmpp_sde", 2, {"eta": 0.0}),
+        # The first step of three has no past and is of first order, which an error of h^2 remains of.
+        ("dpmpp_3m_sde", 2, {"eta": 0.0}),
+        # A predictor of order 2, to which the corrector adds one.
+        ("unipc", 3, {}),
+    ],
+)
+def test_order_of_convergence(sampler, order, options):
+    with jax.enable_x64(True):
+        counts = [40, 80, 160]
+        errors = [error_between_two_sigmas(sampler, count, **options) for count in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.2, (slope, errors)
+
+
+@pytest.mark.parametrize("sampler", ["plms", "prk"])
+def test_pndm_converges_on_respaced_timesteps(sampler):
+    """The fork's abar between two levels is interpolated, which leaves them second order."""
+
+    def error(steps):
+        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
+        method, plan = SolverOptions(sampler).plan(grid)
+        sigma = grid.sigmas[1]
+        x = jnp.ones((1, 1, 1, 1)) * sigma / math.sqrt(1 + sigma**2)
+        end = float(method.finish(run(method, plan, x))[0, 0, 0, 0])
+        # The clean-up step takes the mean at the least noisy level.
+        low = grid.sigmas[-1]
+        at_low = sigma * math.sqrt((DATA_STD**2 + low**2) / (DATA_STD**2 + sigma**2))
+        return abs(end - shrink(low) * at_low)
+
+    with jax.enable_x64(True):
+        for steps in (20, 40, 80, 160):
+            assert error(steps) < 2 / steps**2
+
+
+def impulse_responses(sampler, grid, **options):
+    """The last picture as a linear function of the start and of each row's noise: exact moments, no Monte Carlo."""
+    method, plan = SolverOptions(sampler, **options).plan(grid)
+    count = len(plan)
+    with jax.enable_x64(True):
+        # One "picture" a source: the start, then each row's noise.
+        x = jnp.zeros((count + 1, 1, 1, 1)).at[0].set(1.0)
+        noise = jnp.eye(count + 1)[1:].reshape(count, count + 1, 1, 1, 1)
+        final = np.asarray(method.finish(run(method, plan, x, count - 1, noise)))
+    return final.ravel() / (plan.rows.level.alpha[-1] / plan.rows.input_scale[-1])
+
+
+def ancestral(sigma, after, eta):
+    up = min(after, eta * math.sqrt(after**2 * (sigma**2 - after**2) / sigma**2))
+    return math.sqrt(after**2 - up**2), up
+
+
+def recursion_factors(sampler, sigma, after, eta):
+    """(A, [B...]) of x' = A x + sum of B z for one step of the linear denoiser."""
+    c = shrink(sigma)
+    down, up = ancestral(sigma, after, eta)
+    if sampler in ("euler_ancestral", "ddim"):
+        return c + down * (1 - c) / sigma, [up]
+    middle = math.sqrt(sigma * down)
+    if sampler == "dpm_2_ancestral":
+        at_middle = 1 + (middle - sigma) * (1 - c) / sigma
+        return 1 + (down - sigma) * (1 - shrink(middle)) / middle * at_middle, [up]
+    if sampler == "dpmpp_2s_ancestral":
+        at_middle = middle / sigma + (1 - middle / sigma) * c
+        return down / sigma + (1 - down / sigma) * shrink(middle) * at_middle, [up]
+    assert sampler == "dpmpp_sde"
+    middle = math.sqrt(sigma * after)
+    down_m, up_m = ancestral(sigma, middle, eta)
+    at_middle = down_m / sigma + (1 - down_m / sigma) * c
+    reach = (1 - down / sigma) * shrink(middle)
+    share = (sigma - middle) / (sigma - after)
+    # With r = 1/2, x_0 of the whole step is the one at the middle.
+    first, second = reach * up_m + up * math.sqrt(share), up * math.sqrt(1 - share)
+    return down / sigma + reach * at_middle, [first, second]
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"])
+def test_moments_follow_the_exact_recursion(sampler, eta):
+    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    mean, variance = 1.0, 0.0
+    for sigma, after in grid.steps[:-1]:
+        factor, spreads = recursion_factors(sampler, sigma, after, eta)
+        mean, variance = factor * mean, factor**2 * variance + sum(spread**2 for spread in spreads)
+    responses = impulse_responses(sampler, grid, eta=eta)
+    start = math.sqrt(1 + HIGH**2) if sampler == "ddim" else 1.0
+    np.testing.assert_allclose(responses[0] / start, mean, rtol=1e-10)
+    np.testing.assert_allclose((responses[1:] ** 2).sum(), variance, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
+def test_moments_of_multistep_methods_follow_their_recursion(sampler):
+    """x' = e^-2h x + (1 - e^-2h) (x_0 + extrapolation) + after sqrt(1 - e^-2h) z, on vectors of responses."""
+    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    h = math.log(HIGH / LOW) / 8
+    decay, phi_1 = math.exp(-2 * h), -math.expm1(-2 * h)
+    phi_2 = 1 - phi_1 / (2 * h)
+    phi_3 = phi_2 / (2 * h) - 0.5
+    x = np.eye(9)[0]
+    past = []
+    for i, (sigma, after) in enumerate(grid.steps[:-1]):
+        x_0 = shrink(sigma) * x
+        new = decay * x + phi_1 * x_0 + after * math.sqrt(phi_1) * np.eye(9)[i + 1]
+        if sampler == "dpmpp_2m_sde" and past:
+            new += phi_1 / 2 * (x_0 - past[-1])
+        if sampler == "dpmpp_3m_sde" and len(past) == 1:
+            new += phi_2 * (x_0 - past[-1])
+        if sampler == "dpmpp_3m_sde" and len(past) > 1:
+            bend = (x_0 - 2 * past[-1] + past[-2]) / 2
+            new += phi_2 * (x_0 - past[-1] + bend) - phi_3 * bend
+        past.append(x_0)
+        x = new
+    np.testing.assert_allclose(impulse_responses(sampler, grid)[:9], x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["ddim", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"],
+)
+def test_stochastic_samplers_reach_the_true_variance(sampler):
+    true = DATA_STD**2 + LOW**2
+
+    def gap(steps):
+        grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+        responses = impulse_responses(sampler, grid, eta=1.0)
+        start = math.sqrt(DATA_STD**2 + HIGH**2) / (math.sqrt(1 + HIGH**2) if sampler == "ddim" else 1.0)
+        return abs((responses[0] * start) ** 2 + (responses[1:] ** 2).sum() - true) / true
+
+    assert gap(80) < 0.05
+    assert gap(80) < 0.6 * gap(40)
+
+
+def final(sampler, grid, noise, **options):
+    method, plan = SolverOptions(sampler, **options).plan(grid)
+    x = np.full((1, 1, 1, 1), 0.7) * plan.start.noise_alone
+    with jax.enable_x64(True):
+        return float(method.finish(run(method, plan, jnp.asarray(x), None, noise))[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_euler_on_the_same_levels(eta):
+    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=20))
+    noise = np.random.RandomState(0).standard_normal((20, 1, 1, 1, 1))
+    ddim = final("ddim", grid, noise, eta=eta)
+    np.testing.assert_allclose(final("euler_ancestral", grid, noise, eta=eta), ddim, rtol=1e-9)
+    if eta == 0:
+        np.testing.assert_allclose(final("euler", grid, noise), ddim, rtol=1e-9)
+
+
+def test_the_sde_form_without_noise_is_the_ode_method():
+    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 12))
+    method = SolverOptions("dpmpp_2m_sde", eta=0.0).plan(grid)[0]
+    assert method is SolverOptions("dpmpp_2m").plan(grid)[0], "no noise, so one program for both"
+    np.testing.assert_allclose(final("dpmpp_2m_sde", grid, None, eta=0.0), final("dpmpp_2m", grid, None), rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
+def test_churn_adds_the_noise_it_says(sampler):
+    """Noise before a step, s_noise^2 (raised^2 - sigma^2) of it, is the previous row's; the first is in the start."""
+    grid = Grid(SCHEDULE, np.array([4.0, 2.0, 1.0]))
+    _, plan = SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1).plan(grid)
+    sigmas = plan.rows.level.sigma / plan.rows.level.alpha
+    assert sigmas[0] == pytest.approx(4.0)  # above s_tmax
+    assert {round(float(s), 6) for s in sigmas} >= {2.2, 1.1}
+    added = plan.rows.matrix[:, 0, -1]
+    expected = [1.1 * math.sqrt(0.21) * 2.0, 1.1 * math.sqrt(0.21) * 1.0]
+    np.testing.assert_allclose(added[added != 0], expected, rtol=1e-12)
+    _, plan = SolverOptions(sampler, s_churn=0.3).plan(grid)
+    np.testing.assert_allclose(plan.start.noise_alone**2, 1 + 4.4**2, rtol=1e-12)
+    np.testing.assert_allclose(plan.start.noise, 4.4, rtol=1e-12)
+
+
+def test_inversion_then_ddim_returns_with_an_error_that_halves():
+    def error(steps):
+        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
+        method, plan = ddim_inversion(grid)
+        noise = method.finish(run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1))))
+        method, plan = SolverOptions("ddim").plan(grid)
+        return abs(float(method.finish(run(method, plan, noise))[0, 0, 0, 0]) - 0.4)
+
+    with jax.enable_x64(True):
+        errors = [error(steps) for steps in (25, 50, 100, 200)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert 0.4 < fine / coarse < 0.6
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_last_step_is_free_of_noise(sampler):
+    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
+    _, plan = SolverOptions(sampler).plan(grid)
+    if sampler == "ddpm":
+        assert plan.rows.noisy[-1] == 0
+        return
+    noise = plan.rows.matrix[-1, 0, len(plan.rows.matrix[0]) + 1 :] if "ancestral" in sampler else [0.0]
+    np.testing.assert_allclose(noise[-1:], 0.0, atol=1e-12)
+
+
+def test_names_aliases_and_options():
+    assert canonical_name("euler_a") == "euler_ancestral"
+    assert canonical_name("dpm++") == "dpmpp_2m"
+    assert canonical_name("standard") == "plms"
+    assert sampler_options("ddim") == ["eta"]
+    with pytest.raises(GlideError, match=r"did you mean .*dpmpp_2m"):
+        canonical_name("dpmpp2m")
+    with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
+        SolverOptions("dpmpp_2m", eta=1.0)
+    with pytest.raises(GlideError, match="at least 3 steps"):
+        SolverOptions("plms").plan(Grid.from_options(SCHEDULE, GridOptions(num_steps=2)))

@@ -1,0 +1,94 @@
+"""Solvers in sigma against k-diffusion's, with its noise injected: a closed-form denoiser, and the tiny base model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.diffusion import grid as grids
+from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, unguided
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
+from glide_jax.diffusion.solvers import SolverOptions
+from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.models import Conditioning, Glide
+from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
+
+GOLDEN = golden_arrays("kdiffusion")
+MIXTURE_CASES = [name.split("|") for name in GOLDEN if name.startswith("mixture") and not name.endswith("|sigmas")]
+GLIDE_SOLVERS = [name.split("|")[1] for name in GOLDEN if name.startswith("glide/karras8|") and "sigmas" not in name]
+SCHEDULE = Schedule.from_config(DiffusionConfig())
+SIGMAS = {"10": (10, 0.02, 80.0), "25": (25, 0.01, 40.0)}
+MEANS, STD = (-0.6, 0.1, 0.7), 0.15
+
+
+def sigmas_of(case):
+    name, count = case.removeprefix("mixture/")[:-2], case[-2:]
+    rho = {"polyexponential": {"rho": 1.5}}.get(name, {})
+    return getattr(grids, name)(*SIGMAS[count], **rho)
+
+
+def recorded_noise(case, solver, plan, shape):
+    """The reference draws in order of use: the noise of each row of the plan that takes some."""
+    takes = (plan.rows.matrix[:, :, -1] != 0).any(axis=1)
+    drawn = iter(draw_image(f"{case}/{solver}/noise/{k}", shape) for k in range(takes.sum()))
+    return np.stack([next(drawn) if take else np.zeros((shape[0], *shape[2:], 3), np.float32) for take in takes])
+
+
+def sample(predict, case, solver, sigmas, shape):
+    grid = Grid(SCHEDULE, sigmas)
+    method, plan = SolverOptions(solver).plan(grid)
+    noisy = "ancestral" in solver or "sde" in solver
+    recorded = jnp.asarray(recorded_noise(case, solver, plan, shape)) if noisy else None
+    start = method.init(draw_image(f"{case}/x", shape) * np.float32(GOLDEN[f"{case}|sigmas"][0]))
+    denoise = denoiser(predict, lambda x_0: x_0)
+    run = jax.jit(
+        lambda carry: run_steps(method, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))
+    )
+    return np.asarray(method.finish(run((start, None))[0])).transpose(0, 3, 1, 2)
+
+
+def mixture(x_t, level, memory):
+    """E[x_0 | x] of a mixture of three equal Gaussians, as the noise that leads there."""
+    x, sigma = x_t / level.alpha, level.sigma / level.alpha
+    means = jnp.asarray(MEANS)
+    spread = STD**2 + sigma**2
+    weights = jax.nn.softmax(-jnp.square(x[..., None] - means.reshape(1, 1, 1, 1, -1)) / (2 * spread), axis=-1)
+    centre = (weights * means.reshape(1, 1, 1, 1, -1)).sum(-1)
+    x_0 = centre + STD**2 / spread * (x - centre)
+    return GuidedNoise((x - x_0) / sigma, None, jnp.zeros_like(x)), memory
+
+
+@pytest.mark.parametrize("case", sorted({case for case, _ in MIXTURE_CASES}))
+def test_sigma_schedules(case):
+    np.testing.assert_allclose(np.append(sigmas_of(case), 0), GOLDEN[f"{case}|sigmas"], rtol=2e-6)
+
+
+@pytest.mark.parametrize(("case", "solver"), MIXTURE_CASES)
+def test_solvers_on_a_closed_form_denoiser(case, solver):
+    ours = sample(mixture, case, solver, sigmas_of(case), (2, 3, 8, 8))
+    assert relative_error(ours, GOLDEN[f"{case}|{solver}"]) < 3e-5
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = Glide(model_config("tiny", "base"))
+    params = golden_params(model, "tiny/base")
+    text = jax.jit(model.encode_text)(params, GOLDEN["glide|tokens"], GOLDEN["glide|mask"])
+    return lambda x, t: model(params, x, t, Conditioning(text))
+
+
+@pytest.mark.parametrize("solver", GLIDE_SOLVERS)
+def test_solvers_on_the_tiny_base_model(network, solver):
+    case = "glide/karras8"
+    ours = sample(unguided(network), case, solver, grids.karras(8, 0.02, 60.0), (2, 3, 64, 64))
+    assert relative_error(ours, GOLDEN[f"{case}|{solver}"]) < 5e-5
+
+
+def test_sigmas_and_timesteps():
+    """The reference computes both in float32."""
+    np.testing.assert_allclose(SCHEDULE.sigmas, GOLDEN["glide/sigmas_all"], rtol=3e-4)
+    t = SCHEDULE.sigma_to_t(GOLDEN["glide/sigma_to_t|sigma"].astype(np.float64))
+    np.testing.assert_allclose(t, GOLDEN["glide/sigma_to_t|t"], atol=5e-4)
+    evenly = np.exp(np.interp(np.linspace(999, 0, 10), np.arange(1000), np.log(SCHEDULE.sigmas)))
+    np.testing.assert_allclose(np.append(evenly, 0), GOLDEN["glide/get_sigmas10"], rtol=3e-4)
