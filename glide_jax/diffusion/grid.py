@@ -55,14 +55,15 @@ class GridOptions:
         schedule: "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps,
             where no network can tell x_0 and its guess tints the picture; "linspace" spans 0 to T - 1 evenly;
             "trailing" counts down from T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891);
-            "karras", "exponential" and "polyexponential" space sigma from sigma_max to sigma_min.
+            "karras", "exponential" and "polyexponential" space sigma from sigma_max to sigma_min. Empty is the choice
+            of `spacing`.
         timestep_respacing: in place of both, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or "fast27".
         sigma_min, sigma_max: ends of a sigma schedule; by default the model's own, with at most 80 at the top.
         rho: power of "karras" (default 7) and "polyexponential" (default 1).
     """
 
     num_steps: int = 50
-    schedule: str = "leading"
+    schedule: str = ""
     timestep_respacing: str = ""
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -71,16 +72,21 @@ class GridOptions:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise GlideError(f"num_steps must be at least 1, not {self.num_steps}")
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in ("", *SCHEDULES):
             raise GlideError(f"schedule {self.schedule!r} is unknown (known: {', '.join(SCHEDULES)})")
-        spaces_sigma = self.schedule in _SIGMA_SCHEDULES and not self.timestep_respacing
+        spaces_sigma = self.spacing in _SIGMA_SCHEDULES and not self.timestep_respacing
         for name in ("sigma_min", "sigma_max", "rho"):
             value = getattr(self, name)
-            if value is not None and (not spaces_sigma or (name == "rho" and self.schedule == "exponential")):
-                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.schedule
+            if value is not None and (not spaces_sigma or (name == "rho" and self.spacing == "exponential")):
+                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.spacing
                 raise GlideError(f"{name} has no effect on {chosen}: leave it out, or choose schedule karras")
             if value is not None and value <= 0:
                 raise GlideError(f"{name} must be positive, not {value}")
+
+    @property
+    def spacing(self) -> str:
+        """The schedule in force."""
+        return self.schedule or "leading"
 
 
 class HostLevel(NamedTuple):
@@ -122,7 +128,7 @@ class Grid:
         if options.timestep_respacing:
             timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
             return cls.from_timesteps(schedule, timesteps)
-        if options.schedule in _TIMESTEP_SPACINGS:
+        if options.spacing in _TIMESTEP_SPACINGS:
             return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, options))
         bottom, top = schedule.sigmas[[0, -1]]
         sigma_min = bottom if options.sigma_min is None else options.sigma_min
@@ -133,7 +139,7 @@ class Grid:
                 f" [{bottom:.4g}, {top:.4g}], the noise this model was trained on"
             )
         given = {} if options.rho is None else {"rho": options.rho}
-        return cls(schedule, _SIGMA_SCHEDULES[options.schedule](options.num_steps, sigma_min, sigma_max, **given))
+        return cls(schedule, _SIGMA_SCHEDULES[options.spacing](options.num_steps, sigma_min, sigma_max, **given))
 
     def __len__(self) -> int:
         return len(self.sigmas)
@@ -168,8 +174,8 @@ def _spaced(diffusion_steps: int, options: GridOptions) -> Int[np.ndarray, " ste
     count = options.num_steps
     if count > diffusion_steps:
         raise GlideError(f"cannot take {count} timesteps from {diffusion_steps}; ask for at most {diffusion_steps}")
-    if options.schedule == "leading":
+    if options.spacing == "leading":
         return np.arange(count) * (diffusion_steps // count)
-    if options.schedule == "trailing":
+    if options.spacing == "trailing":
         return np.rint(diffusion_steps * np.arange(1, count + 1) / count).astype(int) - 1
     return space_timesteps(diffusion_steps, str(count))

@@ -71,8 +71,9 @@ def _add_sampler(parse: argparse.ArgumentParser) -> None:
         help="ddim is a safe choice; dpmpp_2m and unipc need fewest steps; ddpm, euler_ancestral and dpmpp_2m_sde add "
         f"fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)} (default: %(default)s)")  # fmt: skip
     add("--num_steps", type=int, default=_DEFAULTS.num_steps, help="noise levels to visit (default: %(default)s)")
-    add("--schedule", default=_DEFAULTS.schedule, choices=SCHEDULES,
-        help="which levels: timesteps in some spacing, or sigmas (default: %(default)s)")  # fmt: skip
+    add("--schedule", default="", choices=SCHEDULES,
+        help="which levels: timesteps in some spacing, or sigmas (default: leading for ddim, ddpm, plms, prk, euler "
+        "and euler_ancestral, karras for the others)")  # fmt: skip
     add("--timestep_respacing", default="", metavar="SPEC",
         help='in place of both: "fast27", "ddim50", "10,10,3,2,2"')  # fmt: skip
     add("--sigma_min", type=float, help="lower end of karras, exponential, polyexponential")
@@ -214,6 +215,7 @@ def _metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, st
     """What tells how a picture was made: everything but defaults."""
     kept = {"sampler", "num_steps", "schedule", "guidance_scale"}
     named = {name: value for name, value in options.items() if name in kept or value != getattr(_DEFAULTS, name)}
+    named["schedule"] = SampleOptions(**options).spacing
     for name in ("checkpoint", "upsampler", "negative_prompt", "init_image", "image", "mask", *_UP_OPTIONS, "dtype"):
         if getattr(args, name) not in (None, ""):
             named[name] = getattr(args, name)

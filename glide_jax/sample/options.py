@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from glide_jax.diffusion.grid import GridOptions
 from glide_jax.diffusion.guidance import GuidanceOptions
-from glide_jax.diffusion.solvers import SAMPLERS_WITH_CFGPP, SolverOptions, canonical_name
+from glide_jax.diffusion.solvers import SAMPLERS_WITH_CFGPP, SolverOptions, canonical_name, default_schedule
 from glide_jax.diffusion.thresholding import Thresholding
 from glide_jax.errors import GlideError
 
@@ -33,6 +33,11 @@ class SampleOptions(SolverOptions, GridOptions, GuidanceOptions, Thresholding):
             raise GlideError(f"strength must be in [0, 1], not {self.strength}")
         if self.temperature <= 0:
             raise GlideError(f"temperature must be positive, not {self.temperature}")
+
+    @property
+    def spacing(self) -> str:
+        """The schedule in force: the sampler's own where none is given."""
+        return self.schedule or default_schedule(self.sampler)
 
 
 UPSAMPLER_DEFAULTS = SampleOptions(timestep_respacing="fast27", guidance_scale=1.0, temperature=0.997)
