@@ -2,7 +2,7 @@
 
     python train.py --config configs/base64.py --config.data.path='~/laion/{00000..00331}.tar'
 
-To start from the published weights, convert them once and add `--config.train.init_from=DIR`; without it the model
+To start from the published weights, convert them once and add `--config.init_from=DIR`; without it the model
 starts from scratch. Needs a GPU of 24 GB or more at this batch size; on a smaller one add
 `--config.train.remat=full` or lower `--config.train.batch_size`.
 """

@@ -72,7 +72,6 @@ class TrainConfig:
         remat: "none", "full" or "dots": what the backward pass recomputes to save memory.
         loss: what is minimised.
         optimizer: how.
-        init_from: checkpoint whose weights to start from; empty starts from fresh ones.
         log_every, sample_every, validate_every, save_every: updates between log lines, grids, validation losses
             and checkpoints; 0 means only at the end (no validation at all).
         keep_checkpoints: how many of the newest are kept.
@@ -86,7 +85,6 @@ class TrainConfig:
     remat: Literal["none", "full", "dots"] = "none"
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    init_from: str = ""
     log_every: int = 50
     sample_every: int = 1000
     validate_every: int = 1000

@@ -1,7 +1,6 @@
 """The training loop: data in, checkpoints, logs and grids out."""
 
 import math
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -37,10 +36,12 @@ class RunConfig:
 
     Attributes:
         run_dir: folder of checkpoints, logs and grids; running again with the same folder continues.
+        init_from: checkpoint or converted model whose weights to start from; empty starts from fresh ones.
         model, diffusion, data, train, parallel: as their classes say.
     """
 
     run_dir: str = "runs/glide"
+    init_from: str = ""
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
@@ -65,21 +66,28 @@ class Trainer:
         self.optimizer = make_optimizer(train.optimizer, train.max_steps)
         checkpoints = self.run_dir / "checkpoints"
         self._continues = bool(complete_steps(checkpoints))
-        self.data = self._open_data(self._check_record())
+        position, self._source = self._check_record()
+        self.data = self._open_data(position)
         self.validation = self._open_validation()
         # Last, because it creates the folder.
         self.store = CheckpointStore(checkpoints, keep_last=train.keep_checkpoints)
         self.state = self._starting_state()
         self.step = int(self.state["step"])
 
-    def _check_record(self) -> int:
-        """Refuses a folder that holds another architecture; returns the data position to go on from."""
-        if not self._continues:
-            return 0
-        record = read_record(self.run_dir)
+    def _check_record(self) -> tuple[int, dict[str, Any]]:
+        """Refuses a folder that holds another architecture.
+
+        Returns:
+            The data position to go on from, and what is known of the PyTorch file that the weights once came from.
+        """
+        origin = self.run_dir if self._continues else self.config.init_from
+        if not origin:
+            return 0, {}
+        record = read_record(origin)
         for name, ours in (("model", self.config.model), ("diffusion", self.config.diffusion)):
-            _require_same(name, asdict(ours), record[name], self.run_dir)
-        return int(record["position"])
+            _require_same(name, asdict(ours), record.get(name, {}), str(origin))
+        position = int(record["position"]) if self._continues else 0
+        return position, {name: record[name] for name in ("source",) if name in record}
 
     def _sizes(self) -> dict[str, Any]:
         model = self.config.model
@@ -111,9 +119,9 @@ class Trainer:
         shardings = state_shardings(abstract, self.mesh)
         if self._continues:
             return self.store.restore(with_shardings(abstract, shardings))[0]
-        if self.config.train.init_from:
+        if self.config.init_from:
             placed = with_shardings(abstract["params"], shardings["params"])
-            params = load_weights(self.config.train.init_from, placed)
+            params = load_weights(self.config.init_from, placed)
             return jax.jit(lambda p: state_from_params(p, self.optimizer), out_shardings=shardings)(params)
         return jax.jit(lambda k: init_state(self.model, self.optimizer, k), out_shardings=shardings)(key)
 
@@ -186,6 +194,7 @@ class Trainer:
             "config": asdict(config),
             "position": self.data.position,
             "step": self.step,
+            **self._source,
         }
         self.store.save(self.step, self.state, record)
 
@@ -243,8 +252,10 @@ def _due(step: int, every: int, last: bool) -> bool:
     return last or (every > 0 and step % every == 0)
 
 
-def _require_same(name: str, ours: dict[str, Any], theirs: dict[str, Any], where: os.PathLike[str]) -> None:
-    different = [k for k, v in ours.items() if theirs.get(k) != (list(v) if isinstance(v, tuple) else v)]
+def _require_same(name: str, ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
+    # Dropout is no part of what weights are of.
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k != "dropout"}
+    different = [k for k, v in kept.items() if theirs.get(k) != v]
     if different:
         listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {ours[k]} here" for k in different)
-        raise GlideError(f"{where} belongs to another model ({listed}); choose another --config.run_dir")
+        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")

@@ -1,0 +1,93 @@
+"""A PyTorch checkpoint is converted, fine-tuned and taken back by command lines; both sides draw the same picture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glide_jax.images import to_uint8
+from glide_jax.sample import Inputs, LoadedModel, SampleOptions
+from tests.parity.live import SKIP
+from tests.parity.recipe import draw, manifest
+
+torch = pytest.importorskip("torch", reason=SKIP)
+creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a 3d render of a banana"
+PAGE = """
+from glide_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.run_dir = {run!r}
+    config.init_from = {start!r}
+    config.model.update({model!r})
+    config.data.path = "datasets/emoji/train-food-3d.tar"
+    config.train.batch_size = 4
+    config.train.max_steps = 20
+    config.train.sample_every = 0
+    config.train.preview.count = 1
+    config.train.preview.options.num_steps = 1
+    config.train.optimizer.learning_rate = 1e-3
+    config.train.optimizer.ema_decay = 0.9
+    return config
+"""
+
+
+def run(*arguments):
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comparison):
+    options = manifest("tiny", "base")["options"] | {"num_channels": 64}
+    not_models = ("diffusion_steps", "noise_schedule", "timestep_respacing")
+    theirs = creation.create_model(**{name: value for name, value in options.items() if name not in not_models})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter)).nan_to_num_(0.0)
+    torch.save(theirs.state_dict(), tmp_path / "before.pt")
+    before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+
+    (tmp_path / "options.json").write_text(json.dumps({"options": options}))
+    run("-m", "convert", "to-flax", tmp_path / "before.pt", "--output", tmp_path / "start", "--options",
+        tmp_path / "options.json")  # fmt: skip
+    model = LoadedModel.from_checkpoint(tmp_path / "start").stage.model.config
+    values = {name: getattr(model, name) for name in model.__slots__}
+    page = tmp_path / "page.py"
+    page.write_text(PAGE.format(run=str(tmp_path / "run"), start=str(tmp_path / "start"), model=values))
+    run("train.py", f"--config={page}")
+    run("-m", "convert", "to-torch", tmp_path / "run", "--output", tmp_path / "after.pt")
+
+    after = torch.load(tmp_path / "after.pt", weights_only=True)
+    assert list(after) == list(before)
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.9 * len(before)
+    theirs.load_state_dict(after, strict=True)
+
+    ours = LoadedModel.from_checkpoint(tmp_path / "run")
+    x_t = draw("end-to-end/x_T", (1, 3, 64, 64))
+    drawn = ours.stage.sample(
+        ours.params,
+        Inputs([PROMPT], [0], x_t=x_t.transpose(0, 2, 3, 1)),
+        SampleOptions(timestep_respacing="ddim10", guidance_scale=1.0),
+    )
+    tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), options["text_ctx"])
+    diffusion = creation.create_gaussian_diffusion(1000, "squaredcos_cap_v2", "ddim10")
+    with torch.no_grad():
+        reference = diffusion.ddim_sample_loop(
+            theirs.eval(), (1, 3, 64, 64), noise=torch.from_numpy(x_t), device="cpu",
+            model_kwargs={"tokens": torch.tensor([tokens]), "mask": torch.tensor([mask])},
+        )  # fmt: skip
+    comparison.check("fine-tuned, then drawn", "tiny", np.asarray(drawn).transpose(0, 3, 1, 2), reference, 3e-4)
+    grey = [to_uint8(image).astype(int) for image in (np.asarray(drawn), reference.numpy().transpose(0, 2, 3, 1))]
+    assert np.abs(grey[0] - grey[1]).max() <= 1
+    assert grey[0].std() > 10
