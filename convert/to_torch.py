@@ -7,8 +7,7 @@ import numpy as np
 
 from convert.architecture import Architecture, leaf, place, recorded_architecture
 from convert.tensor_file import DTYPES, write_tensors
-from glide_jax.checkpoint import load_weights, read_record, resolve
-from glide_jax.checkpoint.step_format import read_arrays
+from glide_jax.checkpoint import held_weights, load_weights, read_record
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.progress import bar
@@ -59,7 +58,7 @@ def convert_params(params: Params, architecture: Architecture) -> dict[str, np.n
 
 
 def _choose(checkpoint: Path, weights: Weights | None) -> Weights:
-    held = {name.split("/")[0] for name in read_arrays(resolve(checkpoint))}
+    held = held_weights(checkpoint)
     if weights is None:
         return "ema" if "ema" in held else "params"
     if weights not in held:

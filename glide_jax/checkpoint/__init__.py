@@ -9,8 +9,10 @@ Plain weights are one such step folder under a name of their own. Everything tha
 folder, its checkpoints folder or one step's folder.
 """
 
-from glide_jax.checkpoint.folders import complete_steps, resolve
-from glide_jax.checkpoint.store import CheckpointStore
-from glide_jax.checkpoint.weights import load_weights, read_record, save_weights
-
-__all__ = ["CheckpointStore", "complete_steps", "load_weights", "read_record", "resolve", "save_weights"]
+from glide_jax.checkpoint.folders import complete_steps as complete_steps
+from glide_jax.checkpoint.folders import resolve as resolve
+from glide_jax.checkpoint.store import CheckpointStore as CheckpointStore
+from glide_jax.checkpoint.weights import held_weights as held_weights
+from glide_jax.checkpoint.weights import load_weights as load_weights
+from glide_jax.checkpoint.weights import read_record as read_record
+from glide_jax.checkpoint.weights import save_weights as save_weights

@@ -27,6 +27,12 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
     return step_format.read_record(resolve(path, step))
 
 
+def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]:
+    """Which of "params" and "ema" a checkpoint holds; arguments and errors are those of `read_record`."""
+    saved = step_format.read_arrays(resolve(path, step))
+    return {name.split("/")[0] for name in saved} & {"params", "ema"}
+
+
 def load_weights(
     path: str | PathLike[str],
     abstract_params: PyTree[jax.ShapeDtypeStruct],

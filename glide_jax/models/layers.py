@@ -1,6 +1,7 @@
 """The building blocks whose numerics must match PyTorch: norms, convolutions, resampling, time embedding."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,18 @@ def linear(
     return nnx.Linear(features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs)
 
 
+class _Conv(nnx.Conv):
+    """Adds the bias in float32: its gradient is a sum over all pixels, which bfloat16 cannot hold."""
+
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
+        return super().__call__(x).astype(self.dtype)
+
+
+def _all_but_bias(args: Sequence[Array | None], dtype: DTypeLike) -> list[Array | None]:
+    inputs, kernel, bias = args
+    return [None if arg is None else arg.astype(dtype) for arg in (inputs, kernel)] + [bias]
+
+
 def conv(
     channels_in: int,
     channels_out: int,
@@ -31,7 +44,7 @@ def conv(
     init: nnx.Initializer = _UNIFORM,
 ) -> nnx.Conv:
     """A `size` x `size` convolution over NHWC images, zero-padded by size // 2 (torch: Conv2d)."""
-    return nnx.Conv(
+    return _Conv(
         channels_in,
         channels_out,
         (size, size),
@@ -40,6 +53,7 @@ def conv(
         dtype=dtype,
         param_dtype=jnp.float32,
         kernel_init=init,
+        promote_dtype=_all_but_bias,
         rngs=rngs,
     )
 

@@ -85,6 +85,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole_run, tmp_path):
     assert losses(run_dir) == losses(whole_run)
 
 
+def test_training_may_start_from_another_checkpoint(whole_run, tmp_path):
+    result = train(tmp_path / "fresh", "--config.train.max_steps=1")
+    assert result.returncode == 0, result.stderr
+    result = train(tmp_path / "tuned", "--config.train.max_steps=1", f"--config.init_from={whole_run}")
+    assert result.returncode == 0, result.stderr
+    fresh, tuned = (losses(tmp_path / name)[1][0] for name in ("fresh", "tuned"))
+    assert losses(whole_run)[1][0] == fresh
+    assert tuned != fresh
+    result = train(tmp_path / "wide", f"--config.init_from={whole_run}", "--config.model.num_channels=32")
+    assert result.returncode == 2
+    assert "num_channels: 64 there, 32 here" in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "wide").exists()
+
+
 def sample(checkpoint, output, *arguments):
     return run("sample.py", "--checkpoint", checkpoint, "--output", output, "--num_steps", 3, *arguments)
 

@@ -57,7 +57,7 @@ def test_bfloat16_gradients_point_where_float32_ones_do(params):
     half, single = gradients("bfloat16", params), gradients("float32", params)
     assert cosine(np.concatenate(half), np.concatenate(single)) >= 0.999
     worst = min(cosine(a, b) for a, b in zip(half, single, strict=True) if np.linalg.norm(b) > 1e-4)
-    assert 0.9 <= worst < 1.0
+    assert 0.99 <= worst < 1.0
 
 
 def test_bfloat16_training_keeps_float32_state_that_moves(params):
