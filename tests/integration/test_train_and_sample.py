@@ -119,6 +119,36 @@ def test_sampling_is_the_same_in_any_batch(whole_run, tmp_path):
     assert (tmp_path / "one" / "grid.png").exists()
 
 
+def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path):
+    result = sample(whole_run, tmp_path, "--prompt", "a 3d render of a banana", "--compare", "ddim,dpm++", "--steps",
+                    "2,4,5")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if " steps " in line]
+    assert [line.rsplit(maxsplit=2)[0] for line in lines] == [
+        f"{sampler} {steps} steps" for sampler in ("ddim", "dpm++") for steps in (2, 4, 5)
+    ]
+    height, width, _ = np.asarray(Image.open(tmp_path / "comparison.png")).shape
+    assert width > 3 * 128
+    assert height > 2 * 128
+
+
+def test_image_to_image_from_the_command_line(whole_run, tmp_path):
+    Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "red.png")
+    arguments = ["--prompt", "a 3d render of a banana", "--init_image", tmp_path / "red.png", "--num_steps", 10,
+                 "--sampler", "dpmpp_2m", "--guidance_scale", 2]  # fmt: skip
+    for strength in (0, 0.5):
+        result = sample(whole_run, tmp_path / str(strength), *arguments, "--strength", strength)
+        assert result.returncode == 0, result.stderr
+    same, changed = (Image.open(tmp_path / name / "0000.png") for name in ("0", "0.5"))
+    assert (np.asarray(same) == [255, 0, 0]).all()
+    assert (np.asarray(changed) != [255, 0, 0]).any()
+    written = changed.text
+    expected = {"sampler": "dpmpp_2m", "num_steps": "10", "schedule": "karras", "guidance_scale": "2.0",
+                "strength": "0.5", "seed": "0"}  # fmt: skip
+    assert {name: written[name] for name in expected} == expected
+    assert written["checkpoint"] == str(whole_run)
+
+
 def broken_shard(path, kind):
     """A copy of a real shard with one fault in it."""
     with tarfile.open(ROOT / FOOD) as source, tarfile.open(path, "w") as target:
@@ -183,6 +213,9 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run):
         (["--prompt", "x", "--timestep_respacing", "ddim49"], "exactly 49"),
         ([], "nothing to draw"),
         (["--prompt_file", "/nowhere.txt"], "/nowhere.txt"),
+        (["--prompt", "x", "--eta", "0.5", "--sampler", "dpmpp_2m"], "has no eta"),
+        (["--prompt", "x", "--compare", "ddim", "--steps", "ten"], "--steps"),
+        (["--prompt", "x", "--image", "/nowhere.png", "--mask", "/nowhere.png"], "cannot inpaint"),
     ],
 )
 def test_sampling_mistakes_get_one_clear_line(whole_run, tmp_path, arguments, expected):

@@ -227,9 +227,9 @@ def test_models_in_the_wrong_place_are_refused(loaded, upsampler):
 
 
 def test_bfloat16_and_eager_stay_close_to_compiled_float32(loaded):
-    """Measured 0.05 grey levels mean for bfloat16 on this model; eager differs by rounding alone."""
+    """Measured on this model: 0.1 grey levels on average for bfloat16, none for eager."""
     reference = draw(loaded, "a cat").astype(int)
     half = draw(random_model(dtype="bfloat16"), "a cat").astype(int)
-    assert 0 < np.abs(half - reference).mean() < 3
+    assert 0 < np.abs(half - reference).mean() < 0.5
     with jax.disable_jit():
         assert np.abs(draw(loaded, "a cat").astype(int) - reference).max() <= 1

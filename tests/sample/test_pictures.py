@@ -1,0 +1,46 @@
+"""Pictures and masks as people give them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.sample.pictures import load_mask, load_picture
+
+
+def test_the_middle_square_is_taken_and_resized(tmp_path):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = (255, 0, 0)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    for given in (tmp_path / "wide.png", str(tmp_path / "wide.png"), Image.fromarray(wide), wide):
+        picture = load_picture(given, 8)
+        assert picture.shape == (8, 8, 3)
+        np.testing.assert_array_equal(picture, np.broadcast_to(np.float32([1, -1, -1]), (8, 8, 3)))
+
+
+def test_transparent_parts_are_white():
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    np.testing.assert_array_equal(load_picture(image, 4), 1.0)
+
+
+def test_a_mask_is_one_where_white():
+    mask = np.zeros((30, 40), np.uint8)
+    mask[:, 20:] = 255
+    loaded = load_mask(mask, 10)
+    assert loaded.shape == (10, 10, 1)
+    assert set(np.unique(loaded)) == {0.0, 1.0}
+    assert loaded[:, :5].max() == 0
+    assert loaded[:, 5:].min() == 1
+
+
+def test_a_photograph_is_no_mask():
+    photo = np.random.RandomState(0).randint(0, 256, (30, 30, 3)).astype(np.uint8)
+    with pytest.raises(GlideError, match="white where the picture is kept and black where"):
+        load_mask(photo, 10)
+
+
+def test_files_that_are_no_pictures_are_refused(tmp_path):
+    (tmp_path / "x.png").write_text("no picture")
+    for path in (tmp_path / "x.png", tmp_path / "missing.png", tmp_path):
+        with pytest.raises(GlideError, match="cannot read the picture"):
+            load_picture(path, 8)
