@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 
 def stream_key(seed: int | Int[Array, ""], stream: str) -> PRNGKeyArray:
@@ -29,6 +29,11 @@ def normal_per_example(
 ) -> Float[Array, "batch ..."]:
     """Standard normal float32 noise of `shape` for each example, keyed by its global index alone."""
     return jax.vmap(lambda i: jax.random.normal(fold(key, i), tuple(shape), jnp.float32))(examples)
+
+
+def keys_per_example(key: PRNGKeyArray, examples: Int[Array, " batch"]) -> Key[Array, " batch"]:
+    """One key for each example, by its global index alone."""
+    return jax.vmap(lambda i: fold(key, i))(examples)
 
 
 def uniform_per_example(key: PRNGKeyArray, examples: Int[Array, " batch"]) -> Float[Array, " batch"]:

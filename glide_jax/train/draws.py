@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from glide_jax.randomness import fold, normal_per_example, stream_key, uniform_per_example
+from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
 
 
 class Draws(NamedTuple):
@@ -17,11 +16,13 @@ class Draws(NamedTuple):
         t: original timestep of each picture, uniform over [0, T).
         noise: standard normal.
         dropout_keys: one key a picture, or None for no dropout.
+        condition_keys: one key a picture, for masks and for spoiling small pictures.
     """
 
     t: Int[Array, " batch"]
     noise: Float[Array, "batch height width 3"]
     dropout_keys: PRNGKeyArray | None
+    condition_keys: PRNGKeyArray
 
 
 # (update number, global example indices, shape of one picture) -> draws.
@@ -34,9 +35,10 @@ def training_draws(seed: int, diffusion_steps: int) -> DrawFn:
     def draws(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> Draws:
         uniform = uniform_per_example(fold(stream_key(seed, "t"), step), index)
         noise = normal_per_example(fold(stream_key(seed, "noise"), step), index, shape)
-        dropout = fold(stream_key(seed, "dropout"), step)
-        keys = jax.vmap(lambda i: fold(dropout, i))(index)
-        return Draws(_to_timestep(uniform, diffusion_steps), noise, keys)
+        dropout, condition = (
+            keys_per_example(fold(stream_key(seed, stream), step), index) for stream in ("dropout", "condition")
+        )
+        return Draws(_to_timestep(uniform, diffusion_steps), noise, dropout, condition)
 
     return draws
 
@@ -51,6 +53,7 @@ def validation_draws(diffusion_steps: int) -> DrawFn:
             _to_timestep(uniform, diffusion_steps),
             normal_per_example(stream_key(0, "validation"), index, shape),
             None,
+            keys_per_example(stream_key(0, "validation condition"), index),
         )
 
     return draws

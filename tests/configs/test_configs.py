@@ -34,12 +34,20 @@ def test_every_page_is_a_valid_run(name):
     assert page(name).run_dir == f"runs/{name}"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("base64", "base"), ("upsample256", "upsample")])
+FULL_PAGES = {
+    "base64": "base",
+    "upsample256": "upsample",
+    "base64_inpaint": "base-inpaint",
+    "upsample256_inpaint": "upsample-inpaint",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), FULL_PAGES.items())
 def test_the_full_pages_are_the_published_models(name, kind):
     config = page(name)
     assert parameters(config.model) == PUBLISHED[kind]
     assert config.model == ModelConfig.published(kind)
-    assert config.diffusion.noise_schedule == ("linear" if kind == "upsample" else "squaredcos_cap_v2")
+    assert config.diffusion.noise_schedule == ("linear" if kind.startswith("upsample") else "squaredcos_cap_v2")
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)

@@ -1,0 +1,59 @@
+"""Weights to start from, out of a checkpoint that need not be of quite the same model."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from glide_jax.checkpoint import load_weights, read_record
+from glide_jax.errors import GlideError
+from glide_jax.models import Glide, ModelConfig, Params
+
+
+def require_same(name: str, ours: Any, theirs: dict[str, Any], where: str, ignore: tuple[str, ...] = ()) -> None:
+    """Compares a configuration with that of a checkpoint's record; dropout is no part of what weights are of.
+
+    Raises:
+        GlideError: they differ; every difference is listed.
+    """
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours).items() if k not in ("dropout", *ignore)}
+    different = [k for k, v in kept.items() if theirs.get(k) != v]
+    if different:
+        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {kept[k]} here" for k in different)
+        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")
+
+
+def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> Params:
+    """The weights at `path` for a model of `config`, which may inpaint where the checkpoint's cannot.
+
+    Args:
+        path: any checkpoint.
+        config: the model to be trained.
+        abstract: its parameters, with the shardings wanted.
+    """
+    theirs = read_record(path).get("model", {})
+    require_same("model", config, theirs, path, ignore=("inpaint",))
+    if not config.inpaint or theirs.get("inpaint"):
+        require_same("model", config, theirs, path)
+        return load_weights(path, abstract)
+    plain = Glide(replace(config, inpaint=False)).abstract_params()
+    wide = abstract["unet"]["input_conv"]["kernel"]
+    narrow = plain["unet"]["input_conv"]["kernel"]
+    shapes = jax.tree.map(lambda leaf: leaf, abstract)
+    shapes["unet"]["input_conv"]["kernel"] = narrow
+    params = load_weights(path, shapes)
+    kernel = params["unet"]["input_conv"]["kernel"]
+    params["unet"]["input_conv"]["kernel"] = jax.device_put(widen_for_inpainting(kernel), wide.sharding)
+    return params
+
+
+def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3 3 _more out"]:
+    """An input convolution that takes [x, image * mask, mask, low_res] and ignores the two in the middle.
+
+    Args:
+        kernel: of the plain model, over x (3 channels) or x and low_res (6).
+    """
+    new = jnp.zeros((*kernel.shape[:2], 4, kernel.shape[3]), kernel.dtype)
+    return jnp.concatenate([kernel[:, :, :3], new, kernel[:, :, 3:]], axis=2)

@@ -1,0 +1,55 @@
+"""Starting an inpainting model from a plain one: before any update it computes the same."""
+
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.checkpoint import save_weights
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, Glide, ModelConfig
+from glide_jax.train.starting import load_starting_weights
+from tests.sample.models import BASE, random_weights
+
+UPSAMPLER = replace(BASE, super_res=True, low_res_size=8)
+
+
+@pytest.mark.parametrize("plain", [BASE, UPSAMPLER], ids=["base", "upsampler"])
+def test_update_0_equals_the_plain_model(plain, tmp_path):
+    weights = random_weights(Glide(plain).abstract_params())
+    save_weights(tmp_path / "plain", weights, {"model": asdict(plain)})
+    wide = Glide(replace(plain, inpaint=True))
+    params = load_starting_weights(str(tmp_path / "plain"), wide.config, wide.abstract_params())
+    random = np.random.RandomState(0)
+    x, image = (jnp.asarray(random.standard_normal((2, 16, 16, 3)), jnp.float32) for _ in range(2))
+    low_res = jnp.asarray(random.standard_normal((2, 8, 8, 3)), jnp.float32) if plain.super_res else None
+    mask = jnp.asarray(random.randint(0, 2, (2, 16, 16, 1)), jnp.float32)
+    t = jnp.array([7.0, 700.0])
+
+    def text(model, params):
+        return model.encode_text(params, jnp.ones((2, 8), jnp.int32), jnp.ones((2, 8), bool))
+
+    narrow = Glide(plain)
+    expected = narrow(weights, x, t, Conditioning(text(narrow, weights), low_res))
+    given = Conditioning(text(wide, params), low_res, image, mask)
+    np.testing.assert_allclose(wide(params, x, t, given), expected, atol=1e-5)
+    changed = jax.tree.map(jnp.copy, params)
+    kernel = changed["unet"]["input_conv"]["kernel"]
+    changed["unet"]["input_conv"]["kernel"] = kernel.at[:, :, 3:7].set(0.1)
+    assert np.abs(wide(changed, x, t, given) - expected).max() > 1e-3
+
+
+def test_other_differences_are_refused(tmp_path):
+    save_weights(tmp_path / "plain", random_weights(Glide(BASE).abstract_params()), {"model": asdict(BASE)})
+    deeper = Glide(replace(BASE, inpaint=True, xf_layers=2))
+    with pytest.raises(GlideError, match="xf_layers: 1 there, 2 here"):
+        load_starting_weights(str(tmp_path / "plain"), deeper.config, deeper.abstract_params())
+
+
+def test_an_inpainting_checkpoint_starts_no_plain_model(tmp_path):
+    wide: ModelConfig = replace(BASE, inpaint=True)
+    save_weights(tmp_path / "wide", random_weights(Glide(wide).abstract_params()), {"model": asdict(wide)})
+    with pytest.raises(GlideError, match="inpaint: True there, False here"):
+        load_starting_weights(str(tmp_path / "wide"), BASE, Glide(BASE).abstract_params())
