@@ -11,11 +11,26 @@ from ml_collections import ConfigDict
 
 from glide_jax.config import default_config
 
+# Widths for a trial of everything else, on a CPU: `--config configs/base64.py:tiny`.
+TINY = {
+    "num_channels": 64,
+    "num_res_blocks": 1,
+    "num_head_channels": 32,
+    "text_ctx": 32,
+    "xf_width": 64,
+    "xf_layers": 2,
+    "xf_heads": 2,
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(widths: str = "published") -> ConfigDict:
     """385,030,726 parameters; the noise loss alone, as glide-finetune trains."""
     config = default_config()
     config.run_dir = "runs/base64"
+    if widths == "tiny":
+        config.model.update(TINY)
+    elif widths != "published":
+        raise ValueError(f"widths {widths!r} are unknown: use published or tiny")
     config.data.filters.min_size = 256
     config.data.filters.min_aspect = 0.5
     config.data.filters.max_aspect = 2.0

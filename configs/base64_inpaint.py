@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from configs import base64
 
 
-def get_config() -> ConfigDict:
+def get_config(widths: str = "published") -> ConfigDict:
     """385,037,638 parameters; masks are rectangles, strokes, everything (plain text to image) and nothing."""
-    config = base64.get_config()
+    config = base64.get_config(widths)
     config.run_dir = "runs/base64_inpaint"
     config.model.inpaint = True
     config.train.max_steps = 20_000

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from configs import base64
 
 
-def get_config() -> ConfigDict:
+def get_config(widths: str = "published") -> ConfigDict:
     """398,361,286 parameters; captions are never dropped, because upsamplers run without guidance."""
-    config = base64.get_config()
+    config = base64.get_config(widths)
     config.run_dir = "runs/upsample256"
     config.model.image_size = 256
-    config.model.num_res_blocks = 2
+    config.model.num_res_blocks = 1 if widths == "tiny" else 2
     config.model.super_res = True
     config.diffusion.noise_schedule = "linear"
     config.data.uncond_p = 0.0

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from configs import upsample256
 
 
-def get_config() -> ConfigDict:
+def get_config(widths: str = "published") -> ConfigDict:
     """398,368,198 parameters; the small picture is whole, as the base model completes it first."""
-    config = upsample256.get_config()
+    config = upsample256.get_config(widths)
     config.run_dir = "runs/upsample256_inpaint"
     config.model.inpaint = True
     config.train.max_steps = 20_000
