@@ -142,19 +142,13 @@ class Stage:
             return jnp.asarray(inputs.init_image)
         solver, plan = options.plan(grid)
         picture = self._put(inputs.init_image) if from_picture else None
-        request = self._request(params, inputs, options.method, options, seed, clip_params)
+        method = self._method(options)
+        request = self._request(params, inputs, options, seed, clip_params)
         x_t = None if inputs.x_t is None else self._put(inputs.x_t)
-        carry = self._start(
-            solver,
-            options.method,
-            request,
-            picture,
-            x_t,
-            jax.tree.map(jnp.float32, plan.start),
-            jnp.float32(options.temperature),
-        )
-        static = (solver, options.method, Thresholding(options.thresholding, options.dynamic_thresholding_ratio))
-        carry = self._loop(static, request, carry, plan, on_steps)
+        scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
+        carry = self._start(solver, method, request, picture, x_t, *scales)
+        thresholding = Thresholding(options.thresholding, options.dynamic_thresholding_ratio)
+        carry = self._loop((solver, method, thresholding), request, carry, plan, on_steps)
         return jnp.clip(solver.finish(carry[0]), -1.0, 1.0)
 
     def invert(
@@ -165,10 +159,15 @@ class Stage:
         The levels are those of `options`; its sampler and thresholding have no part in it.
         """
         solver, plan = ddim_inversion(Grid.from_options(self.schedule, options))
-        request = self._request(params, inputs, options.method, options, 0, None)
+        method = self._method(options)
+        request = self._request(params, inputs, options, 0, None)
         picture = self._put(inputs.init_image)
-        carry = (solver.init(picture), initial_memory(options.method, picture))
-        return solver.finish(self._loop((solver, options.method, None), request, carry, plan, on_steps)[0])
+        carry = (solver.init(picture), initial_memory(method, picture))
+        return solver.finish(self._loop((solver, method, None), request, carry, plan, on_steps)[0])
+
+    def _method(self, options: SampleOptions) -> Method:
+        """A model without text has nothing to be guided by."""
+        return options.method if self.model.config.xf_width else Method("none")
 
     def _loop(
         self,
@@ -189,15 +188,9 @@ class Stage:
         return carry
 
     def _request(
-        self,
-        params: Params,
-        inputs: Inputs,
-        method: Method,
-        options: SampleOptions,
-        seed: int,
-        clip_params: Params | None,
+        self, params: Params, inputs: Inputs, options: SampleOptions, seed: int, clip_params: Params | None
     ) -> _Request:
-        paired = method.kind != "none"
+        paired = self._method(options).kind != "none"
         text = self._text(params, inputs.prompts, inputs.negative_prompt if paired else None)
         given = (inputs.low_res, inputs.inpaint_image, inputs.inpaint_mask)
         pictures = [None if given is None else self._put(np.asarray(given, np.float32)) for given in given]

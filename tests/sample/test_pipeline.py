@@ -233,3 +233,8 @@ def test_bfloat16_and_eager_stay_close_to_compiled_float32(loaded):
     assert 0 < np.abs(half - reference).mean() < 0.5
     with jax.disable_jit():
         assert np.abs(draw(loaded, "a cat").astype(int) - reference).max() <= 1
+
+
+def test_a_model_without_text_draws_without_guidance():
+    plain = random_model(replace(BASE, xf_width=0))
+    np.testing.assert_array_equal(draw(plain, "a cat", guidance_scale=5.0), draw(plain, "a dog", guidance_scale=1.0))
