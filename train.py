@@ -8,16 +8,25 @@ from ml_collections import config_flags
 
 from glide_jax.config import from_ml_collections
 from glide_jax.errors import GlideError, run_cli
-from glide_jax.train import Trainer
+from glide_jax.parallel import initialize_from_environment
+from glide_jax.train import Trainer, dry_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A page of configs/; change options by --config.NAME=VALUE."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Show the model, its memory and the first batch, and compile one step; train nothing."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where no launcher says it.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
 
 
 def main() -> int:
-    """Parses the flags, checks the whole configuration, then trains."""
-    return Trainer(from_ml_collections(_parse(sys.argv))).run()
+    """Parses the flags, checks the whole configuration, joins the other processes, then trains."""
+    config = from_ml_collections(_parse(sys.argv))
+    initialize_from_environment(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    return dry_run(config) if _DRY_RUN.value else Trainer(config).run()
 
 
 def _parse(argv: list[str]) -> Any:

@@ -2,9 +2,10 @@
 
 import errno
 import fcntl
+import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -36,16 +37,23 @@ class CheckpointStore:
         directory: the checkpoints folder; created if need be. What interrupted saves left there is removed.
         keep_last: how many of the newest steps are kept, at least 1.
         keep_every: steps divisible by this are kept too.
+        keep_best: so many of the steps with the lowest "validation_mse" in their records are kept too.
 
     Raises:
         GlideError: the folder cannot be written to, or another run has it open.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep_last: int = 2, keep_every: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        keep_best: int = 0,
+    ) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise GlideError(f"keep_last={keep_last}, keep_every={keep_every}: both must be at least 1")
         self.directory = Path(directory).expanduser()
-        self._keep_last, self._keep_every = keep_last, keep_every
+        self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._pending: Future[None] | None = None
         self._lock = _open_for_writing(self.directory)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -136,13 +144,26 @@ class CheckpointStore:
         pending.finish()
         if jax.process_index() == 0:
             steps = complete_steps(self.directory)
-            for step in set(steps) - steps_to_keep(steps, self._keep_last, self._keep_every):
+            kept = steps_to_keep(steps, self._keep_last, self._keep_every) | self._best(steps)
+            for step in set(steps) - kept:
                 _delete(self.directory / str(step))
+
+    def _best(self, steps: Iterable[int]) -> set[int]:
+        if not self._keep_best:
+            return set()
+        losses = {step: read_record(self.directory / str(step)).get("validation_mse") for step in steps}
+        return best_steps(losses, self._keep_best)
 
 
 def steps_to_keep(steps: Iterable[int], keep_last: int, keep_every: int | None) -> set[int]:
     """The newest `keep_last` of `steps`, and all that `keep_every` divides."""
     return set(sorted(steps)[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
+
+
+def best_steps(losses: Mapping[int, float | None], keep_best: int) -> set[int]:
+    """The `keep_best` steps of lowest loss, of equal ones the newer; those without a finite one do not count."""
+    known = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return set(sorted(known, key=lambda step: (known[step], -step))[:keep_best])
 
 
 def _delete(folder: Path) -> None:

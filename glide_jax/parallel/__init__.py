@@ -1,9 +1,11 @@
 """Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
 
+from glide_jax.parallel.collectives import collective_bytes
 from glide_jax.parallel.distributed import initialize_from_environment
 from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
     batch_sharding,
+    gather_for_use,
     partition_spec,
     process_rows,
     put_batch,
@@ -15,6 +17,8 @@ __all__ = [
     "AXES",
     "ParallelConfig",
     "batch_sharding",
+    "collective_bytes",
+    "gather_for_use",
     "initialize_from_environment",
     "make_mesh",
     "partition_spec",

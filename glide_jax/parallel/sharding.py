@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from glide_jax.errors import GlideError
@@ -36,9 +37,9 @@ def partition_spec(
 
 
 def state_shardings(
-    abstract_tree: PyTree[Abstract], mesh: Mesh, min_bytes: int = MIN_SHARDED_BYTES
+    abstract_tree: PyTree[Abstract], mesh: Mesh | AbstractMesh, min_bytes: int = MIN_SHARDED_BYTES
 ) -> PyTree[NamedSharding]:
-    """A tree of shardings like `abstract_tree`, by the rule of `partition_spec`."""
+    """A tree of shardings like `abstract_tree`, by the rule of `partition_spec`; the mesh may be one to plan for."""
 
     def sharding(leaf: Abstract) -> NamedSharding:
         itemsize = np.dtype(leaf.dtype).itemsize
@@ -56,7 +57,35 @@ def with_shardings(abstract_tree: PyTree[Abstract], shardings: PyTree[NamedShard
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
+    """Inside jit: every array whole on every device, its gradient summed into the pieces it is stored in (FSDP).
+
+    Left to itself, XLA splits activations as the weights are split, and moves them at every layer.
+    """
+
+    def gather(leaf: Array, sharding: NamedSharding) -> Array:
+        return leaf if sharding.is_fully_replicated else _gather(leaf, sharding)
+
+    return jax.tree.map(gather, tree, shardings)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(leaf: Array, sharding: NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _gather_forward(leaf: Array, sharding: NamedSharding) -> tuple[Array, None]:
+    return _gather(leaf, sharding), None
+
+
+def _gather_backward(sharding: NamedSharding, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a batch: its leading dimension over all devices of the mesh, ("data", "fsdp")."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 

@@ -1,12 +1,19 @@
-"""Ctrl-C and SIGTERM as a flag the loop reads between updates, so that a run always ends with a checkpoint."""
+"""Ctrl-C, SIGTERM and preemption notices as a question the loop asks between updates."""
 
+import os
 import signal
 from types import FrameType
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class Interrupt:
-    """While entered, the first signal sets `received`; a second Ctrl-C stops at once.
+    """While entered, a signal asks the run to stop after a checkpoint; a second Ctrl-C stops a lone process at once.
+
+    Of several processes any may get the signal: JAX's preemption service, which catches SIGTERM, agrees with the
+    others on the update after which all of them stop.
 
     Attributes:
         received: the signal that came, if any.
@@ -14,18 +21,29 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._alone = jax.process_count() == 1
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+            self._previous[number] = signal.signal(number, self._receive if self._alone else _as_sigterm)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def stops(self, step: int) -> bool:
+        """Whether to stop after update `step`; asked once an update, with the same answer in all processes."""
+        if not self._alone and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+def _as_sigterm(number: int, frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

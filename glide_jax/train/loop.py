@@ -1,209 +1,191 @@
 """The training loop: data in, checkpoints, logs and grids out."""
 
-import math
-import signal
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from glide_jax import progress
-from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record
-from glide_jax.data import DataConfig, DataStream, ValidationData, fixed_examples, open_data, open_validation
-from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.errors import GlideError
-from glide_jax.models import Glide, ModelConfig
-from glide_jax.parallel import ParallelConfig, make_mesh, put_batch, state_shardings, with_shardings
-from glide_jax.randomness import stream_key
+from glide_jax.checkpoint import CheckpointStore
+from glide_jax.data.batch import Batch
+from glide_jax.parallel import make_mesh, put_batch
 from glide_jax.sample import Stage
-from glide_jax.train.config import TrainConfig
-from glide_jax.train.draws import training_draws, validation_draws
+from glide_jax.train.flops import peak_flops, step_flops
+from glide_jax.train.goodput import Goodput
 from glide_jax.train.interrupt import Interrupt
-from glide_jax.train.optimizer import learning_rate, make_optimizer
+from glide_jax.train.meter import Meter
+from glide_jax.train.optimizer import learning_rate
+from glide_jax.train.origin import Origin
 from glide_jax.train.previews import Previews
+from glide_jax.train.program import Program
+from glide_jax.train.run_config import RunConfig
+from glide_jax.train.run_data import preview_examples, training_data, validation_data
 from glide_jax.train.run_log import RunLog
-from glide_jax.train.step import State, init_state, make_train_step, make_validation_step, state_from_params
-
-
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """Everything that decides a training run.
-
-    Attributes:
-        run_dir: folder of checkpoints, logs and grids; running again with the same folder continues.
-        init_from: checkpoint or converted model whose weights to start from; empty starts from fresh ones.
-        model, diffusion, data, train, parallel: as their classes say.
-    """
-
-    run_dir: str = "runs/glide"
-    init_from: str = ""
-    model: ModelConfig = ModelConfig()
-    diffusion: DiffusionConfig = DiffusionConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    parallel: ParallelConfig = ParallelConfig()
+from glide_jax.train.skips import SkipWatch
 
 
 class Trainer:
-    """One run, from its newest checkpoint or from the start.
+    """One run, from its newest checkpoint or from the start; every process of the run makes one.
 
     Raises:
         GlideError: unusable data, folder, starting weights or mesh; all before anything is compiled.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.run_dir = Path(config.run_dir)
+        self.config, self.run_dir = config, Path(config.run_dir)
         train = config.train
         self.mesh = make_mesh(config.parallel)
-        self.model = Glide(config.model, train.dtype, train.remat)
-        self.schedule = Schedule.from_config(config.diffusion)
-        self.optimizer = make_optimizer(train.optimizer, train.max_steps)
-        checkpoints = self.run_dir / "checkpoints"
-        self._continues = bool(complete_steps(checkpoints))
-        position, self._source = self._check_record()
-        self.data = self._open_data(position)
-        self.validation = self._open_validation()
+        self.origin = Origin.of(config)
+        self.goodput = Goodput.from_record(self.origin.record.get("goodput") if self.origin.continues else None)
+        self.program = Program(config, self.mesh)
+        self.data = training_data(config, self.origin.position)
+        self.validation = validation_data(config)
         # Last, because it creates the folder.
-        self.store = CheckpointStore(checkpoints, keep_last=train.keep_checkpoints)
-        self.state = self._starting_state()
+        self.store = CheckpointStore(
+            self.run_dir / "checkpoints",
+            keep_last=train.keep_checkpoints,
+            keep_every=train.keep_checkpoints_every or None,
+            keep_best=train.keep_best_checkpoints,
+        )
+        self.state = self.origin.state(self.program, self.store)
         self.step = int(self.state["step"])
-
-    def _check_record(self) -> tuple[int, dict[str, Any]]:
-        """Refuses a folder that holds another architecture.
-
-        Returns:
-            The data position to go on from, and what is known of the PyTorch file that the weights once came from.
-        """
-        origin = self.run_dir if self._continues else self.config.init_from
-        if not origin:
-            return 0, {}
-        record = read_record(origin)
-        for name, ours in (("model", self.config.model), ("diffusion", self.config.diffusion)):
-            _require_same(name, asdict(ours), record.get(name, {}), str(origin))
-        position = int(record["position"]) if self._continues else 0
-        return position, {name: record[name] for name in ("source",) if name in record}
-
-    def _sizes(self) -> dict[str, Any]:
-        model = self.config.model
-        return {
-            "image_size": model.image_size,
-            "low_res_size": model.low_res_size if model.super_res else None,
-            "text_ctx": model.text_ctx,
-        }
-
-    def _processes(self) -> dict[str, int]:
-        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    def _open_data(self, position: int) -> DataStream:
-        train = self.config.train
-        return open_data(
-            self.config.data, **self._sizes(), batch_size=train.batch_size, seed=train.seed, position=position,
-            **self._processes(),
-        )  # fmt: skip
-
-    def _open_validation(self) -> ValidationData | None:
-        train = self.config.train
-        if not self.config.data.validation_path or not train.validate_every:
-            return None
-        return open_validation(self.config.data, **self._sizes(), batch_size=train.batch_size, **self._processes())
-
-    def _starting_state(self) -> State:
-        key = stream_key(self.config.train.seed, "init")
-        abstract = jax.eval_shape(lambda k: init_state(self.model, self.optimizer, k), key)
-        shardings = state_shardings(abstract, self.mesh)
-        if self._continues:
-            return self.store.restore(with_shardings(abstract, shardings))[0]
-        if self.config.init_from:
-            placed = with_shardings(abstract["params"], shardings["params"])
-            params = load_weights(self.config.init_from, placed)
-            return jax.jit(lambda p: state_from_params(p, self.optimizer), out_shardings=shardings)(params)
-        return jax.jit(lambda k: init_state(self.model, self.optimizer, k), out_shardings=shardings)(key)
+        self._validated: tuple[int, float] | None = None
 
     def run(self) -> int:
-        """Trains to `max_steps`; returns 0, or the signal's exit code (130 for Ctrl-C) after saving."""
-        config, train = self.config, self.config.train
-        draws = training_draws(train.seed, config.diffusion.diffusion_steps)
-        step_fn = jax.jit(
-            make_train_step(self.model, self.schedule, train.loss, self.optimizer, train.optimizer, draws),
-            donate_argnums=0,
-        )
-        self._validation_step = jax.jit(
-            make_validation_step(self.model, self.schedule, validation_draws(config.diffusion.diffusion_steps))
-        )
-        self._previews = self._make_previews()
+        """Trains to `max_steps`; returns 0, or 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM) after
+        saving.
+
+        Raises:
+            GlideError: too many updates in a row were skipped; the state before them is saved.
+        """
+        train = self.config.train
         if self.step >= train.max_steps:
             print(f"{self.run_dir} already has {self.step} updates; raise --config.train.max_steps to go on")
             return 0
-        with (
-            RunLog(self.run_dir) as log,
-            Interrupt() as interrupt,
-            self.store,
-            self.data,
-            progress.bar("training", train.max_steps, self.step) as bar,
-        ):
-            log.picture(0, "data", self._previews.data())
-            meter = _Meter(self.config, self.data, log, bar)
-            pending = None
-            while self.step < train.max_steps and not interrupt.received:
-                batch = put_batch(next(self.data).arrays, self.mesh)
-                self.state, metrics = step_fn(self.state, batch)
-                self.step += 1
-                # Reading the update before keeps the device busy while the host waits.
-                if pending is not None:
-                    meter.add(*pending)
-                pending = self.step, metrics
-                self._periodic(log)
+        step_fn = self.program.compile()
+        with ExitStack() as stack:
+            self.log = stack.enter_context(RunLog(self.run_dir, self.config))
+            interrupt = stack.enter_context(Interrupt())
+            stack.enter_context(self.store)
+            stack.enter_context(self.data)
+            self._bar = stack.enter_context(progress.bar("training", train.max_steps, self.step))
+            self._begin(step_fn)
+            self._train(step_fn, interrupt)
+            return self._finish(interrupt)
+
+    def _begin(self, step_fn: jax.stages.Compiled) -> None:
+        train = self.config.train
+        examples = preview_examples(self.config)
+        self._previews = Previews(Stage(self.program.model, self.config.diffusion), train.preview, examples)
+        self.log.picture(0, "data", self._previews.data())
+        self._skipped = int(self.state["skips"]["count"])
+        self._watch = SkipWatch(self.run_dir, train.max_skipped_updates, self._skipped)
+        peak = peak_flops(jax.devices()[0].device_kind, train.peak_tflops)
+        utilization = step_flops(step_fn, train.gradient_accumulation_steps) / peak if peak else None
+        self._meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds, utilization)
+        self._rate = learning_rate(train.optimizer, train.max_steps)
+
+    def _train(self, step_fn: jax.stages.Compiled, interrupt: Interrupt) -> None:
+        pending: tuple[int, Mapping[str, Array], Batch] | None = None
+        while self.step < self.config.train.max_steps and not interrupt.stops(self.step):
+            batch = next(self.data)
+            self.state, metrics = step_fn(self.state, put_batch(batch.arrays, self.mesh))
+            self.step += 1
+            # Reading the update before keeps the device busy while the host waits.
             if pending is not None:
-                meter.add(*pending)
-            return self._finish(log, interrupt.received)
+                self._account(*pending)
+            pending = self.step, metrics, batch
+            if self._periodic_is_due():
+                self._account(*pending)
+                pending = None
+                self._periodic()
+                self._meter.resume()
+        if pending is not None:
+            self._account(*pending)
 
-    def _make_previews(self) -> Previews:
-        preview = self.config.train.preview
-        examples = fixed_examples(self.config.data, preview.count, **self._sizes())
-        return Previews(Stage(self.model, self.config.diffusion), preview, examples)
+    def _account(self, step: int, metrics: Mapping[str, Array], batch: Batch) -> None:
+        """Takes in the metrics of an update, waiting for the device to have done it."""
+        values = dict(jax.device_get(metrics))
+        count = int(values.pop("skipped_updates"))
+        self._meter.add(values, skipped=count > self._skipped)
+        self._skipped = count
+        try:
+            self._watch.see(step, count, float(values["loss"]), float(values["grad_norm"]), batch)
+        except BaseException:
+            self._save()
+            raise
+        train = self.config.train
+        if step % train.log_every == 0 or step == train.max_steps:
+            figures = self._meter.read()
+            self._show(step, figures)
+            rate = float(self._rate(max(step - count - 1, 0)))
+            self.log.write(step, figures | {"learning_rate": rate, "skipped_updates": count})
+        self._bar.update()
 
-    def _periodic(self, log: RunLog) -> None:
-        train, last = self.config.train, self.step == self.config.train.max_steps
-        if _due(self.step, train.validate_every, last):
-            self._validate(log)
-        if _due(self.step, train.sample_every, last):
-            log.picture(self.step, "grid", self._previews.draw(self.state["ema"]))
-        if _due(self.step, train.save_every, last):
+    def _show(self, step: int, figures: Mapping[str, float]) -> None:
+        loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "all updates skipped"
+        self._bar.update(0, f"{loss}  {figures['images_per_second']:.0f} images/s")
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.config.train.max_steps or (every > 0 and self.step % every == 0)
+
+    def _periodic_is_due(self) -> bool:
+        train = self.config.train
+        return any(map(self._due, (train.validate_every, train.sample_every, train.save_every)))
+
+    def _periodic(self) -> None:
+        train = self.config.train
+        if self._due(train.validate_every):
+            self._validate()
+        if self._due(train.sample_every):
+            self._draw()
+        if self._due(train.save_every):
             self._save()
 
-    def _validate(self, log: RunLog) -> None:
+    def _validate(self) -> None:
         if self.validation is None:
             return
-        sums = [
-            self._validation_step(self.state["ema"], put_batch(batch.arrays, self.mesh)) for batch in self.validation
-        ]
+        step_fn = self.program.validation_step
+        sums = [step_fn(self.state["ema"], put_batch(batch.arrays, self.mesh)) for batch in self.validation]
         total, count = np.sum(jax.device_get(sums), axis=0)
-        log.write(self.step, {"validation_mse": float(total / count)})
+        self._validated = self.step, float(total / count)
+        self.log.write(self.step, {"validation_mse": self._validated[1]})
+
+    def _draw(self) -> None:
+        """The first process draws on its first device, with a whole copy of the averaged weights there."""
+        whole = jax.device_put(self.state["ema"], NamedSharding(self.mesh, PartitionSpec()))
+        if jax.process_index() == 0:
+            params = jax.tree.map(lambda x: x.addressable_data(0), whole)
+            self.log.picture(self.step, "grid", self._previews.draw(params))
 
     def _save(self) -> None:
         config = self.config
-        record = {
+        record: dict[str, Any] = {
             "model": asdict(config.model),
             "diffusion": asdict(config.diffusion),
             "config": asdict(config),
             "position": self.data.position,
             "step": self.step,
-            **self._source,
+            "goodput": asdict(self.goodput),
+            **self.origin.source,
         }
+        if self._validated and self._validated[0] == self.step:
+            record["validation_mse"] = self._validated[1]
         self.store.save(self.step, self.state, record)
 
-    def _finish(self, log: RunLog, received: signal.Signals | None) -> int:
+    def _finish(self, interrupt: Interrupt) -> int:
+        received = interrupt.received
         if received and self.store.latest() != self.step:
             self._save()
         self.store.wait()
         counters = self.data.report()
-        log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
+        self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
         if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
             print("samples left out: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if received:
@@ -211,51 +193,3 @@ class Trainer:
             return 128 + received
         print(f"done: {self.step} updates; grids are in {self.run_dir / 'samples'}")
         return 0
-
-
-class _Meter:
-    """Averages metrics between log lines, and how fast it went."""
-
-    def __init__(self, config: RunConfig, data: DataStream, log: RunLog, bar: progress.Bar) -> None:
-        self._train, self._data, self._log, self._bar = config.train, data, log, bar
-        self._rate = learning_rate(config.train.optimizer, config.train.max_steps)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count, self._begun, self._waited = 0, time.monotonic(), self._data.wait_seconds
-
-    def add(self, step: int, metrics: Mapping[str, Array]) -> None:
-        """Takes the metrics of one update, waiting for the device to have done it."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise GlideError("the loss is not finite; the last checkpoint is kept: lower train.optimizer.learning_rate")
-        self._count += 1
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        if step % self._train.log_every == 0 or step == self._train.max_steps:
-            figures = self._read() | {"learning_rate": float(self._rate(step - 1))}
-            self._log.write(step, figures)
-            self._bar.update(0, f"loss {figures['loss']:.4f}  {figures['images_per_second']:.0f} images/s")
-            self._restart()
-        self._bar.update()
-
-    def _read(self) -> dict[str, float]:
-        elapsed = time.monotonic() - self._begun
-        return {name: total / self._count for name, total in self._sums.items()} | {
-            "images_per_second": self._count * self._train.batch_size / elapsed,
-            "data_wait_share": (self._data.wait_seconds - self._waited) / elapsed,
-        }
-
-
-def _due(step: int, every: int, last: bool) -> bool:
-    return last or (every > 0 and step % every == 0)
-
-
-def _require_same(name: str, ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
-    # Dropout is no part of what weights are of.
-    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k != "dropout"}
-    different = [k for k, v in kept.items() if theirs.get(k) != v]
-    if different:
-        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {ours[k]} here" for k in different)
-        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")

@@ -26,9 +26,15 @@ def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTra
     """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     rate = learning_rate(config, max_steps)
-    return optax.chain(
-        clip, optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        rate,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        mu_dtype=config.mu_dtype,
+        weight_decay=config.weight_decay,
     )
+    return optax.chain(clip, adamw)
 
 
 def update_ema(config: OptimizerConfig, ema: Params, params: Params, updates: Int[Array, ""]) -> Params:

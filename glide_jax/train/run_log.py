@@ -1,57 +1,80 @@
-"""What a run writes down: one JSON line an entry, and the same to TensorBoard where tensorboardX is installed."""
+"""What a run writes down: one JSON line an entry, and the same to TensorBoard and Weights & Biases where wanted."""
 
 import json
+import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, save_png
+from glide_jax.train.run_config import RunConfig
 
 
 class RunLog:
     """Appends to `RUN/log.jsonl` and `RUN/tensorboard/`, and writes pictures to `RUN/samples/`.
 
+    Of several processes the first alone writes.
+
     Raises:
-        GlideError: the run folder cannot be written to.
+        GlideError: the run folder cannot be written to, or W&B is asked for and not to be had.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        self._run_dir, self._writes = run_dir, jax.process_index() == 0
+        self._board = self._wandb = None
+        if not self._writes:
+            return
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._file = (run_dir / "log.jsonl").open("a")
         except OSError as error:
             raise GlideError(f"cannot write to {run_dir}: {error.strerror}; choose another --config.run_dir") from error
         self._board = _tensorboard(run_dir / "tensorboard")
+        if config.train.wandb_project:
+            self._wandb = _wandb_run(run_dir, config)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        if self._writes:
+            self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Appends one line of figures after `step` updates."""
+        if not self._writes:
+            return
         line = {"step": step, "time": round(time.time(), 3)} | {k: _short(v) for k, v in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values) | {"iter": step})
 
-    def picture(self, step: int, name: str, pixels: Pixels) -> Path:
-        """Writes a picture drawn after `step` updates and returns its path."""
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        """Writes a picture drawn after `step` updates."""
+        if not self._writes:
+            return
         path = self._run_dir / "samples" / f"{name}_{step:08d}.png"
         save_png(path, pixels)
         if self._board is not None:
             self._board.add_image(name, pixels, step, dataformats="HWC")
-        return path
+        if self._wandb is not None:
+            import wandb  # noqa: PLC0415 - an extra
+
+            self._wandb.log({name: wandb.Image(str(path)), "iter": step})
 
 
 def _short(value: float | int) -> float | int:
@@ -64,3 +87,19 @@ def _tensorboard(directory: Path) -> Any | None:
     except ImportError:
         return None
     return SummaryWriter(str(directory))
+
+
+def _wandb_run(run_dir: Path, config: RunConfig) -> Any:
+    """The W&B run of this folder: the same one after a restart, because its id is the folder's own."""
+    try:
+        import wandb  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise GlideError("train.wandb_project needs wandb: pip install 'glide-jax[wandb]'") from error
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+    run = wandb.init(
+        project=config.train.wandb_project, dir=run_dir, id=id_file.read_text(), resume="allow", config=asdict(config)
+    )
+    run.define_metric("*", step_metric="iter")
+    return run

@@ -6,89 +6,119 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.forward import Level, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Conditioning, Glide, Params
-from glide_jax.train.config import OptimizerConfig
-from glide_jax.train.draws import DrawFn
+from glide_jax.train.accumulation import accumulated_grads
+from glide_jax.train.config import TrainConfig
+from glide_jax.train.draws import DrawFn, Draws
 from glide_jax.train.optimizer import update_ema
+from glide_jax.train.skips import choose, judge, no_skips
+from glide_jax.train.trainable import Trainable, merge, split
 
-# {"step", "params", "ema", "opt"}: plain dicts of float32 arrays, the step and optimizer counts int32.
+# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
+# knows the trained parameters only.
 State = dict[str, Any]
 # image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data).
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
+Gather = Callable[[Params], Params]
+
+QUARTILES = 4
 
 
-def init_state(model: Glide, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
+def init_state(
+    model: Glide, optimizer: optax.GradientTransformation, key: PRNGKeyArray, trainable: Trainable = "all"
+) -> State:
     """A fresh training state; to be called under jit with the shardings it is to live in."""
-    return state_from_params(model.init(key), optimizer)
+    return state_from_params(model.init(key), optimizer, trainable)
 
 
-def state_from_params(params: Params, optimizer: optax.GradientTransformation) -> State:
+def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
     """A training state that starts from given weights."""
     # A copy, because two entries of a donated state must not share a buffer.
     ema = jax.tree.map(jnp.copy, params)
-    return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": optimizer.init(params)}
+    opt = optimizer.init(split(params, trainable)[0])
+    return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
 
 
 def batch_losses(
-    model: Glide,
-    schedule: Schedule,
-    config: LossConfig,
-    draws: DrawFn,
-    params: Params,
-    step: Array,
-    batch: DeviceBatch,
+    model: Glide, schedule: Schedule, config: LossConfig, drawn: Draws, params: Params, batch: DeviceBatch
 ) -> Losses:
-    """Losses of each picture of a batch, with t, noise and dropout from `draws`."""
+    """Losses of each picture of a batch, with t, noise and dropout as `drawn`."""
     x_0 = _as_float(batch["image"])
     low_res = _as_float(batch["low_res"]) if "low_res" in batch else None
-    drawn = draws(step, batch["index"], x_0.shape[1:])
     x_t = q_sample(x_0, drawn.noise, Level.table(schedule).at(drawn.t))
     conditioning = Conditioning(model.encode_text(params, batch["tokens"], batch["mask"]), low_res)
     output = model(params, x_t, drawn.t.astype(jnp.float32), conditioning, drawn.dropout_keys)
     return training_losses(config, schedule, output, x_0, x_t, drawn.noise, drawn.t)
 
 
+def _as_they_are(params: Params) -> Params:
+    return params
+
+
 def make_train_step(
     model: Glide,
     schedule: Schedule,
-    loss: LossConfig,
+    config: TrainConfig,
     optimizer: optax.GradientTransformation,
-    optimizer_config: OptimizerConfig,
     draws: DrawFn,
+    gather: Gather = _as_they_are,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
-    """The step as a function to jit with `donate_argnums=0`."""
+    """The step as a function to jit with `donate_argnums=0`; `gather` brings split weights together for use.
+
+    `state["step"]` counts batches, skipped ones too; learning rate and moving average count updates.
+    """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
-        def mean_loss(params: Params) -> tuple[Array, Losses]:
-            losses = batch_losses(model, schedule, loss, draws, params, state["step"], batch)
-            return losses.total.mean(), losses
+        params, frozen = split(state["params"], config.trainable)
 
-        (value, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state["params"])
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        def mean_loss(params: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
+            drawn = draws(state["step"], micro["index"], micro["image"].shape[1:])
+            losses = batch_losses(model, schedule, config.loss, drawn, gather(merge(params, frozen)), micro)
+            return losses.total.mean(), (losses, drawn.t)
+
+        (losses, t), grads = accumulated_grads(mean_loss, params, batch, config.gradient_accumulation_steps)
+        loss, grad_norm = losses.total.mean(), optax.tree.norm(grads)
+        good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
-        ema = update_ema(optimizer_config, state["ema"], params, step)
-        metrics = {"loss": value, "mse": losses.mse.mean(), "grad_norm": optax.tree.norm(grads)}
-        if loss.kind == "hybrid":
-            metrics["vlb"] = losses.vlb.mean()
-        return {"step": step, "params": params, "ema": ema, "opt": opt}, metrics
+        updates, opt = optimizer.update(grads, state["opt"], params)
+        ema, frozen_ema = split(state["ema"], config.trainable)
+        new_params = optax.apply_updates(params, updates)
+        new_ema = update_ema(config.optimizer, ema, new_params, step - skips["count"])
+        params, ema, opt = choose(good, (new_params, new_ema, opt), (params, ema, state["opt"]))
+        whole = merge(params, frozen)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(whole)}
+        metrics |= _parts(config.loss, losses) | _by_quartile(losses.mse, t, schedule.diffusion_steps)
+        metrics["skipped_updates"] = skips["count"]
+        return {"step": step, "params": whole, "ema": merge(ema, frozen_ema), "opt": opt, "skips": skips}, metrics
 
     return train_step
 
 
+def _parts(config: LossConfig, losses: Losses) -> Metrics:
+    parts = {"mse": losses.mse.mean()}
+    return parts | ({"vlb": losses.vlb.mean()} if config.kind == "hybrid" else {})
+
+
+def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:
+    """Sums of the noise loss and counts by quarter of [0, T); the first quarter has the least noise."""
+    one_hot = jax.nn.one_hot(t * QUARTILES // diffusion_steps, QUARTILES)
+    return {"mse_by_quartile": mse @ one_hot, "count_by_quartile": one_hot.sum(0)}
+
+
 def make_validation_step(
-    model: Glide, schedule: Schedule, draws: DrawFn
+    model: Glide, schedule: Schedule, draws: DrawFn, gather: Gather = _as_they_are
 ) -> Callable[[Params, DeviceBatch], tuple[Array, Array]]:
     """Sum of the noise loss over a batch's pictures of weight 1, and how many they are."""
 
     def validation_step(params: Params, batch: DeviceBatch) -> tuple[Array, Array]:
-        losses = batch_losses(model, schedule, LossConfig("simple"), draws, params, jnp.int32(0), batch)
+        drawn = draws(jnp.int32(0), batch["index"], batch["image"].shape[1:])
+        losses = batch_losses(model, schedule, LossConfig("simple"), drawn, gather(params), batch)
         return (losses.mse * batch["weight"]).sum(), batch["weight"].sum()
 
     return validation_step

@@ -10,7 +10,7 @@ from glide_jax.diffusion.losses import LossConfig
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
-from glide_jax.train.config import OptimizerConfig
+from glide_jax.train.config import OptimizerConfig, TrainConfig
 from glide_jax.train.draws import Draws
 from glide_jax.train.optimizer import make_optimizer
 from glide_jax.train.step import batch_losses, make_train_step, state_from_params
@@ -64,7 +64,7 @@ def test_three_steps_equal_the_reference(kind):
     state = state_from_params(jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}")), optimizer)
 
     def mean_loss(params):
-        return batch_losses(model, schedule, LossConfig(), draws, params, jnp.int32(0), batch).total.mean()
+        return batch_losses(model, schedule, LossConfig(), draws(jnp.int32(0), None, None), params, batch).total.mean()
 
     grads = torch_leaves(jax.jit(jax.grad(mean_loss))(state["params"]), model)
     norms = {k.removeprefix("grad_norm|"): v for k, v in golden.items() if k.startswith("grad_norm|")}
@@ -73,7 +73,9 @@ def test_three_steps_equal_the_reference(kind):
         ours = np.linalg.norm(grads[key].astype(np.float64))
         assert ours < 1e-6 if norm < 1e-6 else abs(ours - norm) < 1e-4 * norm, (key, ours, norm)
 
-    step = jax.jit(make_train_step(model, schedule, LossConfig(), optimizer, OPTIMIZER, draws), donate_argnums=0)
+    step = jax.jit(
+        make_train_step(model, schedule, TrainConfig(optimizer=OPTIMIZER), optimizer, draws), donate_argnums=0
+    )
     for i in range(STEPS):
         state, metrics = step(state, batch)
         assert abs(metrics["loss"] - golden[f"loss|{i}"]) < 1e-5 * golden[f"loss|{i}"]

@@ -9,7 +9,7 @@ from glide_jax.diffusion.losses import LossConfig
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide, ModelConfig
 from glide_jax.tokenizer import GlideTokenizer
-from glide_jax.train.config import OptimizerConfig
+from glide_jax.train.config import OptimizerConfig, TrainConfig
 from glide_jax.train.draws import training_draws, validation_draws
 from glide_jax.train.optimizer import make_optimizer
 from glide_jax.train.step import batch_losses, make_train_step, make_validation_step, state_from_params
@@ -42,9 +42,9 @@ def model_of(dtype):
 
 def gradients(dtype, params):
     def mean_loss(params):
-        return batch_losses(
-            model_of(dtype), SCHEDULE, LossConfig("simple"), DRAWS, params, jnp.int32(0), make_batch()
-        ).total.mean()
+        batch = make_batch()
+        drawn = DRAWS(jnp.int32(0), batch["index"], (16, 16, 3))
+        return batch_losses(model_of(dtype), SCHEDULE, LossConfig("simple"), drawn, params, batch).total.mean()
 
     return [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(jax.jit(jax.grad(mean_loss))(params))]
 
@@ -62,8 +62,8 @@ def test_bfloat16_gradients_point_where_float32_ones_do(params):
 
 def test_bfloat16_training_keeps_float32_state_that_moves(params):
     optimizer = make_optimizer(OPTIMIZER, 10)
-    config = OptimizerConfig(learning_rate=1e-3, ema_decay=0.9999, ema_warmup=False)
-    step = jax.jit(make_train_step(model_of("bfloat16"), SCHEDULE, LossConfig(), optimizer, config, DRAWS))
+    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.9999, ema_warmup=False))
+    step = jax.jit(make_train_step(model_of("bfloat16"), SCHEDULE, config, optimizer, DRAWS))
     state = state_from_params(params, optimizer)
     after, _ = step(state, make_batch())
     for tree in ("params", "ema", "opt"):
@@ -82,9 +82,8 @@ def _leaf(tree, path):
 
 def test_state_is_donated_and_one_program_serves_all_steps(params):
     optimizer = make_optimizer(OPTIMIZER, 10)
-    step = jax.jit(
-        make_train_step(model_of("float32"), SCHEDULE, LossConfig(), optimizer, OPTIMIZER, DRAWS), donate_argnums=0
-    )
+    config = TrainConfig(optimizer=OPTIMIZER)
+    step = jax.jit(make_train_step(model_of("float32"), SCHEDULE, config, optimizer, DRAWS), donate_argnums=0)
     state = state_from_params(jax.tree.map(jnp.copy, params), optimizer)
     losses = []
     for i in range(3):

@@ -1,0 +1,94 @@
+"""Where a run begins: its own newest checkpoint, other weights, or nothing."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record
+from glide_jax.errors import GlideError
+from glide_jax.train.program import Program
+from glide_jax.train.run_config import RunConfig
+from glide_jax.train.step import State
+
+# Options that decide which arrays a training state holds, beside the model's own.
+_STATE_OPTIONS = ("trainable", "optimizer.mu_dtype")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known before anything is compiled.
+
+    Attributes:
+        continues: whether the run folder holds a checkpoint to go on from.
+        record: of that checkpoint, or of `init_from`; empty for a fresh start.
+    """
+
+    continues: bool
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Origin":
+        """Looks into the run folder, then at `init_from`.
+
+        Raises:
+            GlideError: what is there is of another model, or holds other arrays.
+        """
+        run_dir = Path(config.run_dir)
+        continues = bool(complete_steps(run_dir / "checkpoints"))
+        source = run_dir if continues else config.init_from
+        if not continues:
+            _check_starting_weights(config)
+        if not source:
+            return cls(False, {})
+        record = read_record(source)
+        for name, ours in (("model", config.model), ("diffusion", config.diffusion)):
+            _require_same(name, asdict(ours), record.get(name, {}), str(source))
+        if continues and "train" in record.get("config", {}):
+            theirs, ours_train = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))
+            chosen = {name: ours_train[name] for name in _STATE_OPTIONS}
+            _require_same("train", chosen, theirs, str(source))
+        return cls(continues, record)
+
+    @property
+    def position(self) -> int:
+        """The data position to go on from."""
+        return int(self.record["position"]) if self.continues else 0
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What is known of the PyTorch file that the weights once came from."""
+        return {name: self.record[name] for name in ("source",) if name in self.record}
+
+    def state(self, program: Program, store: CheckpointStore) -> State:
+        """The state to begin with, on the devices."""
+        if self.continues:
+            return store.restore(program.abstract_state)[0]
+        if program.config.init_from:
+            return program.state_from(load_weights(program.config.init_from, program.abstract_state["params"]))
+        return program.fresh_state()
+
+
+def _check_starting_weights(config: RunConfig) -> None:
+    train = config.train
+    if train.trainable != "all" and not config.init_from:
+        raise GlideError(
+            f"train.trainable={train.trainable} keeps the rest as it is, but there are no weights to keep:"
+            " give --config.init_from=DIR"
+        )
+    if train.trainable == "all" and train.reinitialize and config.init_from:
+        raise GlideError("train.reinitialize leaves nothing of init_from: leave one of the two out")
+
+
+def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer = train.get("optimizer", {})
+    return {**train, **{f"optimizer.{name}": value for name, value in optimizer.items()}}
+
+
+def _require_same(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
+    # Dropout is no part of what weights are of.
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k != "dropout"}
+    different = [k for k, v in kept.items() if theirs.get(k) != v]
+    if different:
+        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {ours[k]} here" for k in different)
+        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")

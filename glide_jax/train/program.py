@@ -1,0 +1,101 @@
+"""What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from glide_jax.data.batch import Shapes, empty_batch
+from glide_jax.diffusion.schedules import Schedule
+from glide_jax.models import Glide, Params
+from glide_jax.parallel import batch_sharding, gather_for_use, state_shardings, with_shardings
+from glide_jax.randomness import stream_key
+from glide_jax.train.draws import training_draws, validation_draws
+from glide_jax.train.optimizer import make_optimizer
+from glide_jax.train.run_config import RunConfig
+from glide_jax.train.step import State, init_state, make_train_step, make_validation_step, state_from_params
+from glide_jax.train.trainable import merge, split
+
+
+class Program:
+    """The functions of a run over one mesh, with all shardings decided by rule.
+
+    Args:
+        config: the run.
+        mesh: real devices, or an abstract mesh to plan for devices that are not here.
+        min_sharded_bytes: as in `parallel.partition_spec`; by default its own.
+
+    Attributes:
+        abstract_state: shapes, types and shardings of the training state.
+        train_step: (state, batch) -> (state, metrics), jitted; the state it is given is deleted.
+        validation_step: (params, batch) -> (sum of losses, count), jitted.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, **rule: int) -> None:
+        train = config.train
+        steps = config.diffusion.diffusion_steps
+        self.config, self.mesh = config, mesh
+        self.model = Glide(config.model, train.dtype, train.remat)
+        self.schedule = Schedule.from_config(config.diffusion)
+        self.optimizer = make_optimizer(train.optimizer, train.max_steps)
+        abstract = jax.eval_shape(self._init, self._key())
+        self.shardings = state_shardings(abstract, mesh, **rule)
+        self.abstract_state: State = with_shardings(abstract, self.shardings)
+        batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        self.train_step = jax.jit(
+            make_train_step(
+                self.model, self.schedule, train, self.optimizer, training_draws(train.seed, steps), self._gather
+            ),
+            in_shardings=(self.shardings, batch),
+            out_shardings=(self.shardings, whole),
+            donate_argnums=0,
+        )
+        self.validation_step = jax.jit(
+            make_validation_step(self.model, self.schedule, validation_draws(steps), self._gather),
+            in_shardings=(self.shardings["params"], batch),
+            out_shardings=whole,
+        )
+
+    def fresh_state(self) -> State:
+        """The state of a run that starts from nothing, made where it is to lie."""
+        return jax.jit(self._init, out_shardings=self.shardings)(self._key())
+
+    def state_from(self, params: Params) -> State:
+        """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
+        return jax.jit(self._start, out_shardings=self.shardings)(params, self._key())
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a training batch over all devices."""
+        model = self.config.model
+        shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx)
+        sharding = batch_sharding(self.mesh)
+        arrays = empty_batch(shapes, self.config.train.batch_size).arrays
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in arrays.items()}
+
+    def compile(self) -> jax.stages.Compiled:
+        """The training step as one program for exactly this state and batch, which cannot be compiled again."""
+        return self.train_step.lower(self.abstract_state, self.abstract_batch()).compile()
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes on each device of every part of the state."""
+        return {part: sum(map(_bytes_on_device, jax.tree.leaves(tree))) for part, tree in self.abstract_state.items()}
+
+    def _gather(self, params: Params) -> Params:
+        return gather_for_use(params, self.shardings["params"])
+
+    def _key(self) -> jax.Array:
+        return stream_key(self.config.train.seed, "init")
+
+    def _init(self, key: jax.Array) -> State:
+        return init_state(self.model, self.optimizer, key, self.config.train.trainable)
+
+    def _start(self, params: Params, key: jax.Array) -> State:
+        train = self.config.train
+        if train.reinitialize:
+            fresh, _ = split(self.model.init(key), train.trainable)
+            params = merge(fresh, split(params, train.trainable)[1])
+        return state_from_params(params, self.optimizer, train.trainable)
+
+
+def _bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

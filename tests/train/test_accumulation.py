@@ -1,0 +1,31 @@
+"""Micro-batches change nothing but rounding: one update, the same losses, norms and weights."""
+
+import jax
+import numpy as np
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.train.config import TrainConfig
+from tests.train.tiny import make_batch, make_config, make_params, make_state, make_step
+
+
+def one_update(steps, params):
+    config = make_config(gradient_accumulation_steps=steps)
+    step, optimizer = make_step(config)
+    return jax.jit(step)(make_state(config, optimizer, params), make_batch())
+
+
+def test_four_micro_batches_equal_the_whole_batch():
+    params = make_params()
+    (whole, expected), (split, metrics) = (one_update(steps, params) for steps in (1, 4))
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
+    assert int(split["step"]) == int(whole["step"]) == 1
+    for tree in ("params", "ema"):
+        for a, b in zip(jax.tree.leaves(split[tree]), jax.tree.leaves(whole[tree]), strict=True):
+            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(GlideError, match=r"batch_size 8 cannot be split into train.gradient_accumulation_steps=3"):
+        TrainConfig(batch_size=8, gradient_accumulation_steps=3)
