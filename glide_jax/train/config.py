@@ -6,6 +6,7 @@ from typing import Literal
 from glide_jax.diffusion.losses import LossConfig
 from glide_jax.errors import GlideError
 from glide_jax.sample import SampleOptions
+from glide_jax.train.conditioning import ConditioningConfig
 from glide_jax.train.trainable import RULES, Trainable
 
 _MAY_BE_ZERO = (
@@ -85,6 +86,7 @@ class TrainConfig:
         reinitialize: what is trained starts from fresh weights, the rest from `init_from`.
         remat: "none", "full" or "dots": what the backward pass recomputes to save memory.
         loss: what is minimised.
+        conditioning: how an upsampler's input is spoilt, and what an inpainting model is to draw.
         optimizer: how.
         max_skipped_updates: how many updates in a row may be skipped, because loss or gradient are not finite, before
             the run stops.
@@ -109,6 +111,7 @@ class TrainConfig:
     reinitialize: bool = False
     remat: Literal["none", "full", "dots"] = "none"
     loss: LossConfig = field(default_factory=LossConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_skipped_updates: int = 10
     loss_spike_threshold: float = 0.0

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record
+from glide_jax.checkpoint import CheckpointStore, complete_steps, read_record
 from glide_jax.errors import GlideError
 from glide_jax.train.program import Program
 from glide_jax.train.run_config import RunConfig
+from glide_jax.train.starting import load_starting_weights, require_same
 from glide_jax.train.step import State
 
 # Options that decide which arrays a training state holds, beside the model's own.
@@ -42,12 +43,14 @@ class Origin:
         if not source:
             return cls(False, {})
         record = read_record(source)
-        for name, ours in (("model", config.model), ("diffusion", config.diffusion)):
-            _require_same(name, asdict(ours), record.get(name, {}), str(source))
+        # A plain model's weights may start one that completes pictures.
+        ignore = ("inpaint",) if config.model.inpaint and not continues else ()
+        require_same("model", asdict(config.model), record.get("model", {}), str(source), ignore)
+        require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), str(source))
         if continues and "train" in record.get("config", {}):
             theirs, ours_train = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))
             chosen = {name: ours_train[name] for name in _STATE_OPTIONS}
-            _require_same("train", chosen, theirs, str(source))
+            require_same("train", chosen, theirs, str(source))
         return cls(continues, record)
 
     @property
@@ -65,7 +68,10 @@ class Origin:
         if self.continues:
             return store.restore(program.abstract_state)[0]
         if program.config.init_from:
-            return program.state_from(load_weights(program.config.init_from, program.abstract_state["params"]))
+            config = program.config
+            return program.state_from(
+                load_starting_weights(config.init_from, config.model, program.abstract_state["params"])
+            )
         return program.fresh_state()
 
 
@@ -83,12 +89,3 @@ def _check_starting_weights(config: RunConfig) -> None:
 def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = train.get("optimizer", {})
     return {**train, **{f"optimizer.{name}": value for name, value in optimizer.items()}}
-
-
-def _require_same(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
-    # Dropout is no part of what weights are of.
-    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k != "dropout"}
-    different = [k for k, v in kept.items() if theirs.get(k) != v]
-    if different:
-        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {ours[k]} here" for k in different)
-        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")

@@ -1,5 +1,6 @@
 """Weights to start from, out of a checkpoint that need not be of quite the same model."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,13 +13,15 @@ from glide_jax.errors import GlideError
 from glide_jax.models import Glide, ModelConfig, Params
 
 
-def require_same(name: str, ours: Any, theirs: dict[str, Any], where: str, ignore: tuple[str, ...] = ()) -> None:
-    """Compares a configuration with that of a checkpoint's record; dropout is no part of what weights are of.
+def require_same(
+    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str, ignore: tuple[str, ...] = ()
+) -> None:
+    """Compares options with those of a checkpoint's record; dropout is no part of what weights are of.
 
     Raises:
         GlideError: they differ; every difference is listed.
     """
-    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(ours).items() if k not in ("dropout", *ignore)}
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k not in ("dropout", *ignore)}
     different = [k for k, v in kept.items() if theirs.get(k) != v]
     if different:
         listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {kept[k]} here" for k in different)
@@ -34,9 +37,8 @@ def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> P
         abstract: its parameters, with the shardings wanted.
     """
     theirs = read_record(path).get("model", {})
-    require_same("model", config, theirs, path, ignore=("inpaint",))
+    require_same("model", asdict(config), theirs, path, ignore=("inpaint",) if config.inpaint else ())
     if not config.inpaint or theirs.get("inpaint"):
-        require_same("model", config, theirs, path)
         return load_weights(path, abstract)
     plain = Glide(replace(config, inpaint=False)).abstract_params()
     wide = abstract["unet"]["input_conv"]["kernel"]

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from glide_jax.diffusion.forward import Level, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
-from glide_jax.models import Conditioning, Glide, Params
+from glide_jax.models import Glide, Params
 from glide_jax.train.accumulation import accumulated_grads
+from glide_jax.train.conditioning import ConditioningConfig, condition
 from glide_jax.train.config import TrainConfig
 from glide_jax.train.draws import DrawFn, Draws
 from glide_jax.train.optimizer import update_ema
@@ -46,14 +47,21 @@ def state_from_params(params: Params, optimizer: optax.GradientTransformation, t
 
 
 def batch_losses(
-    model: Glide, schedule: Schedule, config: LossConfig, drawn: Draws, params: Params, batch: DeviceBatch
+    model: Glide,
+    schedule: Schedule,
+    config: LossConfig,
+    drawn: Draws,
+    params: Params,
+    batch: DeviceBatch,
+    conditioning: ConditioningConfig | None = None,
 ) -> Losses:
-    """Losses of each picture of a batch, with t, noise and dropout as `drawn`."""
+    """Losses of each picture of a batch, with t, noise, dropout, masks and the like as `drawn`."""
     x_0 = _as_float(batch["image"])
     low_res = _as_float(batch["low_res"]) if "low_res" in batch else None
     x_t = q_sample(x_0, drawn.noise, Level.table(schedule).at(drawn.t))
-    conditioning = Conditioning(model.encode_text(params, batch["tokens"], batch["mask"]), low_res)
-    output = model(params, x_t, drawn.t.astype(jnp.float32), conditioning, drawn.dropout_keys)
+    text = model.encode_text(params, batch["tokens"], batch["mask"])
+    given = condition(conditioning or ConditioningConfig(), model.config, text, x_0, low_res, drawn.condition_keys)
+    output = model(params, x_t, drawn.t.astype(jnp.float32), given, drawn.dropout_keys)
     return training_losses(config, schedule, output, x_0, x_t, drawn.noise, drawn.t)
 
 
@@ -79,7 +87,8 @@ def make_train_step(
 
         def mean_loss(params: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
             drawn = draws(state["step"], micro["index"], micro["image"].shape[1:])
-            losses = batch_losses(model, schedule, config.loss, drawn, gather(merge(params, frozen)), micro)
+            whole = gather(merge(params, frozen))
+            losses = batch_losses(model, schedule, config.loss, drawn, whole, micro, config.conditioning)
             return losses.total.mean(), (losses, drawn.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, params, batch, config.gradient_accumulation_steps)

@@ -40,7 +40,7 @@ def make_batch(kind, model):
 def injected_draws(kind, golden, side):
     t = jnp.stack([jnp.asarray(golden[f"t|{i}"], jnp.int32) for i in range(STEPS)])
     noise = jnp.stack([draw_image(f"training/{kind}/noise/{i}", (2, 3, side, side)) for i in range(STEPS)])
-    return lambda step, index, shape: Draws(t[step], noise[step], None)
+    return lambda step, index, shape: Draws(t[step], noise[step], None, jax.random.split(jax.random.key(0), 2))
 
 
 def torch_leaves(tree, model):
