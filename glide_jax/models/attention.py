@@ -34,7 +34,10 @@ def attention(
 
 def _flash_applies(q: Array, k: Array) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    on_cuda = jax.default_backend() == "gpu" and "cuda" in get_backend().platform_version.lower()
     heads_fit = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     lengths_fit = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    return half and on_cuda and heads_fit and lengths_fit
+    return half and heads_fit and lengths_fit and _on_cuda()
+
+
+def _on_cuda() -> bool:
+    return jax.default_backend() == "gpu" and "cuda" in get_backend().platform_version.lower()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glide_jax.checkpoint import CheckpointStore, read_record
-from glide_jax.checkpoint.store import steps_to_keep
+from glide_jax.checkpoint.store import best_steps, steps_to_keep
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits, tiny_state
 from tests.parallel.processes import start
@@ -57,6 +57,23 @@ def test_the_newest_and_every_nth_step_are_kept(tmp_path):
 )
 def test_retention_rule(keep_last, keep_every, kept):
     assert steps_to_keep(range(10), keep_last, keep_every) == kept
+
+
+def test_the_best_by_validation_loss_are_kept_beside_the_newest(tmp_path):
+    with CheckpointStore(tmp_path, keep_last=1, keep_best=2) as store:
+        for step, loss in enumerate([0.5, 0.2, 0.9, 0.3, None, float("nan"), 0.2, 0.8]):
+            record = {} if loss is None else {"validation_mse": loss}
+            store.save(step, {"params": jnp.full(2, step)}, record)
+        store.wait()
+        assert store.steps() == [1, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("losses", "keep", "best"),
+    [({1: 0.5, 2: 0.4, 3: 0.4}, 1, {3}), ({1: None, 2: float("inf")}, 2, set()), ({1: 0.1, 2: 0.2}, 0, set())],
+)
+def test_best_rule(losses, keep, best):
+    assert best_steps(losses, keep) == best
 
 
 def test_a_step_that_is_there_already_is_not_written_again(tmp_path):

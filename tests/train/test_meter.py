@@ -1,0 +1,98 @@
+"""Figures of a log line against hand arithmetic, on a clock of our own; and XLA's count of a step's FLOPs."""
+
+import numpy as np
+import pytest
+
+from glide_jax.parallel import ParallelConfig, make_mesh
+from glide_jax.train.flops import PEAK_FLOPS, peak_flops, step_flops
+from glide_jax.train.goodput import Goodput
+from glide_jax.train.meter import Meter
+from glide_jax.train.program import Program
+from glide_jax.train.run_config import RunConfig
+from tests.train.tiny import MODEL, make_config
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.waited = 7.0
+
+
+def values(loss, mse=(1.0, 0.0, 2.0, 4.0), counts=(2.0, 0.0, 1.0, 1.0)):
+    arrays = {"loss": loss, "mse_by_quartile": mse, "count_by_quartile": counts}
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+
+
+def test_three_updates_by_hand():
+    clock = Clock()
+    goodput = Goodput(first_start=0.0)
+    # A step of 6 GFLOP on a device of 10 GFLOP/s.
+    meter = Meter(8, goodput, lambda: clock.waited, 6e9 / 10e9, lambda: clock.now)
+    for loss, seconds, wait in ((1.0, 1.0, 0.5), (2.0, 2.0, 0.0), (6.0, 3.0, 0.25)):
+        clock.now += seconds
+        clock.waited += wait
+        meter.add(values(loss), skipped=False)
+        # A checkpoint, a grid: no part of any step.
+        clock.now += 50.0
+        clock.waited += 1.0
+        meter.resume()
+    figures = meter.read()
+    assert figures["loss"] == 3.0
+    assert figures["images_per_second"] == pytest.approx(3 * 8 / 6.0)
+    assert figures["step_time_p50"] == 2.0
+    assert figures["step_time_p95"] == pytest.approx(2.9)
+    assert figures["data_wait_share"] == pytest.approx(0.75 / 6.0)
+    assert figures["mfu"] == pytest.approx(3 * 6e9 / (6.0 * 10e9)) == pytest.approx(0.3)
+    assert goodput.productive == pytest.approx(6.0 - 0.75)
+    assert goodput.share(now=21.0) == pytest.approx(0.25)
+    assert (figures["mse_q0"], figures["mse_q2"], figures["mse_q3"]) == (0.5, 2.0, 4.0)
+    assert "mse_q1" not in figures  # no picture had such a timestep
+
+
+def test_a_skipped_update_takes_time_but_is_no_good():
+    clock = Clock()
+    goodput = Goodput(first_start=0.0)
+    meter = Meter(8, goodput, lambda: clock.waited, None, lambda: clock.now)
+    for loss, skipped in ((1.0, False), (np.nan, True)):
+        clock.now += 1.0
+        meter.add(values(loss), skipped=skipped)
+    figures = meter.read()
+    assert figures["loss"] == 1.0
+    assert figures["images_per_second"] == 8.0
+    assert goodput.productive == 1.0
+    assert "mfu" not in figures
+    clock.now += 1.0
+    meter.add(values(np.nan), skipped=True)
+    assert "loss" not in meter.read()
+
+
+def test_goodput_goes_on_from_a_record():
+    assert Goodput.from_record({"first_start": 10.0, "productive": 5.0}).share(now=30.0) == 0.25
+    assert Goodput.from_record(None).productive == 0.0
+
+
+def test_peak_of_a_device():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
+    assert peak_flops("cpu") is None
+    assert peak_flops("cpu", 0.5) == 0.5e12
+    assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
+
+
+def test_micro_batches_do_not_change_the_flops_of_a_step():
+    mesh = make_mesh(ParallelConfig())
+
+    def flops(steps):
+        config = RunConfig(model=MODEL, train=make_config(gradient_accumulation_steps=steps))
+        return step_flops(Program(config, mesh).compile(), steps)
+
+    whole = flops(1)
+    embedding = 50257 * 32  # nearly all parameters of so small a model
+    # Optimizer and average, some 50 FLOPs a parameter, are counted four times.
+    assert 0 <= flops(4) - whole < 3 * 60 * 1.2 * embedding
+    # At least the 3 x 3 convolutions, forward and twice backward: 5 of them in and out of 2 + 1 + 2 blocks.
+    assert whole > 3 * 2 * 8 * 64 * (2 * 5 * 9 * 32 * 32)
