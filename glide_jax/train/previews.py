@@ -49,7 +49,8 @@ class Previews:
         columns = [*self._seen(), drawn]
         if len(columns) > 1:
             columns.append(self._true)
-        return grid([np.concatenate(row, axis=1) for row in zip(*columns, strict=True)], self._prompts, cell=_CELL)
+        strips = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
+        return grid(strips, self._prompts, cell=_CELL * len(columns))
 
     def data(self) -> Pixels:
         """The true pictures in the same layout."""

@@ -33,7 +33,7 @@ def test_what_was_given_drawn_and_true(changes, columns):
     previews = Previews(model.stage, PreviewConfig(options=OPTIONS), batch)
     sheet = previews.draw(model.params)
     cell = sheet[4:, 4:]
-    factor = 96 // (16 * columns)
+    factor = 96 // 16
     first = cell[: 16 * factor : factor, : 16 * columns * factor : factor]
     assert first.shape == (16, 16 * columns, 3)
     if columns > 1:
