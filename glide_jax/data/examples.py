@@ -9,7 +9,7 @@ from glide_jax.data import transforms
 from glide_jax.data.batch import Batch, write_row, write_texts
 from glide_jax.data.config import DataConfig
 from glide_jax.data.draws import generator
-from glide_jax.data.order import Order
+from glide_jax.data.order import Order, Resampled
 from glide_jax.data.pictures import Picture, Pictures
 from glide_jax.data.source import BadSample
 from glide_jax.errors import GlideError
@@ -27,21 +27,25 @@ class Examples(Protocol):
 class TrainingExamples:
     """Example g: the sample that the order gives, cropped, mirrored and captioned by draws keyed by g.
 
-    The order is a fresh permutation of all pictures every epoch. An unusable sample is replaced by a keyed
-    draw from all pictures, so example g is the same whoever makes it, and when.
+    The order is a fresh permutation of all pictures every epoch, or with `resampled` a draw of its own for every
+    example. An unusable sample is replaced by a keyed draw from all pictures. So example g is the same whoever
+    makes it, and when.
     """
 
     def __init__(self, pictures: Pictures, config: DataConfig, image_size: int, seed: int) -> None:
         self._pictures, self._config, self._size, self._seed = pictures, config, image_size, seed
-        self._order = Order(len(pictures), seed)
+        self._order = (Resampled if config.resampled else Order)(len(pictures), seed)
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
         """See `Examples`; raises `GlideError` if 32 samples in a row are unusable."""
         texts = []
         for row, example in enumerate(examples, start=first_row):
             picture = self._picture(example)
-            write_row(batch, row, example, self._augmented(picture.image, example), picture.caption)
-            texts.append("" if self._happens("uncond", self._config.uncond_p, example) else picture.caption)
+            caption = self._one_of(picture.captions, example)
+            write_row(
+                batch, row, example, self._augmented(picture.image, example), caption, self._config.low_res_filter
+            )
+            texts.append("" if self._happens("uncond", self._config.uncond_p, example) else caption)
         write_texts(batch, first_row, texts)
 
     def _picture(self, example: int) -> Picture:
@@ -54,7 +58,12 @@ class TrainingExamples:
                 redraws = redraws or generator(self._seed, "redraw", example)
                 sample = int(redraws.integers(len(self._pictures)))
         counts = ", ".join(f"{reason}: {count}" for reason, count in self._pictures.report().items())
-        raise GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check the shards in data.path")
+        raise GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check what is in data.path")
+
+    def _one_of(self, captions: Sequence[str], example: int) -> str:
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(generator(self._seed, "caption", example).integers(len(captions)))]
 
     def _augmented(self, image: Image.Image, example: int) -> Image.Image:
         if self._config.crop == "random":
@@ -68,10 +77,10 @@ class TrainingExamples:
 
 
 class PlainExamples:
-    """Example i is sample i as it stands, with its caption; where that is unusable the row stays empty."""
+    """Example i is sample i as it stands, with its first caption; where that is unusable the row stays empty."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self, pictures: Pictures, low_res_filter: str) -> None:
+        self._pictures, self._low_res_filter = pictures, low_res_filter
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
         """See `Examples`."""
@@ -80,5 +89,5 @@ class PlainExamples:
                 picture = self._pictures[example]
             except BadSample:
                 continue
-            write_row(batch, row, example, picture.image, picture.caption)
+            write_row(batch, row, example, picture.image, picture.captions[0], self._low_res_filter)
         write_texts(batch, first_row, batch.captions[first_row : first_row + len(examples)])

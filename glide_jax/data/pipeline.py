@@ -7,7 +7,7 @@ any number of processes; each makes its own slice of every batch.
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Self
@@ -15,13 +15,24 @@ from typing import Self
 from glide_jax.data.batch import Batch, Shapes, empty_batch
 from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Examples, TrainingExamples
+from glide_jax.data.folder import Folder
 from glide_jax.data.pictures import Pictures
 from glide_jax.data.prefetch import Prefetcher, Task
+from glide_jax.data.source import Source
+from glide_jax.data.tfds import Tfds
 from glide_jax.data.webdataset import WebDataset
 from glide_jax.errors import GlideError
 
 _DEPTH = 3  # batches in the making at any time
 _MAX_THREADS = 16
+
+
+_SOURCES: dict[str, Callable[[DataConfig], Source]] = {"webdataset": WebDataset, "folder": Folder, "tfds": Tfds}
+
+
+def open_source(config: DataConfig) -> Source:
+    """The samples of `config.path`; raises `GlideError` if there are none."""
+    return _SOURCES[config.source](config)
 
 
 class DataStream:
@@ -101,7 +112,7 @@ def open_data(
     rows = process_rows(batch_size, process_index, process_count)
     if position < 0:
         raise GlideError(f"the data position must not be negative, got {position}")
-    pictures = Pictures(WebDataset(config), config, image_size)
+    pictures = Pictures(open_source(config), config, image_size)
     examples = TrainingExamples(pictures, config, image_size, seed)
     numbers = (range(start + rows.start, start + rows.stop) for start in count(position, batch_size))
     return DataStream(pictures, load_batches(examples, numbers, shapes, len(rows), config), batch_size, position)

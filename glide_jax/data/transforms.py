@@ -16,6 +16,7 @@ from glide_jax.data.source import BadSample
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_PIXELS = 80_000_000
 _ORIENTATION = 0x0112
+_SIDEWAYS = 5  # orientations from here on exchange width and height
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,10 +27,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _REDUCING_GAP = 2.0
+_WHITE_FROM = 250
 
 
 class Box(NamedTuple):
-    """A square in pixels of its picture; `right` and `bottom` are exclusive."""
+    """A rectangle in pixels of its picture; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -63,6 +65,18 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise BadSample("corrupt picture") from error
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of an encoded picture, upright by EXIF; raises `BadSample`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) >= _SIDEWAYS else (width, height)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample("picture too large") from error
+    except Exception as error:
         raise BadSample("corrupt picture") from error
 
 
@@ -111,9 +125,15 @@ def resize_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
 
 
-def downsample(image: Image.Image, size: int) -> Image.Image:
-    """The low-resolution picture of an upsampling pair: bicubic with antialiasing, from the finished crop."""
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+def downsample(image: Image.Image, size: int, method: str = "bicubic") -> Image.Image:
+    """The low-resolution picture of an upsampling pair, from the finished crop: antialiased `bicubic`, or `area`."""
+    return image.resize((size, size), Image.Resampling.BOX if method == "area" else Image.Resampling.BICUBIC)
+
+
+def trim_white(image: Image.Image) -> Image.Image:
+    """The picture without the white border around it, where white is 250 of 255 and more; all of it if it is white."""
+    box = image.convert("L").point([255] * _WHITE_FROM + [0] * (256 - _WHITE_FROM)).getbbox()
+    return image if box is None else image.crop(box)
 
 
 def mirror(image: Image.Image) -> Image.Image:
