@@ -88,15 +88,15 @@ class Pictures:
         return Picture(self._prepared(sample.image), sample.captions)
 
     def _prepared(self, data: bytes) -> Image.Image:
-        config = self._config
-        # How much of the picture is border is known only when it is decoded.
-        image = transforms.decode(data, 0 if config.trim_white else self._side)
-        if config.trim_white:
-            image = transforms.trim_white(image)
-        if config.crop == "random":
-            return image
-        box = transforms.Box(0, 0, *image.size) if config.crop == "squash" else transforms.center_box(*image.size)
-        return transforms.resize_crop(image, box, self._size)
+        if self._config.trim_white:  # how much of a picture is border is known only when it is decoded
+            image = transforms.trim_white(transforms.decode(data))
+            decoded = transforms.Decoded(image, *image.size, reduction=1)
+        else:
+            decoded = transforms.decode_reduced(data, self._side)
+        if self._config.crop == "random":
+            return decoded.image
+        box = transforms.whole_box if self._config.crop == "squash" else transforms.center_box
+        return transforms.resize_crop_reduced(decoded, box(decoded.width, decoded.height), self._size)
 
 
 class _Memory:

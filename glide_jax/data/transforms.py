@@ -33,13 +33,27 @@ _WHITE_FROM = 250
 class Box(NamedTuple):
     """A rectangle in pixels of its picture; `right` and `bottom` are exclusive."""
 
-    left: int
-    top: int
-    right: int
-    bottom: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Decoded(NamedTuple):
+    """A decoded picture, its size in the file, and how many pixels there became one here (1, 2, 4 or 8)."""
+
+    image: Image.Image
+    width: int
+    height: int
+    reduction: int
 
 
 def decode(data: bytes, side: int = 0) -> Image.Image:
+    """The picture alone: see `decode_reduced`."""
+    return decode_reduced(data, side).image
+
+
+def decode_reduced(data: bytes, side: int = 0) -> Decoded:
     """An encoded picture as RGB: upright by EXIF, transparent parts on white, 16 bits cut to 8.
 
     Args:
@@ -54,12 +68,14 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise BadSample("picture too large")
-        orientation = _orientation(image)
+        orientation, size = _orientation(image), image.size
         if side:
             image.draft("RGB", (side, side))
         image.load()
+        reduction = round(size[0] / image.width)
         upright = _UPRIGHT.get(orientation)
-        return _rgb(image if upright is None else image.transpose(upright))
+        image = _rgb(image if upright is None else image.transpose(upright))
+        return Decoded(image, *(size[::-1] if orientation >= _SIDEWAYS else size), reduction)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample("picture too large") from error
     except BadSample:
@@ -118,6 +134,16 @@ def random_box(width: int, height: int, resize_ratio: float, rng: np.random.Gene
 
 def _square(left: int, top: int, side: int) -> Box:
     return Box(left, top, left + side, top + side)
+
+
+def whole_box(width: int, height: int) -> Box:
+    """All of the picture."""
+    return Box(0, 0, width, height)
+
+
+def resize_crop_reduced(decoded: Decoded, box: Box, size: int) -> Image.Image:
+    """The part in a box of pixels in the file, to fractions of a pixel where decoding has reduced them."""
+    return resize_crop(decoded.image, Box(*(edge / decoded.reduction for edge in box)), size)
 
 
 def resize_crop(image: Image.Image, box: Box, size: int) -> Image.Image:

@@ -41,6 +41,37 @@ def test_centred_pictures_are_finished_and_random_ones_whole(open_pictures):
     np.testing.assert_array_equal(np.asarray(centred[3].image), np.asarray(whole[3].image)[:8, :8])
 
 
+def test_squashing_and_trimming_are_done_before_the_size(write_shard, encode):
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste((200, 0, 0), (0, 0, 20, 10))
+    path = str(write_shard("a.tar", [{"png": encode(picture), "txt": "a red field"}]))
+
+    def corner(**options):
+        config = DataConfig(path=path, **options)
+        return np.asarray(Pictures(WebDataset(config), config, 8)[0].image)[-1, -1].tolist()
+
+    assert corner(crop="squash") == [255, 255, 255]
+    assert corner(crop="squash", trim_white=True) == corner(trim_white=True) == [200, 0, 0]
+    config = DataConfig(path=path, crop="random", trim_white=True)
+    assert Pictures(WebDataset(config), config, 8)[0].image.size == (20, 10)
+
+
+@pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError(), ValueError("from a library")])
+def test_whatever_a_read_raises_costs_one_sample(numbered_shards, error):
+    config = DataConfig(path=numbered_shards)
+    source = CountedSource(WebDataset(config))
+    pictures = Pictures(source, config, 8)
+
+    class Failing:
+        def __getitem__(self, index):
+            raise error
+
+    source.source = Failing()
+    with pytest.raises(BadSample, match=f"^failed with {type(error).__name__}$"):
+        pictures[0]
+    assert pictures.counts == {"read": 1, f"failed with {type(error).__name__}": 1}
+
+
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_a_set_that_fits_is_read_once(open_pictures, crop):
     pictures, reads = open_pictures(crop=crop)
