@@ -21,7 +21,7 @@ class Index(NamedTuple):
     Attributes:
         rows: one element a sample, as its source needs it.
         counts: samples left out, by reason.
-        damage: why the whole shard is left out; empty if it is whole.
+        damage: why the shard could not be read to its end; empty if it could.
     """
 
     rows: np.ndarray

@@ -72,9 +72,19 @@ class DataStream:
         """Passes over the source so far."""
         return self.position / self.examples_per_epoch
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches a pass over the source."""
+        return self.examples_per_epoch / self._batch_size
+
     def report(self) -> dict[str, int]:
         """Counters of this process since it started: see `Pictures.report`."""
         return self._pictures.report()
+
+    def figures(self) -> dict[str, float | int]:
+        """What a log line should say of the data: `examples` consumed, `epoch`, and `data/REASON` counters."""
+        counters = {f"data/{reason}": count for reason, count in self.report().items()}
+        return {"examples": self.position, "epoch": self.epoch, **counters}
 
     def close(self) -> None:
         """Ends the loading threads."""

@@ -58,7 +58,7 @@ class Selection:
 def index_shard(shard: Path, selection: Selection) -> Index:
     """Reads the headers of one shard to its end, and the members that captions and filters need.
 
-    A shard that cannot be read to its end is left out as a whole, with the reason as `damage`.
+    Of a shard that cannot be read to its end the samples before the damage are taken, and its reason is kept.
     """
     counts, rows = Counter[str](), []
     try:
@@ -66,8 +66,6 @@ def index_shard(shard: Path, selection: Selection) -> Index:
             if file.read(2) == b"\x1f\x8b":
                 return Index(np.empty(0, ROW), {}, "compressed shard")
             members, damage = scan_tar(shard)
-            if damage:
-                return Index(np.empty(0, ROW), {}, damage)
             for key, sample in grouped(members).items():
                 try:
                     rows.append(_row(file.fileno(), key, sample, selection))
@@ -75,7 +73,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
                     counts[str(bad)] += 1
     except OSError:
         return Index(np.empty(0, ROW), {}, "unreadable shard")
-    return Index(np.array(rows, ROW), dict(counts))
+    return Index(np.array(rows, ROW), dict(counts), damage or "")
 
 
 def _row(descriptor: int, key: str, sample: dict[str, Member], selection: Selection) -> tuple[int, int, int, int, int]:

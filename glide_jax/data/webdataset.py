@@ -19,7 +19,7 @@ from glide_jax.errors import GlideError
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
 _GIVE_UP_AFTER = 50_000  # samples of which not one passed
-_LISTED = 10  # invalid shards named
+_LISTED = 10  # damaged shards named
 
 
 class WebDataset:
@@ -27,33 +27,31 @@ class WebDataset:
 
     Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
     (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
-    cannot be read to their end are listed on standard error and left out.
+    cannot be read to their end are listed on standard error, and left out from the damage on.
 
     Attributes:
-        shards: the whole shards, in order.
-        invalid: the others, with the reason.
+        shards: all shards, in order.
+        damaged: those that cannot be read to their end, with the reason.
 
     Raises:
-        GlideError: a shard does not exist, a pattern matches nothing, all shards are invalid, no sample is usable,
-            or none of the first 50,000 is.
+        GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no
+            sample is usable, or none of the first 50,000.
     """
 
     def __init__(self, config: DataConfig) -> None:
-        found = find_shards(config.path)
+        self.shards = find_shards(config.path)
         self._selection = Selection(config)
-        indexes = _index_all(found, self._selection, config)
-        pairs = list(zip(found, indexes, strict=True))
-        self.invalid = {shard: index.damage for shard, index in pairs if index.damage}
-        _report_invalid(self.invalid, len(found))
-        self.shards = [shard for shard, index in pairs if not index.damage]
-        self._rows = [index.rows for index in indexes if not index.damage]
+        indexes = _index_all(self.shards, self._selection, config)
+        self._rows = [index.rows for index in indexes]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
-        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter(self.invalid.values()))
+        self.damaged = {shard: index.damage for shard, index in zip(self.shards, indexes, strict=True) if index.damage}
+        _report_damaged(self.damaged, dict(zip(self.shards, map(len, self._rows), strict=True)))
+        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter(self.damaged.values()))
         if not len(self):
-            raise _nothing_usable(len(found), self.counts)
+            raise _nothing_usable(len(self.shards), self.counts)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample:
         position = int(np.searchsorted(self._ends, index, side="right"))
@@ -93,15 +91,16 @@ def _index_all(shards: Sequence[Path], selection: Selection, config: DataConfig)
     return [index for index in indexes if index is not None]
 
 
-def _report_invalid(invalid: dict[Path, str], total: int) -> None:
-    """Names shards that are left out; raises `GlideError` if that is all of them."""
-    if not invalid:
+def _report_damaged(damaged: dict[Path, str], usable: dict[Path, int]) -> None:
+    """Names damaged shards; raises `GlideError` if nothing is left of any shard, and damage is why."""
+    if not damaged:
         return
-    lines = [f"{shard}: {damage}" for shard, damage in invalid.items()]
-    if len(invalid) == total:
-        raise GlideError(f"all {total} shards are invalid ({lines[0]}); copy them again")
+    lines = [f"{shard}: {damage}, {usable[shard]} samples before it" for shard, damage in damaged.items()]
+    if len(damaged) == len(usable) and not any(usable.values()):
+        raise GlideError(f"all {len(usable)} shards are invalid ({lines[0]}); copy them again")
     more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    print(f"{len(invalid)} of {total} shards are left out:", *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
+    header = f"{len(damaged)} of {len(usable)} shards are damaged and left out from there on:"
+    print(header, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
 def _nothing_usable(shards: int, counts: Counter[str]) -> GlideError:

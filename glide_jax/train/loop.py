@@ -235,7 +235,7 @@ class _Meter:
             self._sums[name] = self._sums.get(name, 0.0) + value
         if step % self._train.log_every == 0 or step == self._train.max_steps:
             figures = self._read() | {"learning_rate": float(self._rate(step - 1))}
-            self._log.write(step, figures)
+            self._log.write(step, figures | self._data.figures())
             self._bar.update(0, f"loss {figures['loss']:.4f}  {figures['images_per_second']:.0f} images/s")
             self._restart()
         self._bar.update()

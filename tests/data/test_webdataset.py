@@ -1,5 +1,6 @@
 import gzip
 import os
+import tarfile
 
 import pytest
 
@@ -74,9 +75,10 @@ def test_nothing_passing_stops_with_the_counts(write_shard):
         WebDataset(config)
 
 
-def spoil(shard, how):
+def spoil(shard, how, whole_samples=0):
     if how == "truncated shard":
-        os.truncate(shard, shard.stat().st_size // 2)
+        with tarfile.open(shard) as tar:
+            os.truncate(shard, tar.getmembers()[2 * whole_samples].offset_data + 1)
     elif how == "unreadable shard":
         shard.write_bytes(b"<html>503</html>" * 100)
     else:
@@ -87,19 +89,22 @@ FAULTS = ["truncated shard", "unreadable shard", "compressed shard"]
 
 
 @pytest.mark.parametrize("how", FAULTS)
-def test_an_invalid_shard_is_named_and_left_out(numbered_shards, tmp_path, capfd, how):
-    spoil(tmp_path / "set-001.tar", how)
+def test_a_damaged_shard_is_named_and_left_out(numbered_shards, tmp_path, capfd, how):
+    spoil(tmp_path / "set-001.tar", how, whole_samples=7)
     for _ in range(2):  # checked, then from the cache
         source = WebDataset(DataConfig(path=numbered_shards))
-        assert [source[i].captions for i in (9, 10)] == [("number 9",), ("number 25",)]
-        assert (len(source), source.counts, source.invalid) == (22, {how: 1}, {tmp_path / "set-001.tar": how})
-        assert f"1 of 3 shards are left out:\n  {tmp_path}/set-001.tar: {how}\n" in capfd.readouterr().err
+        kept = 7 if how == "truncated shard" else 0  # before the cut
+        numbers = [*range(10), *range(10, 10 + kept), *range(25, 37)]
+        assert [source[i].captions for i in range(len(source))] == [(f"number {i}",) for i in numbers]
+        assert (source.counts[how], source.damaged) == (1, {tmp_path / "set-001.tar": how})
+        line = f"1 of 3 shards are damaged and left out from there on:\n  {tmp_path}/set-001.tar: {how}, {kept} samples"
+        assert line in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_only_invalid_shards_are_an_error(write_shard, numbered, tmp_path, how):
     spoil(write_shard("a.tar", [numbered(i) for i in range(9)]), how)
-    with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}\)"):
+    with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}, 0 samples"):
         WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
 
 
