@@ -55,6 +55,8 @@ class Pictures:
         except BadSample as bad:
             self._count(str(bad))
             raise
+        except GlideError:
+            raise
         except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
             reason = f"failed with {type(error).__name__}"
             self._count(reason)

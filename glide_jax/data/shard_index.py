@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -68,7 +68,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
             members, damage = scan_tar(shard)
             for key, sample in grouped(members).items():
                 try:
-                    rows.append(_row(file.fileno(), key, sample, selection))
+                    rows.append(make_row(partial(_content, file.fileno()), key, sample, selection))
                 except BadSample as bad:
                     counts[str(bad)] += 1
     except OSError:
@@ -76,15 +76,19 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     return Index(np.array(rows, ROW), dict(counts), damage or "")
 
 
-def _row(descriptor: int, key: str, sample: dict[str, Member], selection: Selection) -> tuple[int, int, int, int, int]:
-    """The row of a sample; raises `BadSample` with the reason why it has none."""
+def make_row(
+    shard_file: Callable[[Span], bytes], key: str, sample: Mapping[str, Member], selection: Selection
+) -> tuple[int, int, int, int, int]:
+    """The row of a sample, whose members are given by ending.
+
+    Raises:
+        BadSample: it has no picture or caption, or does not pass the filters.
+    """
     image = next((sample[ending] for ending in selection.images if ending in sample), None)
     if image is None:
         raise BadSample("missing image")
     if not image.size:
         raise BadSample("empty picture")
-
-    shard_file = partial(_content, descriptor)
 
     def find(place: CaptionKey) -> Span | None:
         return selection.lines.find(key) if place.member == "jsonl" else _span(sample.get(place.member))
@@ -114,9 +118,15 @@ def grouped(members: Iterable[Member]) -> dict[str, dict[str, Member]]:
     """Members by ending, by key, in order of appearance; the first of two equal names counts."""
     groups: dict[str, dict[str, Member]] = {}
     for member in members:
-        if match := _NAME.match(member.name):
-            groups.setdefault(match[1], {}).setdefault(match[2].lower(), member)
+        if parts := key_and_ending(member.name):
+            groups.setdefault(parts[0], {}).setdefault(parts[1], member)
     return groups
+
+
+def key_and_ending(name: str) -> tuple[str, str] | None:
+    """The sample a member belongs to and what it is there, as the webdataset package has it."""
+    match = _NAME.match(name)
+    return (match[1], match[2].lower()) if match else None
 
 
 def _span(member: Member | None) -> Span | None:

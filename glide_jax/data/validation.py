@@ -9,7 +9,7 @@ from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import PlainExamples
 from glide_jax.data.order import Order
 from glide_jax.data.pictures import Pictures
-from glide_jax.data.pipeline import load_batches, open_source, process_rows
+from glide_jax.data.pipeline import load_batches, open_data, open_source, process_rows
 from glide_jax.errors import GlideError
 
 
@@ -76,8 +76,18 @@ def fixed_examples(
     """Up to `count` different samples of `config.path` drawn by `seed`, plain: prompts and true pictures.
 
     Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
-    Raises `GlideError` as `open_data`.
+    Of a stream they are the first that come. Raises `GlideError` as `open_data`.
     """
+    if config.source == "stream":
+        with open_data(
+            replace(_plain(config), shuffle_buffer=1),
+            image_size=image_size,
+            low_res_size=low_res_size,
+            text_ctx=text_ctx,
+            batch_size=count,
+            seed=seed,
+        ) as stream:
+            return next(stream)
     pictures = Pictures(open_source(config), _plain(config), image_size)
     batch = empty_batch(Shapes(image_size, low_res_size, text_ctx), count)
     examples, order, row = PlainExamples(pictures, config.low_res_filter), Order(len(pictures), seed), 0
