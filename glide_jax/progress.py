@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,8 @@ from rich.progress import (
 )
 
 _PLAIN_INTERVAL = 30.0
+
+T = TypeVar("T")
 
 
 class Bar:
@@ -62,3 +64,14 @@ def bar(label: str, total: int, start: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, label, total, start)
+
+
+def tracked(label: str, items: Iterable[T], total: int, shown_from: int = 0) -> Iterator[T]:
+    """The items, with a bar beside them if there are at least `shown_from`."""
+    if total < shown_from:
+        yield from items
+        return
+    with bar(label, total) as shown:
+        for item in items:
+            yield item
+            shown.update()

@@ -71,12 +71,14 @@ def _black(size: int, side: int) -> UInt8[np.ndarray, "size side side 3"]:
     return np.zeros((size, side, side, 3), np.uint8)
 
 
-def write_row(batch: Batch, row: int, index: int, image: Image.Image, caption: str) -> None:
+def write_row(
+    batch: Batch, row: int, index: int, image: Image.Image, caption: str, low_res_filter: str = "bicubic"
+) -> None:
     """Writes an example's finished picture, and its low-resolution twin where the batch has one."""
     arrays = batch.arrays
     arrays["image"][row] = image
     if "low_res" in arrays:
-        arrays["low_res"][row] = downsample(image, arrays["low_res"].shape[1])
+        arrays["low_res"][row] = downsample(image, arrays["low_res"].shape[1], low_res_filter)
     arrays["index"][row] = index % 2**31
     arrays["weight"][row] = 1.0
     batch.captions[row] = caption

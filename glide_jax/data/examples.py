@@ -1,6 +1,7 @@
 """Examples as a pure function of (seed, number): augmented ones to train on, plain ones to validate on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from PIL import Image
@@ -9,7 +10,7 @@ from glide_jax.data import transforms
 from glide_jax.data.batch import Batch, write_row, write_texts
 from glide_jax.data.config import DataConfig
 from glide_jax.data.draws import generator
-from glide_jax.data.order import Order
+from glide_jax.data.order import Order, Resampled
 from glide_jax.data.pictures import Picture, Pictures
 from glide_jax.data.source import BadSample
 from glide_jax.errors import GlideError
@@ -25,36 +26,34 @@ class Examples(Protocol):
 
 
 class TrainingExamples:
-    """Example g: the sample that the order gives, cropped, mirrored and captioned by draws keyed by g.
+    """Example g: the picture that is drawn for it, cropped, mirrored and captioned by draws keyed by g.
 
-    The order is a fresh permutation of all pictures every epoch. An unusable sample is replaced by a keyed
-    draw from all pictures, so example g is the same whoever makes it, and when.
+    Args:
+        draw: the picture of an example; `ordered` or `streamed`.
+        config: transforms and caption dropout.
+        image_size: side in pixels.
+        seed: of all draws.
     """
 
-    def __init__(self, pictures: Pictures, config: DataConfig, image_size: int, seed: int) -> None:
-        self._pictures, self._config, self._size, self._seed = pictures, config, image_size, seed
-        self._order = Order(len(pictures), seed)
+    def __init__(self, draw: Callable[[int], Picture], config: DataConfig, image_size: int, seed: int) -> None:
+        self._draw, self._config, self._size, self._seed = draw, config, image_size, seed
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
         """See `Examples`; raises `GlideError` if 32 samples in a row are unusable."""
         texts = []
         for row, example in enumerate(examples, start=first_row):
-            picture = self._picture(example)
-            write_row(batch, row, example, self._augmented(picture.image, example), picture.caption)
-            texts.append("" if self._happens("uncond", self._config.uncond_p, example) else picture.caption)
+            picture = self._draw(example)
+            caption = self._one_of(picture.captions, example)
+            write_row(
+                batch, row, example, self._augmented(picture.image, example), caption, self._config.low_res_filter
+            )
+            texts.append("" if self._happens("uncond", self._config.uncond_p, example) else caption)
         write_texts(batch, first_row, texts)
 
-    def _picture(self, example: int) -> Picture:
-        sample = self._order[example]
-        redraws = None
-        for _ in range(_REDRAWS):
-            try:
-                return self._pictures[sample]
-            except BadSample:
-                redraws = redraws or generator(self._seed, "redraw", example)
-                sample = int(redraws.integers(len(self._pictures)))
-        counts = ", ".join(f"{reason}: {count}" for reason, count in self._pictures.report().items())
-        raise GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check the shards in data.path")
+    def _one_of(self, captions: Sequence[str], example: int) -> str:
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(generator(self._seed, "caption", example).integers(len(captions)))]
 
     def _augmented(self, image: Image.Image, example: int) -> Image.Image:
         if self._config.crop == "random":
@@ -67,11 +66,49 @@ class TrainingExamples:
         return probability > 0 and generator(self._seed, stream, example).random() < probability
 
 
-class PlainExamples:
-    """Example i is sample i as it stands, with its caption; where that is unusable the row stays empty."""
+def ordered(pictures: Pictures, config: DataConfig, seed: int) -> Callable[[int], Picture]:
+    """Pictures by example: a fresh permutation of all every epoch, or with `resampled` each drawn by itself.
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    An unusable sample is replaced by a keyed draw from all pictures, so example g is the same whoever makes it, and
+    when. 32 unusable samples in a row raise `GlideError`.
+    """
+    order = (Resampled if config.resampled else Order)(len(pictures), seed)
+
+    def draw(example: int) -> Picture:
+        sample, redraws = order[example], None
+        for _ in range(_REDRAWS):
+            try:
+                return pictures[sample]
+            except BadSample:
+                redraws = redraws or generator(seed, "redraw", example)
+                sample = int(redraws.integers(len(pictures)))
+        raise _nothing_usable(pictures)
+
+    return draw
+
+
+def streamed(pictures: Pictures) -> Callable[[int], Picture]:
+    """The next usable picture of a stream, whatever the example; 32 unusable ones in a row raise `GlideError`."""
+
+    def draw(example: int) -> Picture:
+        for _ in range(_REDRAWS):
+            with suppress(BadSample):
+                return pictures[example]
+        raise _nothing_usable(pictures)
+
+    return draw
+
+
+def _nothing_usable(pictures: Pictures) -> GlideError:
+    counts = ", ".join(f"{reason}: {count}" for reason, count in pictures.report().items())
+    return GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check what is in data.path")
+
+
+class PlainExamples:
+    """Example i is sample i as it stands, with its first caption; where that is unusable the row stays empty."""
+
+    def __init__(self, pictures: Pictures, low_res_filter: str) -> None:
+        self._pictures, self._low_res_filter = pictures, low_res_filter
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
         """See `Examples`."""
@@ -80,5 +117,5 @@ class PlainExamples:
                 picture = self._pictures[example]
             except BadSample:
                 continue
-            write_row(batch, row, example, picture.image, picture.caption)
+            write_row(batch, row, example, picture.image, picture.captions[0], self._low_res_filter)
         write_texts(batch, first_row, batch.captions[first_row : first_row + len(examples)])

@@ -9,24 +9,24 @@ from PIL import Image
 
 from glide_jax.data import transforms
 from glide_jax.data.config import DataConfig
-from glide_jax.data.source import BadSample, Source
+from glide_jax.data.source import BadSample, Source, listed
 from glide_jax.errors import GlideError
 
 _BAD_SHARE_FROM = 100  # samples read before the share of bad ones means anything
 
 
 class Picture(NamedTuple):
-    """An RGB picture as far as it can be made without a random draw, and its caption."""
+    """An RGB picture as far as it can be made without a random draw, and its captions."""
 
     image: Image.Image
-    caption: str
+    captions: tuple[str, ...]
 
 
 class Pictures:
     """Reads and decodes samples; safe to use from several threads.
 
-    With `crop="center"` a picture is already cropped and resized to `image_size`; with `random` it is whole,
-    and a JPEG is decoded at the smallest scale that leaves every possible crop twice `image_size`.
+    Unless `crop="random"` a picture is already cropped and resized to `image_size`; otherwise it is whole, and a
+    JPEG is decoded at the smallest scale that leaves every possible crop twice `image_size`.
 
     Attributes:
         counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
@@ -53,9 +53,14 @@ class Pictures:
         try:
             return self._memory.get(index) or self._memory.keep(index, self._read(index))
         except BadSample as bad:
-            with self._lock:
-                self.counts[str(bad)] += 1
+            self._count(str(bad))
             raise
+        except GlideError:
+            raise
+        except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
+            reason = f"failed with {type(error).__name__}"
+            self._count(reason)
+            raise BadSample(reason) from error
 
     def report(self) -> dict[str, int]:
         """`usable` and `read` samples, and by reason those left out at the opening or found unusable since.
@@ -71,18 +76,29 @@ class Pictures:
             bad = Counter(self.counts)
         read = bad.pop("read")
         if bad.total() > self._config.bad_share * max(read, _BAD_SHARE_FROM):
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.most_common())
             raise GlideError(
-                f"{bad.total()} of {read} samples were unusable ({reasons}), more than data.bad_share "
-                f"{self._config.bad_share:g} allows; repair the shards or raise it"
+                f"{bad.total()} of {read} samples were unusable ({listed(bad)}), more than data.bad_share "
+                f"{self._config.bad_share:g} allows; repair the data or raise it"
             )
+
+    def _count(self, reason: str) -> None:
+        with self._lock:
+            self.counts[reason] += 1
 
     def _read(self, index: int) -> Picture:
         sample = self._source[index]
-        image = transforms.decode(sample.image, self._side)
-        if self._config.crop == "center":
-            image = transforms.resize_crop(image, transforms.center_box(*image.size), self._size)
-        return Picture(image, sample.caption)
+        return Picture(self._prepared(sample.image), sample.captions)
+
+    def _prepared(self, data: bytes) -> Image.Image:
+        if self._config.trim_white:  # how much of a picture is border is known only when it is decoded
+            image = transforms.trim_white(transforms.decode(data))
+            decoded = transforms.Decoded(image, *image.size, reduction=1)
+        else:
+            decoded = transforms.decode_reduced(data, self._side)
+        if self._config.crop == "random":
+            return decoded.image
+        box = transforms.whole_box if self._config.crop == "squash" else transforms.center_box
+        return transforms.resize_crop_reduced(decoded, box(decoded.width, decoded.height), self._size)
 
 
 class _Memory:
@@ -93,7 +109,7 @@ class _Memory:
 
     def __init__(self, budget: int) -> None:
         self._free = budget
-        self._kept: dict[int, tuple[np.ndarray, str]] = {}
+        self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
 
     def get(self, index: int) -> Picture | None:
@@ -108,5 +124,5 @@ class _Memory:
                 self._kept.clear()
             elif index not in self._kept:
                 self._free -= size
-                self._kept[index] = np.asarray(picture.image), picture.caption
+                self._kept[index] = np.asarray(picture.image), picture.captions
         return picture

@@ -7,16 +7,21 @@ any number of processes; each makes its own slice of every batch.
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Self
 
 from glide_jax.data.batch import Batch, Shapes, empty_batch
 from glide_jax.data.config import DataConfig
-from glide_jax.data.examples import Examples, TrainingExamples
+from glide_jax.data.examples import Examples, TrainingExamples, ordered, streamed
+from glide_jax.data.folder import Folder
 from glide_jax.data.pictures import Pictures
 from glide_jax.data.prefetch import Prefetcher, Task
+from glide_jax.data.source import Source
+from glide_jax.data.stream import ShardStream
+from glide_jax.data.tfds import Tfds
 from glide_jax.data.webdataset import WebDataset
 from glide_jax.errors import GlideError
 
@@ -24,17 +29,38 @@ _DEPTH = 3  # batches in the making at any time
 _MAX_THREADS = 16
 
 
+_SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "webdataset": WebDataset,
+    "folder": Folder,
+    "tfds": Tfds,
+    "stream": WebDataset,  # held-out samples must be the same every time, so their shards are indexed
+}
+
+
+def open_source(config: DataConfig) -> Source:
+    """The samples of `config.path` by number; raises `GlideError` if there are none."""
+    return _SOURCES[config.source](config)
+
+
 class DataStream:
     """Endless training batches; see `open_data`.
 
     Attributes:
         position: examples consumed so far by all processes together: the whole state of the pipeline.
-        examples_per_epoch: usable samples of the source.
+        examples_per_epoch: usable samples of the source; 0 for a stream, whose length nobody knows.
         wait_seconds: time the consumer has spent in `__next__`, for the data-wait share.
     """
 
-    def __init__(self, pictures: Pictures, batches: Prefetcher[Batch], batch_size: int, position: int) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        batches: Prefetcher[Batch],
+        batch_size: int,
+        position: int,
+        close_source: Callable[[], None],
+    ) -> None:
         self._pictures, self._batches, self._batch_size = pictures, batches, batch_size
+        self._close_source = close_source
         self.position = position
         self.examples_per_epoch = len(pictures)
         self.wait_seconds = 0.0
@@ -58,15 +84,26 @@ class DataStream:
 
     @property
     def epoch(self) -> float:
-        """Passes over the source so far."""
-        return self.position / self.examples_per_epoch
+        """Passes over the source so far; 0 for a stream."""
+        return self.position / self.examples_per_epoch if self.examples_per_epoch else 0.0
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches a pass over the source."""
+        return self.examples_per_epoch / self._batch_size
 
     def report(self) -> dict[str, int]:
         """Counters of this process since it started: see `Pictures.report`."""
         return self._pictures.report()
 
+    def figures(self) -> dict[str, float | int]:
+        """What a log line should say of the data: `examples` consumed, `epoch`, and `data/REASON` counters."""
+        counters = {f"data/{reason}": count for reason, count in self.report().items()}
+        return {"examples": self.position, "epoch": self.epoch, **counters}
+
     def close(self) -> None:
         """Ends the loading threads."""
+        self._close_source()
         self._batches.close()
 
 
@@ -101,10 +138,22 @@ def open_data(
     rows = process_rows(batch_size, process_index, process_count)
     if position < 0:
         raise GlideError(f"the data position must not be negative, got {position}")
-    pictures = Pictures(WebDataset(config), config, image_size)
-    examples = TrainingExamples(pictures, config, image_size, seed)
+    if config.source == "stream":
+        config = replace(config, cache_mb=0)
+        stream = ShardStream(config, seed, position, process_index, process_count)
+        pictures, close = Pictures(stream, config, image_size), stream.close
+        draw = streamed(pictures)
+    else:
+        pictures, close = Pictures(open_source(config), config, image_size), _nothing_to_close
+        draw = ordered(pictures, config, seed)
+    examples = TrainingExamples(draw, config, image_size, seed)
     numbers = (range(start + rows.start, start + rows.stop) for start in count(position, batch_size))
-    return DataStream(pictures, load_batches(examples, numbers, shapes, len(rows), config), batch_size, position)
+    batches = load_batches(examples, numbers, shapes, len(rows), config)
+    return DataStream(pictures, batches, batch_size, position, close)
+
+
+def _nothing_to_close() -> None:
+    pass
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> range:

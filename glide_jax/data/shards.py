@@ -20,11 +20,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
     Raises:
         GlideError: there is no pattern, a named shard does not exist, or a pattern matches nothing.
     """
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    parts = [part.strip() for pattern in patterns for part in pattern.split("::") if part.strip()]
-    if not parts:
-        raise GlideError("no data path given: add --config.data.path=FOLDER (or a '{00000..00099}.tar' pattern)")
-    shards = [shard for part in parts for shard in _expand(part, Path())]
+    shards = [shard for part in _parts(patterns) for shard in _expand(part, Path())]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more of {len(shards)} shards)" if len(missing) > 1 else ""
@@ -32,14 +28,54 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
     return shards
 
 
-def _expand(pattern: str, folder: Path) -> Iterator[Path]:
-    if pattern.startswith("pipe:") or "://" in pattern:
-        raise GlideError(f"shards are read from disk, not from {pattern!r}: copy them and give the folder")
+def find_streams(patterns: str | Sequence[str]) -> list[str]:
+    """Local shards as `find_shards`, and those that are not on disk: `pipe:COMMAND` and URLs, with brace lists.
+
+    Raises:
+        GlideError: as `find_shards`.
+    """
+    found: list[str] = []
+    for part in _parts(patterns):
+        if _is_remote(part):
+            found += _braces(part)
+        elif Path(part).suffix in _LIST_SUFFIXES and Path(part).expanduser().is_file():
+            found += _listed_streams(Path(part).expanduser())
+        else:
+            found += map(str, find_shards(part))
+    return found
+
+
+def _listed_streams(path: Path) -> list[str]:
+    return find_streams(
+        [line if _is_remote(line) else str(path.parent / Path(line).expanduser()) for line in _lines(path)]
+    )
+
+
+def _is_remote(pattern: str) -> bool:
+    return pattern.startswith("pipe:") or "://" in pattern
+
+
+def _parts(patterns: str | Sequence[str]) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    parts = [part.strip() for pattern in patterns for part in pattern.split("::") if part.strip()]
+    if not parts:
+        raise GlideError("no data path given: add --config.data.path=FOLDER (or a '{00000..00099}.tar' pattern)")
+    return parts
+
+
+def _braces(pattern: str) -> list[str]:
     try:
-        names = list(braceexpand(pattern))
+        return list(braceexpand(pattern))
     except ValueError as error:
         raise GlideError(f"unbalanced braces in shard pattern {pattern!r}") from error
-    for name in names:
+
+
+def _expand(pattern: str, folder: Path) -> Iterator[Path]:
+    if _is_remote(pattern):
+        raise GlideError(
+            f"shards are read from disk, not from {pattern!r}: copy them, or set --config.data.source=stream"
+        )
+    for name in _braces(pattern):
         yield from _expand_name(folder / Path(name).expanduser())
 
 
@@ -62,9 +98,13 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _listed(path: Path) -> Iterator[Path]:
+    for pattern in _lines(path):
+        yield from _expand(pattern, path.parent)
+
+
+def _lines(path: Path) -> list[str]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     patterns = [line for line in lines if line and not line.startswith("#")]
     if not patterns:
         raise GlideError(f"shard list {path} is empty")
-    for pattern in patterns:
-        yield from _expand(pattern, path.parent)
+    return patterns

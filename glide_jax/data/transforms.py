@@ -16,6 +16,7 @@ from glide_jax.data.source import BadSample
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_PIXELS = 80_000_000
 _ORIENTATION = 0x0112
+_SIDEWAYS = 5  # orientations from here on exchange width and height
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,18 +27,33 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _REDUCING_GAP = 2.0
+_WHITE_FROM = 250
 
 
 class Box(NamedTuple):
-    """A square in pixels of its picture; `right` and `bottom` are exclusive."""
+    """A rectangle in pixels of its picture; `right` and `bottom` are exclusive."""
 
-    left: int
-    top: int
-    right: int
-    bottom: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Decoded(NamedTuple):
+    """A decoded picture, its size in the file, and how many pixels there became one here (1, 2, 4 or 8)."""
+
+    image: Image.Image
+    width: int
+    height: int
+    reduction: int
 
 
 def decode(data: bytes, side: int = 0) -> Image.Image:
+    """The picture alone: see `decode_reduced`."""
+    return decode_reduced(data, side).image
+
+
+def decode_reduced(data: bytes, side: int = 0) -> Decoded:
     """An encoded picture as RGB: upright by EXIF, transparent parts on white, 16 bits cut to 8.
 
     Args:
@@ -52,17 +68,31 @@ def decode(data: bytes, side: int = 0) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise BadSample("picture too large")
-        orientation = _orientation(image)
+        orientation, size = _orientation(image), image.size
         if side:
             image.draft("RGB", (side, side))
         image.load()
+        reduction = round(size[0] / image.width)
         upright = _UPRIGHT.get(orientation)
-        return _rgb(image if upright is None else image.transpose(upright))
+        image = _rgb(image if upright is None else image.transpose(upright))
+        return Decoded(image, *(size[::-1] if orientation >= _SIDEWAYS else size), reduction)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample("picture too large") from error
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise BadSample("corrupt picture") from error
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of an encoded picture, upright by EXIF; raises `BadSample`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) >= _SIDEWAYS else (width, height)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample("picture too large") from error
+    except Exception as error:
         raise BadSample("corrupt picture") from error
 
 
@@ -106,14 +136,30 @@ def _square(left: int, top: int, side: int) -> Box:
     return Box(left, top, left + side, top + side)
 
 
+def whole_box(width: int, height: int) -> Box:
+    """All of the picture."""
+    return Box(0, 0, width, height)
+
+
+def resize_crop_reduced(decoded: Decoded, box: Box, size: int) -> Image.Image:
+    """The part in a box of pixels in the file, to fractions of a pixel where decoding has reduced them."""
+    return resize_crop(decoded.image, Box(*(edge / decoded.reduction for edge in box)), size)
+
+
 def resize_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
     """The part in `box` at `size` pixels a side: averaged to no less than twice that, then bicubic."""
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
 
 
-def downsample(image: Image.Image, size: int) -> Image.Image:
-    """The low-resolution picture of an upsampling pair: bicubic with antialiasing, from the finished crop."""
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+def downsample(image: Image.Image, size: int, method: str = "bicubic") -> Image.Image:
+    """The low-resolution picture of an upsampling pair, from the finished crop: antialiased `bicubic`, or `area`."""
+    return image.resize((size, size), Image.Resampling.BOX if method == "area" else Image.Resampling.BICUBIC)
+
+
+def trim_white(image: Image.Image) -> Image.Image:
+    """The picture without the white border around it, where white is 250 of 255 and more; all of it if it is white."""
+    box = image.convert("L").point([255] * _WHITE_FROM + [0] * (256 - _WHITE_FROM)).getbbox()
+    return image if box is None else image.crop(box)
 
 
 def mirror(image: Image.Image) -> Image.Image:

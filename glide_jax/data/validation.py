@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from glide_jax.data.batch import Batch, Shapes, empty_batch
 from glide_jax.data.config import DataConfig
-from glide_jax.data.draws import generator
 from glide_jax.data.examples import PlainExamples
+from glide_jax.data.order import Order
 from glide_jax.data.pictures import Pictures
-from glide_jax.data.pipeline import load_batches, process_rows
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.pipeline import load_batches, open_data, open_source, process_rows
 from glide_jax.errors import GlideError
 
 
@@ -33,7 +32,7 @@ class ValidationData:
         samples = range(len(self._pictures))
         starts = range(0, len(samples), self._batch_size)
         numbers = (samples[start + self._rows.start : start + self._rows.stop] for start in starts)
-        examples = PlainExamples(self._pictures)
+        examples = PlainExamples(self._pictures, self._config.low_res_filter)
         batches = load_batches(examples, numbers, self._shapes, len(self._rows), self._config)
         try:
             yield from batches
@@ -62,7 +61,7 @@ def open_validation(
     config = _plain(replace(config, path=config.validation_path))
     shapes = Shapes(image_size, low_res_size, text_ctx)
     rows = process_rows(batch_size, process_index, process_count)
-    return ValidationData(Pictures(WebDataset(config), config, image_size), config, shapes, batch_size, rows)
+    return ValidationData(Pictures(open_source(config), config, image_size), config, shapes, batch_size, rows)
 
 
 def fixed_examples(
@@ -77,15 +76,25 @@ def fixed_examples(
     """Up to `count` different samples of `config.path` drawn by `seed`, plain: prompts and true pictures.
 
     Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
-    Raises `GlideError` as `open_data`.
+    Of a stream they are the first that come. Raises `GlideError` as `open_data`.
     """
-    pictures = Pictures(WebDataset(config), _plain(config), image_size)
+    if config.source == "stream":
+        with open_data(
+            replace(_plain(config), shuffle_buffer=1),
+            image_size=image_size,
+            low_res_size=low_res_size,
+            text_ctx=text_ctx,
+            batch_size=count,
+            seed=seed,
+        ) as stream:
+            return next(stream)
+    pictures = Pictures(open_source(config), _plain(config), image_size)
     batch = empty_batch(Shapes(image_size, low_res_size, text_ctx), count)
-    row = 0
-    for sample in generator(seed, "fixed", 0).permutation(len(pictures)):
+    examples, order, row = PlainExamples(pictures, config.low_res_filter), Order(len(pictures), seed), 0
+    for number in range(len(pictures)):
         if row == count:
             break
-        PlainExamples(pictures).fill(batch, row, [int(sample)])
+        examples.fill(batch, row, [order[number]])
         row += int(batch.arrays["weight"][row])
     return Batch({name: array[:row] for name, array in batch.arrays.items()}, batch.captions[:row])
 

@@ -1,219 +1,110 @@
 """WebDataset shards with random access: each tar is indexed once, so order is global and resuming exact."""
 
-import hashlib
-import json
-import os
-import re
-import uuid
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Int64
 
 from glide_jax import progress
-from glide_jax.cache import cache_folder
-from glide_jax.data.config import DataConfig, endings
-from glide_jax.data.filters import Filters
+from glide_jax.data.captions import Span, caption_in, read_spans
+from glide_jax.data.config import DataConfig
+from glide_jax.data.index_cache import Index
+from glide_jax.data.shard_index import Selection, index_shard
 from glide_jax.data.shards import find_shards
-from glide_jax.data.source import BadSample, Sample
-from glide_jax.data.tar import Member, scan_tar
+from glide_jax.data.source import Sample, listed
 from glide_jax.errors import GlideError
 
-_VERSION = 1  # of the cached index: raise it when the meaning of its rows or counts changes
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
-
-_T = TypeVar("_T")
-Rows = Int64[np.ndarray, "samples 4"]
-
-
-class ShardIndex(NamedTuple):
-    """The usable samples of one shard and the reasons why others are not.
-
-    Attributes:
-        rows: image offset, image size, caption offset and caption size of each sample, in bytes.
-        counts: samples left out, and damage found, by reason.
-    """
-
-    rows: Rows
-    counts: dict[str, int]
+_GIVE_UP_AFTER = 50_000  # samples of which not one passed
+_LISTED = 10  # damaged shards named
 
 
 class WebDataset:
     """The samples of a set of shards that have a picture and a caption and pass the filters.
 
-    The index of a shard is kept in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`) and used while the shard's size
-    and time of change are the same.
+    Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
+    (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
+    cannot be read to their end are listed on standard error, and left out from the damage on.
+
+    Attributes:
+        shards: all shards, in order.
+        damaged: those that cannot be read to their end, with the reason.
 
     Raises:
-        GlideError: a shard does not exist, a pattern matches nothing, or no sample is usable.
+        GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no
+            sample is usable, or none of the first 50,000.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.shards = find_shards(config.path)
-        indexes = _index_all(self.shards, config)
-        self._ends = np.cumsum([len(index.rows) for index in indexes])
-        self._rows: Rows = np.concatenate([index.rows for index in indexes])
-        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter())
+        self._selection = Selection(config)
+        indexes = _index_all(self.shards, self._selection, config)
+        self._rows = [index.rows for index in indexes]
+        self._ends = np.cumsum([len(rows) for rows in self._rows])
+        self.damaged = {shard: index.damage for shard, index in zip(self.shards, indexes, strict=True) if index.damage}
+        _report_damaged(self.damaged, dict(zip(self.shards, map(len, self._rows), strict=True)))
+        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter(self.damaged.values()))
         if not len(self):
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
-            raise GlideError(
-                f"no usable sample in {len(self.shards)} shards ({reasons or 'they are empty'}); "
-                "see data.image_key, data.caption_key and data.filters"
-            )
+            raise _nothing_usable(len(self.shards), self.counts)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        shard = self.shards[np.searchsorted(self._ends, index, side="right")]
-        image_at, image_size, caption_at, caption_size = self._rows[index].tolist()
-        try:
-            descriptor = os.open(shard, os.O_RDONLY)
-        except OSError as error:
-            raise BadSample("missing shard") from error
-        try:
-            image = os.pread(descriptor, image_size, image_at)
-            caption = os.pread(descriptor, caption_size, caption_at)
-        except OSError as error:
-            raise BadSample("unreadable shard") from error
-        finally:
-            os.close(descriptor)
-        if len(image) < image_size or len(caption) < caption_size:
-            raise BadSample("truncated shard")
-        return Sample(image, _caption(caption))
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        rows, shard = self._rows[position], self.shards[position]
+        image_at, caption_at, image_size, caption_size, key = rows[index - int(self._ends[position])].item()
+        place = self._selection.captions[key]
+        spans = Span(image_at, image_size), Span(caption_at, caption_size)
+        if place.member == "jsonl":
+            (image,), (text,) = read_spans(shard, spans[0]), read_spans(self._selection.lines_path, spans[1])
+        else:
+            image, text = read_spans(shard, *spans)
+        return Sample(image, (caption_in(text, place),))
 
 
-def _caption(data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise BadSample("caption is not UTF-8") from error
-    if not text:
-        raise BadSample("empty caption")
-    return text
-
-
-def _index_all(shards: Sequence[Path], config: DataConfig) -> list[ShardIndex]:
-    """Indexes in the order of the shards: from the cache where possible, the rest read in parallel."""
-    cached = [_Cache(shard, config) for shard in shards]
-    indexes = [entry.load() for entry in cached]
+def _index_all(shards: Sequence[Path], selection: Selection, config: DataConfig) -> list[Index]:
+    """Indexes in the order of the shards: from the cache where possible, the rest made in parallel."""
+    files = [selection.index_file(shard) for shard in shards]
+    indexes = [None if config.revalidate else file.load() for file in files]
     pending = [position for position, index in enumerate(indexes) if index is None]
-    threads = min(config.workers or 16, len(pending))
     if not pending:
         return [index for index in indexes if index is not None]
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = {pool.submit(index_shard, shards[position], config): position for position in pending}
+    if selection.needs_lines:
+        len(selection.lines)  # read once, before several threads ask for them
+    with ThreadPoolExecutor(min(config.workers or 16, len(pending))) as pool:
+        jobs = {pool.submit(index_shard, shards[position], selection): position for position in pending}
+        seen, passed = Counter[str](), 0
         try:
-            for job in _with_bar(as_completed(jobs), len(jobs)):
-                position = jobs[job]
-                indexes[position] = cached[position].save(job.result())
+            for job in progress.tracked("checking shards", as_completed(jobs), len(jobs), _BAR_FROM):
+                index = job.result()
+                indexes[jobs[job]] = files[jobs[job]].save(index)
+                seen, passed = seen + Counter(index.counts), passed + len(index.rows)
+                if not passed and seen.total() >= _GIVE_UP_AFTER:
+                    raise _nothing_usable(len(shards), seen)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [index for index in indexes if index is not None]
 
 
-def _with_bar(items: Iterable[_T], total: int) -> Iterable[_T]:
-    if total < _BAR_FROM:
-        yield from items
+def _report_damaged(damaged: dict[Path, str], usable: dict[Path, int]) -> None:
+    """Names damaged shards; raises `GlideError` if nothing is left of any shard, and damage is why."""
+    if not damaged:
         return
-    with progress.bar("indexing shards", total) as bar:
-        for item in items:
-            yield item
-            bar.update()
+    lines = [f"{shard}: {damage}, {usable[shard]} samples before it" for shard, damage in damaged.items()]
+    if len(damaged) == len(usable) and not any(usable.values()):
+        raise GlideError(f"all {len(usable)} shards are invalid ({lines[0]}); copy them again")
+    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    header = f"{len(damaged)} of {len(usable)} shards are damaged and left out from there on:"
+    print(header, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
-def index_shard(shard: Path, config: DataConfig) -> ShardIndex:
-    """Reads the headers of one shard, and its `.json` members if there are filters.
-
-    Raises:
-        GlideError: the shard cannot be read at all, or is compressed.
-    """
-    filters, counts = Filters(config.filters), Counter[str]()
-    try:
-        with shard.open("rb", buffering=0) as file:
-            if file.read(2) == b"\x1f\x8b":
-                raise GlideError(
-                    f"shard {shard} is compressed: unpack it with gunzip, as samples are read in any order"
-                )
-            members, damage = scan_tar(shard)
-            if damage:
-                counts[damage] += 1
-            rows = []
-            for sample in _grouped(members):
-                chosen = _choose(sample, config)
-                if isinstance(chosen, str):
-                    counts[chosen] += 1
-                elif filters and (reason := filters.rejection(_metadata(file.fileno(), sample))):
-                    counts[reason] += 1
-                else:
-                    rows.append(chosen)
-    except OSError as error:
-        raise GlideError(f"cannot read shard {shard}: {error.strerror or error}") from error
-    return ShardIndex(np.array(rows, np.int64).reshape(-1, 4), dict(counts))
-
-
-def _grouped(members: Iterable[Member]) -> Iterable[dict[str, Member]]:
-    """Members by ending, a group a key, in order of appearance; the first of two equal names counts."""
-    groups: dict[str, dict[str, Member]] = {}
-    for member in members:
-        if match := _NAME.match(member.name):
-            groups.setdefault(match[1], {}).setdefault(match[2].lower(), member)
-    return groups.values()
-
-
-def _choose(sample: dict[str, Member], config: DataConfig) -> tuple[int, int, int, int] | str:
-    """The row of a sample, or the reason why it has none."""
-    image = next((sample[ending] for ending in endings(config.image_key) if ending in sample), None)
-    caption = next((sample[ending] for ending in endings(config.caption_key) if ending in sample), None)
-    if image is None:
-        return "missing image"
-    if caption is None:
-        return "missing caption"
-    if not caption.size:
-        return "empty caption"
-    return image.offset, image.size, caption.offset, caption.size
-
-
-def _metadata(descriptor: int, sample: dict[str, Member]) -> bytes | None:
-    member = sample.get("json")
-    return None if member is None else os.pread(descriptor, member.size, member.offset)
-
-
-class _Cache:
-    """One shard's index on disk; a folder that cannot be written to only costs the next start its time."""
-
-    def __init__(self, shard: Path, config: DataConfig) -> None:
-        stat = shard.stat()
-        selection = [config.image_key, config.caption_key, asdict(config.filters)]
-        name = hashlib.sha256(json.dumps([str(shard.resolve()), selection]).encode()).hexdigest()[:32]
-        self._path = cache_folder() / "webdataset" / f"{name}.npz"
-        self._stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-
-    def load(self) -> ShardIndex | None:
-        """The index, or None if there is none, it is damaged, or the shard has changed since."""
-        try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if np.array_equal(saved["stamp"], self._stamp):
-                    return ShardIndex(saved["rows"], json.loads(str(saved["counts"])))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass
-        return None
-
-    def save(self, index: ShardIndex) -> ShardIndex:
-        """Writes the index under a temporary name, renames it, and returns it."""
-        temporary = self._path.with_name(f".{uuid.uuid4().hex}.npz")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, stamp=self._stamp, rows=index.rows, counts=np.array(json.dumps(index.counts)))
-            temporary.replace(self._path)
-        except OSError:
-            return ShardIndex(index.rows, index.counts | {"index not cached": 1})
-        return index
+def _nothing_usable(shards: int, counts: Counter[str]) -> GlideError:
+    return GlideError(
+        f"no usable sample in {shards} shards ({listed(counts) or 'they are empty'}); "
+        "see data.preset, data.image_key, data.caption_key and data.filters"
+    )

@@ -125,7 +125,8 @@ class Trainer:
             figures = self._meter.read()
             self._show(step, figures)
             rate = float(self._rate(max(step - count - 1, 0)))
-            self.log.write(step, figures | {"learning_rate": rate, "skipped_updates": count})
+            counters = {"learning_rate": rate, "skipped_updates": count}
+            self.log.write(step, figures | counters | self.data.figures())
         self._bar.update()
 
     def _show(self, step: int, figures: Mapping[str, float]) -> None:

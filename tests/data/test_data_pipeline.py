@@ -85,7 +85,18 @@ def test_every_epoch_is_another_permutation_of_all_samples(open_stream):
     everything = {f"number {i}" for i in range(37)}
     assert all(set(epoch) == everything for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert (stream.position, stream.epoch) == (120, 120 / 37)
+    assert (stream.position, stream.epoch, stream.steps_per_epoch) == (120, 120 / 37, 3.7)
+    figures = stream.figures()
+    assert figures.pop("data/read") >= 120
+    assert figures == {"examples": 120, "epoch": 120 / 37, "data/usable": 37}
+
+
+def test_resampling_draws_with_replacement_by_position(open_stream):
+    captions = [caption for batch in take(open_stream(batch_size=37, resampled=True), 10) for caption in batch.captions]
+    assert all(len(set(captions[start : start + 37])) < 37 for start in range(0, 370, 37))
+    assert set(captions) == {f"number {i}" for i in range(37)}
+    resumed = take(open_stream(batch_size=37, resampled=True, position=185), 2)
+    assert [caption for batch in resumed for caption in batch.captions] == captions[185 : 185 + 74]
 
 
 def test_the_seed_fixes_everything_and_another_seed_changes_it(open_stream):
@@ -231,6 +242,16 @@ def test_nothing_readable_ends_training_whatever_the_share(open_stream, write_sh
     path = str(write_shard("bad.tar", [{"png": b"damaged", "txt": "a"}] * 3))
     with pytest.raises(GlideError, match=r"32 samples in a row were unusable .*corrupt picture: "):
         next(open_stream(path=path, bad_share=1.0))
+
+
+def test_a_shard_that_vanishes_while_training_costs_its_samples(open_stream, tmp_path):
+    stream = open_stream(bad_share=0.6, batch_size=37, cache_mb=0)
+    take(stream, 2)
+    (tmp_path / "set-001.tar").unlink()
+    later = take(stream, 10)[5:]
+    lost = {f"number {i}" for i in range(10, 25)}
+    assert not lost & {caption for batch in later for caption in batch.captions}
+    assert stream.report()["missing shard"] > 50
 
 
 def test_waiting_is_measured(open_stream):

@@ -37,8 +37,39 @@ def test_centred_pictures_are_finished_and_random_ones_whole(open_pictures):
     centred, _ = open_pictures(crop="center")
     whole, _ = open_pictures(crop="random")
     assert (centred[3].image.size, whole[3].image.size) == ((8, 8), (16, 16))
-    assert centred[3].caption == whole[3].caption == "number 3"
+    assert centred[3].captions == whole[3].captions == ("number 3",)
     np.testing.assert_array_equal(np.asarray(centred[3].image), np.asarray(whole[3].image)[:8, :8])
+
+
+def test_squashing_and_trimming_are_done_before_the_size(write_shard, encode):
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste((200, 0, 0), (0, 0, 20, 10))
+    path = str(write_shard("a.tar", [{"png": encode(picture), "txt": "a red field"}]))
+
+    def corner(**options):
+        config = DataConfig(path=path, **options)
+        return np.asarray(Pictures(WebDataset(config), config, 8)[0].image)[-1, -1].tolist()
+
+    assert corner(crop="squash") == [255, 255, 255]
+    assert corner(crop="squash", trim_white=True) == corner(trim_white=True) == [200, 0, 0]
+    config = DataConfig(path=path, crop="random", trim_white=True)
+    assert Pictures(WebDataset(config), config, 8)[0].image.size == (20, 10)
+
+
+@pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError(), ValueError("from a library")])
+def test_whatever_a_read_raises_costs_one_sample(numbered_shards, error):
+    config = DataConfig(path=numbered_shards)
+    source = CountedSource(WebDataset(config))
+    pictures = Pictures(source, config, 8)
+
+    class Failing:
+        def __getitem__(self, index):
+            raise error
+
+    source.source = Failing()
+    with pytest.raises(BadSample, match=f"^failed with {type(error).__name__}$"):
+        pictures[0]
+    assert pictures.counts == {"read": 1, f"failed with {type(error).__name__}": 1}
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
@@ -48,7 +79,7 @@ def test_a_set_that_fits_is_read_once(open_pictures, crop):
     again = [pictures[i] for i in range(37)]
     assert reads == list(range(37))
     for a, b in zip(first, again, strict=True):
-        assert a.caption == b.caption
+        assert a.captions == b.captions
         np.testing.assert_array_equal(np.asarray(a.image), np.asarray(b.image))
 
 
@@ -65,14 +96,14 @@ def test_a_set_that_does_not_fit_is_not_kept_at_all(write_shard, encode, numbere
 
 def test_no_memory_when_switched_off(open_pictures):
     pictures, reads = open_pictures(cache_mb=0)
-    assert [pictures[5].caption for _ in range(3)] == ["number 5"] * 3
+    assert [pictures[5].captions for _ in range(3)] == [("number 5",)] * 3
     assert reads == [5, 5, 5]
 
 
 @pytest.fixture
 def half_bad(write_shard, numbered):
     samples = [numbered(i) | ({"png": b"damaged"} if i % 2 else {}) for i in range(10)]
-    return str(write_shard("half.tar", [*samples, {"png": b"", "txt": ""}]))
+    return str(write_shard("half.tar", [*samples, {"png": b"0", "txt": ""}]))
 
 
 def read_all(pictures, times=1):

@@ -1,5 +1,6 @@
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from glide_jax.data import transforms
 from glide_jax.data.draws import generator
 from glide_jax.data.source import BadSample
 
+PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "golden" / "photographs").glob("*.jpg"))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
@@ -22,6 +24,10 @@ def halves(left=(200, 30, 60), right=(20, 180, 90), height=24, width=40):
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:, : width // 2], pixels[:, width // 2 :] = left, right
     return pixels
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / max(1e-9, np.square(np.asarray(a, float) - np.asarray(b, float)).mean()))
 
 
 def decoded(data, side=0):
@@ -142,6 +148,49 @@ def test_scaled_decoding_changes_a_smooth_picture_by_rounding_only(encode):
         for image in (transforms.decode(data), transforms.decode(data, side=64))
     )
     np.testing.assert_allclose(scaled, full, atol=2)
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 256])
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda path: path.stem)
+def test_scaled_decoding_of_photographs_keeps_38_db(photograph, size):
+    data = photograph.read_bytes()
+    whole, reduced = transforms.decode_reduced(data), transforms.decode_reduced(data, 2 * size)
+    box = transforms.center_box(whole.width, whole.height)
+    assert (whole.width, whole.height) == (reduced.width, reduced.height) == whole.image.size
+    full = whole.image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    ours = transforms.resize_crop_reduced(reduced, box, size)
+    assert psnr(full, ours) >= 38
+
+
+def test_most_photographs_are_decoded_at_a_reduced_scale():
+    reductions = [transforms.decode_reduced(path.read_bytes(), 128).reduction for path in PHOTOGRAPHS]
+    assert sorted(reductions) == [2, 2, 2, 4]
+
+
+def test_squashing_shows_the_whole_picture(encode):
+    decoded = transforms.decode_reduced(encode(halves(height=24, width=80)))
+    pixels = np.asarray(transforms.resize_crop_reduced(decoded, transforms.whole_box(80, 24), 8))
+    assert tuple(pixels[4, 1]) == (200, 30, 60)
+    assert tuple(pixels[4, 6]) == (20, 180, 90)
+
+
+def test_a_white_border_is_trimmed():
+    image = Image.new("RGB", (50, 40), (252, 255, 251))
+    image.paste((10, 20, 30), (7, 9, 31, 22))
+    image.putpixel((20, 15), (255, 255, 255))
+    assert transforms.trim_white(image).size == (24, 13)
+    assert transforms.trim_white(image).getpixel((0, 0)) == (10, 20, 30)
+    white = Image.new("RGB", (5, 4), "white")
+    assert transforms.trim_white(white).size == (5, 4)
+
+
+def test_the_low_resolution_picture_by_area_is_the_mean():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    means = pixels.reshape(4, 4, 4, 4, 3).mean((1, 3))
+    area = np.asarray(transforms.downsample(Image.fromarray(pixels), 4, "area"))
+    np.testing.assert_allclose(area, means, atol=1)
+    bicubic = np.asarray(transforms.downsample(Image.fromarray(pixels), 4, "bicubic"))
+    assert np.abs(bicubic - means).max() > 5
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (25, 24), (24, 24), (1, 9)])

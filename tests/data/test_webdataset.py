@@ -1,9 +1,10 @@
+import gzip
 import os
 import tarfile
 
-import numpy as np
 import pytest
 
+from glide_jax.data import shard_index
 from glide_jax.data import webdataset as ours
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import FilterConfig
@@ -16,7 +17,7 @@ def test_samples_are_read_in_any_order(numbered_shards, numbered):
     source = WebDataset(DataConfig(path=numbered_shards))
     assert len(source) == 37
     for i in (36, 0, 9, 10, 24, 25):
-        assert source[i] == (numbered(i)["png"], f"number {i}")
+        assert source[i] == (numbered(i)["png"], (f"number {i}",))
     assert not source.counts
 
 
@@ -25,17 +26,23 @@ def test_keys_choose_the_members(write_shard):
     path = str(write_shard("a.tar", [both, {"png": b"png", "txt": "text"}]))
     assert [sample.image for sample in WebDataset(DataConfig(path=path))] == [b"jpg", b"png"]
     preferred = WebDataset(DataConfig(path=path, image_key="png;jpg", caption_key="caption.txt;txt"))
-    assert list(preferred) == [(b"png", "other"), (b"png", "text")]
+    assert list(preferred) == [(b"png", ("other",)), (b"png", ("text",))]
 
 
 def test_incomplete_samples_are_left_out_and_counted(write_shard):
     path = write_shard(
         "a.tar",
-        [{"png": b"0", "txt": "good"}, {"png": b"1"}, {"txt": "no picture"}, {"png": b"3", "txt": b""}],
+        [
+            {"png": b"0", "txt": "good"},
+            {"png": b"1"},
+            {"txt": "no picture"},
+            {"png": b"3", "txt": b""},
+            {"png": b"", "txt": "four"},
+        ],
     )
     source = WebDataset(DataConfig(path=str(path)))
-    assert [sample.caption for sample in source] == ["good"]
-    assert source.counts == {"missing caption": 1, "missing image": 1, "empty caption": 1}
+    assert [sample.captions for sample in source] == [("good",)]
+    assert source.counts == {"missing caption": 1, "missing image": 1, "empty caption": 1, "empty picture": 1}
 
 
 @pytest.mark.parametrize(("caption", "reason"), [(b" \n\t ", "empty caption"), (b"\xff\xfe", "caption is not UTF-8")])
@@ -54,8 +61,9 @@ def test_filters_read_the_metadata(write_shard):
     del samples[2]["json"]
     filters = FilterConfig(min_size=256, max_aspect=2.0)
     source = WebDataset(DataConfig(path=str(write_shard("a.tar", samples)), filters=filters))
-    assert [sample.caption for sample in source] == ["0"]
-    assert source.counts == {"too small": 1, "missing metadata": 1, "aspect ratio": 1}
+    assert [sample.captions for sample in source] == [("0",)]
+    # Without metadata the picture itself is measured.
+    assert source.counts == {"too small": 1, "corrupt picture": 1, "aspect ratio": 1}
 
 
 def test_nothing_passing_stops_with_the_counts(write_shard):
@@ -67,15 +75,56 @@ def test_nothing_passing_stops_with_the_counts(write_shard):
         WebDataset(config)
 
 
-def test_a_truncated_tar_gives_the_samples_before_the_cut(numbered_shards, tmp_path):
+def spoil(shard, how, whole_samples=0):
+    if how == "truncated shard":
+        with tarfile.open(shard) as tar:
+            os.truncate(shard, tar.getmembers()[2 * whole_samples].offset_data + 1)
+    elif how == "unreadable shard":
+        shard.write_bytes(b"<html>503</html>" * 100)
+    else:
+        shard.write_bytes(gzip.compress(shard.read_bytes()))
+
+
+FAULTS = ["truncated shard", "unreadable shard", "compressed shard"]
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_damaged_shard_is_named_and_left_out(numbered_shards, tmp_path, capfd, how):
+    spoil(tmp_path / "set-001.tar", how, whole_samples=7)
+    for _ in range(2):  # checked, then from the cache
+        source = WebDataset(DataConfig(path=numbered_shards))
+        kept = 7 if how == "truncated shard" else 0  # before the cut
+        numbers = [*range(10), *range(10, 10 + kept), *range(25, 37)]
+        assert [source[i].captions for i in range(len(source))] == [(f"number {i}",) for i in numbers]
+        assert (source.counts[how], source.damaged) == (1, {tmp_path / "set-001.tar": how})
+        line = f"1 of 3 shards are damaged and left out from there on:\n  {tmp_path}/set-001.tar: {how}, {kept} samples"
+        assert line in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_only_invalid_shards_are_an_error(write_shard, numbered, tmp_path, how):
+    spoil(write_shard("a.tar", [numbered(i) for i in range(9)]), how)
+    with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}, 0 samples"):
+        WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
+
+
+def test_a_repaired_shard_is_back(numbered_shards, tmp_path):
     shard = tmp_path / "set-001.tar"
-    with tarfile.open(shard) as tar:
-        fifth = next(member for member in tar.getmembers() if member.name.endswith("00005.txt"))
-    os.truncate(shard, fifth.offset_data)
-    source = WebDataset(DataConfig(path=numbered_shards))
-    assert len(source) == 10 + 5 + 12
-    assert [source[i].caption for i in (14, 15)] == ["number 14", "number 25"]
-    assert source.counts == {"truncated shard": 1, "missing caption": 1}
+    whole = shard.read_bytes()
+    spoil(shard, "truncated shard")
+    assert len(WebDataset(DataConfig(path=numbered_shards))) == 22
+    shard.write_bytes(whole)
+    assert len(WebDataset(DataConfig(path=numbered_shards))) == 37
+
+
+def test_a_search_in_which_nothing_passes_ends_early(write_shard, tmp_path, monkeypatch, scans):
+    monkeypatch.setattr(ours, "_GIVE_UP_AFTER", 6)
+    for shard in range(9):
+        write_shard(f"{shard}.tar", [{"png": b"0", "txt": "a", "json": {"similarity": 0.1}}] * 3)
+    config = DataConfig(path=str(tmp_path), workers=1, filters=FilterConfig(min_similarity=0.5))
+    with pytest.raises(GlideError, match=r"no usable sample in 9 shards \(similarity: 6\)"):
+        WebDataset(config)
+    assert len(scans) < 9
 
 
 def test_a_missing_shard_is_named(numbered_shards, tmp_path):
@@ -91,24 +140,15 @@ def test_a_shard_that_vanishes_or_shrinks_makes_bad_samples(numbered_shards, tmp
     for index, reason in ((0, "missing shard"), (12, "truncated shard")):
         with pytest.raises(BadSample, match=f"^{reason}$"):
             source[index]
-    assert source[30].caption == "number 30"
-
-
-def test_a_compressed_shard_is_refused(tmp_path, write_shard):
-    whole = write_shard("a.tar", [{"png": b"0", "txt": "a"}])
-    packed = tmp_path / "b.tar"
-    with tarfile.open(packed, "w:gz") as tar:
-        tar.add(whole, "0.png")
-    with pytest.raises(GlideError, match=r"b\.tar is compressed"):
-        WebDataset(DataConfig(path=str(packed)))
+    assert source[30].captions == ("number 30",)
 
 
 @pytest.fixture
 def scans(monkeypatch):
     """The shards that are really scanned, not taken from the cache."""
     scanned = []
-    scan = ours.scan_tar
-    monkeypatch.setattr(ours, "scan_tar", lambda path: scanned.append(path.name) or scan(path))
+    scan = shard_index.scan_tar
+    monkeypatch.setattr(shard_index, "scan_tar", lambda path: scanned.append(path.name) or scan(path))
     return scanned
 
 
@@ -131,13 +171,20 @@ def test_the_index_is_cached_until_a_shard_changes(numbered_shards, tmp_path, wr
     assert scans == ["set-000.tar"]
 
 
+def test_revalidation_trusts_no_cache(numbered_shards, scans):
+    WebDataset(DataConfig(path=numbered_shards))
+    scans.clear()
+    WebDataset(DataConfig(path=numbered_shards, revalidate=True))
+    assert len(scans) == 3
+
+
 def test_another_selection_has_its_own_index(numbered_shards, scans):
     WebDataset(DataConfig(path=numbered_shards))
     scans.clear()
     with pytest.raises(GlideError, match="missing caption: 37"):
         WebDataset(DataConfig(path=numbered_shards, caption_key="caption"))
-    with pytest.raises(GlideError, match="missing metadata: 37"):
-        WebDataset(DataConfig(path=numbered_shards, filters=FilterConfig(min_size=1)))
+    with pytest.raises(GlideError, match="too small: 37"):
+        WebDataset(DataConfig(path=numbered_shards, filters=FilterConfig(min_size=17)))
     assert len(scans) == 6
 
 
@@ -170,14 +217,14 @@ def test_many_shards_are_indexed_in_parallel_and_kept_in_order(write_shard, tmp_
     for shard in range(12):
         write_shard(f"{shard:02d}.tar", [{"png": b"0", "txt": f"{shard}"}])
     source = WebDataset(DataConfig(path=str(tmp_path)))
-    assert [sample.caption for sample in source] == [str(shard) for shard in range(12)]
-    assert "indexing shards 12/12" in capfd.readouterr().err
+    assert [sample.captions for sample in source] == [(str(shard),) for shard in range(12)]
+    assert "checking shards 12/12" in capfd.readouterr().err
 
 
 def test_rows_are_positions_in_bytes(numbered_shards, numbered, tmp_path):
-    index = ours.index_shard(tmp_path / "set-000.tar", DataConfig())
-    assert index.rows.dtype == np.int64
-    image_at, image_size, caption_at, caption_size = index.rows[3]
+    index = shard_index.index_shard(tmp_path / "set-000.tar", shard_index.Selection(DataConfig()))
+    image_at, caption_at, image_size, caption_size, key = index.rows[3].item()
+    assert key == 0
     data = (tmp_path / "set-000.tar").read_bytes()
     assert data[image_at : image_at + image_size] == numbered(3)["png"]
     assert data[caption_at : caption_at + caption_size] == b"number 3"

@@ -1,0 +1,123 @@
+"""What is in a data set, before any training: counts, sizes, captions, and a sheet of what the model will see."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from glide_jax import progress
+from glide_jax.data.config import DataConfig
+from glide_jax.data.order import Order
+from glide_jax.data.pipeline import open_data, open_source
+from glide_jax.data.source import BadSample, Source
+from glide_jax.data.transforms import picture_size
+from glide_jax.images import Pixels, grid, save_png
+from glide_jax.tokenizer import GlideTokenizer
+
+_SURVEYED = 1000  # samples, drawn at random, that statistics are taken from
+_SHEET = 64
+_SHEET_TEXT_CTX = 128
+_CELL = 96
+_PERCENTILES = {"least": 0, "5%": 5, "median": 50, "95%": 95, "most": 100}
+
+
+@dataclass(slots=True)
+class Survey:
+    """Figures of samples drawn at random.
+
+    Attributes:
+        widths, heights: pictures in pixels.
+        characters, tokens: captions' lengths.
+        faults: unusable samples among those drawn, by reason.
+    """
+
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def drawn(self) -> int:
+        """Samples read, usable or not."""
+        return len(self.widths) + self.faults.total()
+
+
+def survey(source: Source, seed: int = 0) -> Survey:
+    """Reads up to 1000 samples of a source, and the headers of their pictures."""
+    found, count = Survey(), min(_SURVEYED, len(source))
+    order, tokenizer = Order(len(source), seed), GlideTokenizer()
+    for number in progress.tracked("reading samples", range(count), count, shown_from=_SURVEYED):
+        try:
+            sample = source[order[number]]
+            width, height = picture_size(sample.image)
+        except BadSample as bad:
+            found.faults[str(bad)] += 1
+            continue
+        found.widths.append(width)
+        found.heights.append(height)
+        found.characters += [len(caption) for caption in sample.captions]
+        found.tokens += [len(tokenizer.encode(caption)) for caption in sample.captions]
+    return found
+
+
+def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
+    """Lines for a person to read."""
+    lines = [f"{len(source)} usable samples"]
+    lines += [f"  left out, {reason}: {count}" for reason, count in source.counts.most_common()]
+    lines.append(f"{found.drawn} of them read")
+    lines += [f"  unusable, {reason}: {count}" for reason, count in found.faults.most_common()]
+    if not found.widths:
+        return lines
+    longer = np.mean(np.array(found.tokens) >= text_ctx)
+    return [
+        *lines,
+        f"{'':24}" + "".join(f"{name:>9}" for name in _PERCENTILES),
+        _percentiles("shorter side, pixels", np.minimum(found.widths, found.heights)),
+        _percentiles("width / height", np.divide(found.widths, found.heights)),
+        _percentiles("caption, characters", found.characters),
+        _percentiles("caption, tokens", found.tokens),
+        f"captions of {text_ctx} tokens and more, which are cut: {longer:.1%}",
+    ]
+
+
+def _percentiles(
+    label: str, values: Sequence[int] | Float[np.ndarray, " samples"] | Int[np.ndarray, " samples"]
+) -> str:
+    numbers = np.percentile(values, list(_PERCENTILES.values()))
+    return f"{label:24}" + "".join(f"{number:9.3g}" if number < 1000 else f"{number:9.0f}" for number in numbers)
+
+
+def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0) -> Pixels:
+    """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
+    config = replace(config, cache_mb=0)
+    with open_data(
+        config,
+        image_size=image_size,
+        low_res_size=low_res_size,
+        text_ctx=_SHEET_TEXT_CTX,
+        batch_size=_SHEET,
+        seed=seed,
+    ) as stream:
+        batch = next(stream)
+    pictures = list(batch.arrays["image"])
+    if low_res_size is not None:
+        factor = image_size // low_res_size
+        enlarged = batch.arrays["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
+        pictures = [np.concatenate(pair, axis=1) for pair in zip(enlarged, pictures, strict=True)]
+    return grid(pictures, batch.captions, cell=_CELL)
+
+
+def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
+    """Checks a data set, writes its contact sheet, and returns what there is to say.
+
+    Raises:
+        GlideError: the data set cannot be opened, nothing in it is usable, or the sheet cannot be written.
+    """
+    source = open_source(config)
+    lines = describe(source, survey(source), text_ctx)
+    save_png(sheet, contact_sheet(config, image_size, low_res_size))
+    return [*lines, f"{_SHEET} random samples as the model sees them: {sheet}"]

@@ -1,0 +1,136 @@
+"""Picture files in folders, with captions from text files beside them or from their own names."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from glide_jax import progress
+from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import Facts, Filters
+from glide_jax.data.source import BadSample, Sample, listed, one_caption
+from glide_jax.errors import GlideError
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+_BAR_FROM = 1000  # pictures to judge for a progress bar to be worth showing
+_IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
+
+
+class Folder:
+    """The pictures below some folders, in order of their paths, whatever the case of their extensions.
+
+    With `caption_key="txt"` the captions of `a/b.jpg` are the lines of `a/b.txt`, or else of the only `b.txt` below
+    the same folder; one line is drawn at a time. With `filename` the caption is the name, its underscores read as
+    spaces, without a first part that holds a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first there is.
+
+    Where two pictures share a folder and a stem, or two text files could belong to a picture, that picture is left
+    out and counted as `stem clash`.
+
+    Raises:
+        GlideError: there is no such folder, or no usable picture.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._from = tuple(part.strip() for part in (config.caption_key or "txt").split(";"))
+        if not set(self._from) <= {"txt", "filename"}:
+            raise GlideError(f"data.caption_key of a folder is 'txt' or 'filename', not {config.caption_key!r}")
+        self.counts: Counter[str] = Counter()
+        self._pairs: list[tuple[Path, Path | None]] = []
+        roots = _folders(config.path)
+        for root in roots:
+            self._pairs += self._paired(root)
+        filters = Filters(config.filters)
+        if filters:
+            self._pairs = self._filtered(filters)
+        if not self._pairs:
+            raise GlideError(f"no usable picture below {roots[0]} ({listed(self.counts) or 'it holds none'})")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture, text = self._pairs[index]
+        return Sample(_read(picture), _captions(picture, text))
+
+    def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
+        pictures, texts = _files(root)
+        by_stem: dict[str, list[Path]] = {}
+        for text in texts.values():
+            by_stem.setdefault(text.stem, []).append(text)
+        pairs: list[tuple[Path, Path | None]] = []
+        for key, (picture, *others) in pictures.items():
+            self.counts["stem clash"] += len(others)
+            candidates = [texts[key]] if key in texts else by_stem.get(picture.stem, [])
+            if "txt" in self._from and len(candidates) == 1:
+                pairs.append((picture, candidates[0]))
+            elif "filename" in self._from:
+                pairs.append((picture, None))
+            else:
+                self.counts["stem clash" if candidates else "missing caption"] += 1
+        self.counts += Counter()  # drops zeros
+        return pairs
+
+    def _filtered(self, filters: Filters) -> list[tuple[Path, Path | None]]:
+        def reason(pair: tuple[Path, Path | None]) -> str | None:
+            facts = Facts(_no_metadata, lambda: _captions(*pair), lambda: _read(pair[0]))
+            return filters.rejection(facts)
+
+        kept = []
+        with ThreadPoolExecutor(16) as pool:
+            judged = zip(self._pairs, pool.map(reason, self._pairs), strict=True)
+            for pair, why in progress.tracked("filtering pictures", judged, len(self._pairs), _BAR_FROM):
+                if why is None:
+                    kept.append(pair)
+                else:
+                    self.counts[why] += 1
+        return kept
+
+
+def _folders(path: str | Sequence[str]) -> list[Path]:
+    patterns = [path] if isinstance(path, str) else path
+    parts = [Path(part.strip()).expanduser() for pattern in patterns for part in pattern.split("::") if part.strip()]
+    if not parts:
+        raise GlideError("no data path given: add --config.data.path=FOLDER")
+    for part in parts:
+        if not part.is_dir():
+            raise GlideError(f"{part} is no folder; correct the data path")
+    return parts
+
+
+def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
+    """Pictures and text files below a folder, by their paths without extension, in order of their paths."""
+    pictures: dict[Path, list[Path]] = {}
+    texts: dict[Path, Path] = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            key = path.with_suffix("")
+            if path.suffix.lower() in _PICTURES:
+                pictures.setdefault(key, []).append(path)
+            elif path.suffix.lower() == ".txt":
+                texts[key] = path
+    return pictures, texts
+
+
+def _captions(picture: Path, text: Path | None) -> tuple[str, ...]:
+    if text is not None:
+        return tuple(line.strip() for line in one_caption(_read(text)).splitlines() if line.strip())
+    caption = " ".join(_IDENTIFIER.sub("", picture.stem).replace("_", " ").split())
+    if not caption:
+        raise BadSample("empty caption")
+    return (caption,)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadSample("missing file") from error
+    except OSError as error:
+        raise BadSample("unreadable file") from error
+
+
+def _no_metadata() -> dict[str, str]:
+    raise BadSample("missing metadata")

@@ -1,0 +1,153 @@
+"""Shards that can only be read from front to end: `pipe:COMMAND`, URLs, and files too slow to index.
+
+The guarantee is weaker than an indexed set's. Which sample becomes which example is not fixed: it depends on timing,
+and a run that goes on starts another shuffled pass of the shards, so that some samples come twice and others not at
+all in that pass. Each process reads shards of its own. Crops, flips and dropped captions stay keyed by the example.
+"""
+
+import queue
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import IO
+
+from webdataset.gopen import gopen
+
+from glide_jax.data.captions import Span, caption_in, read_spans
+from glide_jax.data.config import DataConfig
+from glide_jax.data.draws import generator
+from glide_jax.data.order import Order
+from glide_jax.data.shard_index import Selection, key_and_ending, make_row
+from glide_jax.data.shards import find_streams
+from glide_jax.data.source import BadSample, Sample, listed
+from glide_jax.data.tar import Member
+from glide_jax.errors import GlideError
+
+_AHEAD = 64  # samples between the reader and the decoding threads
+
+
+class ShardStream:
+    """The samples of this process's shards, shuffled by shard and in a buffer, without end.
+
+    It stands in for a `Source`, but `[...]` gives the next sample whatever the index, and its length is not known.
+
+    Args:
+        config: shards, members, filters and `shuffle_buffer`.
+        seed, position: key the order in which shards are read and the buffer's draws.
+        process_index, process_count: every `process_count`-th shard is this process's.
+
+    Raises:
+        GlideError: there are fewer shards than processes; later, from `[...]`, if a whole pass gave no sample.
+    """
+
+    def __init__(
+        self, config: DataConfig, seed: int, position: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        shards = find_streams(config.path)
+        if len(shards) < process_count:
+            raise GlideError(f"{len(shards)} shards cannot be shared by {process_count} processes; give more shards")
+        self.counts: Counter[str] = Counter()
+        self._shards, self._selection = shards[process_index::process_count], Selection(config)
+        self._samples: queue.Queue[Sample | GlideError] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        read = partial(self._read, config.shuffle_buffer, seed, position)
+        threading.Thread(target=read, name="data-stream", daemon=True).start()
+
+    def __len__(self) -> int:
+        """Zero, for not known."""
+        return 0
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._samples.get()
+        if isinstance(sample, GlideError):
+            self._samples.put(sample)  # for the other threads
+            raise sample
+        return sample
+
+    def close(self) -> None:
+        """Ends the reader, and whoever waits for a sample."""
+        self._closed.set()
+        with suppress(queue.Empty):
+            while True:
+                self._samples.get_nowait()
+        self._samples.put(GlideError("the stream is closed"))
+
+    def _read(self, buffer_size: int, seed: int, position: int) -> None:
+        """The reader's thread."""
+        rng, buffer = generator(seed, "buffer", position), list[Sample]()
+        try:
+            for sample in self._endless(seed, position):
+                buffer.append(sample)
+                if len(buffer) >= buffer_size:
+                    at = int(rng.integers(len(buffer)))
+                    buffer[at], buffer[-1] = buffer[-1], buffer[at]
+                    if not self._put(buffer.pop()):
+                        return
+        except GlideError as error:
+            self._put(error)
+
+    def _endless(self, seed: int, position: int) -> Iterator[Sample]:
+        order = Order(len(self._shards), seed)
+        start = int(generator(seed, "stream", position).integers(2**40))
+        since = 0  # shards read since the last sample
+        for number in count(start):
+            shard = self._shards[order[number]]
+            try:
+                for sample in self._samples_of(shard):
+                    since = 0
+                    yield sample
+            except Exception as error:  # a server, a command or a damaged tar may raise nearly anything
+                self.counts["truncated shard" if isinstance(error, tarfile.TarError) else "unreadable shard"] += 1
+            since += 1
+            if since > len(self._shards):
+                raise GlideError(f"no usable sample in a pass over {len(self._shards)} shards ({listed(self.counts)})")
+
+    def _samples_of(self, shard: str) -> Iterator[Sample]:
+        with gopen(shard) as file:
+            for key, members, data in _grouped(file):
+                try:
+                    yield self._sample(key, members, data)
+                except BadSample as bad:
+                    self.counts[str(bad)] += 1
+            while file.read(2**20):  # past the end mark, so that a command ends by itself and tells how it went
+                pass
+
+    def _sample(self, key: str, members: dict[str, Member], data: bytes) -> Sample:
+        def content(span: Span) -> bytes:
+            return data[span.offset : span.offset + span.size]
+
+        image_at, caption_at, image_size, caption_size, number = make_row(content, key, members, self._selection)
+        place, span = self._selection.captions[number], Span(caption_at, caption_size)
+        text = read_spans(self._selection.lines_path, span)[0] if place.member == "jsonl" else content(span)
+        return Sample(content(Span(image_at, image_size)), (caption_in(text, place),))
+
+    def _put(self, item: Sample | GlideError) -> bool:
+        while not self._closed.is_set():
+            with suppress(queue.Full):
+                self._samples.put(item, timeout=0.1)
+                return True
+        return False
+
+
+def _grouped(file: IO[bytes]) -> Iterator[tuple[str, dict[str, Member], bytes]]:
+    """Neighbouring members with the same key, by ending, and their bytes, in which the members say where they are."""
+    current, members, data = "", dict[str, Member](), bytearray()
+    with tarfile.open(fileobj=file, mode="r|*") as tar:
+        for info in tar:
+            parts = key_and_ending(info.name) if info.isreg() else None
+            if parts is None:
+                continue
+            if parts[0] != current:
+                if members:
+                    yield current, members, bytes(data)
+                current, members, data = parts[0], {}, bytearray()
+            content = tar.extractfile(info)
+            members.setdefault(parts[1], Member(info.name, len(data), info.size))
+            data += content.read() if content is not None else b""
+            tar.members = []  # type: ignore[attr-defined]  # it would pile them up
+    if members:
+        yield current, members, bytes(data)

@@ -1,0 +1,76 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.data.check import check, contact_sheet, describe, survey
+from glide_jax.data.config import DataConfig
+from glide_jax.data.pipeline import open_data, open_source
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "glide_jax.data", "check", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, tmp_path):
+    faults = {2: {"png": b"damaged"}, 3: {"txt": "word " * 50}}
+    write_shard("a.tar", [numbered(i) | faults.get(i, {}) for i in range(20)])
+    write_shard("b.tar", [{"txt": "no picture"}])
+    (tmp_path / "c.tar").write_bytes(b"<html>" * 999)
+    sheet = tmp_path / "sheet.png"
+    result = run(tmp_path / "?.tar", "--sheet", sheet, "--image_size", 8, "--text_ctx", 32)
+    assert result.returncode == 0, result.stderr
+    rows = {line[:24].strip(): line[24:].split() for line in result.stdout.splitlines()}
+    assert result.stdout.startswith("20 usable samples\n")
+    for line in ("left out, missing image: 1", "left out, unreadable shard: 1", "unusable, corrupt picture: 1"):
+        assert f"  {line}\n" in result.stdout
+    assert rows["shorter side, pixels"] == ["16"] * 5
+    assert rows["width / height"] == ["1"] * 5
+    assert rows["caption, characters"][0] == "8"
+    assert rows["caption, characters"][-1] == "249"
+    assert "captions of 32 tokens and more, which are cut: 5.3%" in result.stdout
+    assert f"{tmp_path}/c.tar: unreadable shard" in result.stderr
+    with Image.open(sheet) as picture:
+        assert picture.width > 8 * 90
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+    result = run(tmp_path / "none.tar")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: shard {tmp_path}/none.tar does not exist; correct the data path\n"
+
+
+def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):
+    path = str(write_shard("a.tar", [numbered(i) for i in range(3)]))
+    check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)
+    (file,) = cache_folder.rglob("*.npz")
+    before = file.stat().st_mtime_ns
+    check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)
+    assert file.stat().st_mtime_ns == before
+    check(DataConfig(path=path, revalidate=True), tmp_path / "sheet.png", 8, None, 16)
+    assert file.stat().st_mtime_ns > before
+
+
+def test_a_survey_of_many_samples_draws_some(write_shard, numbered, monkeypatch):
+    monkeypatch.setattr("glide_jax.data.check._SURVEYED", 5)
+    source = open_source(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))
+    found = survey(source)
+    assert len(found.widths) == found.drawn == 5
+    assert describe(source, found, 16)[:2] == ["9 usable samples", "5 of them read"]
+
+
+@pytest.mark.parametrize("low_res_size", [None, 4])
+def test_the_sheet_shows_what_the_model_sees(numbered_shards, low_res_size):
+    config = DataConfig(path=numbered_shards)
+    sheet = contact_sheet(config, 32, low_res_size)
+    with open_data(config, image_size=32, text_ctx=128, batch_size=64, seed=0) as stream:
+        first = next(stream).arrays["image"][0]
+    np.testing.assert_array_equal(sheet[8, 8], first[4, 4])
