@@ -5,6 +5,7 @@ from glide_jax.parallel.distributed import initialize_from_environment
 from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
     batch_sharding,
+    bytes_per_device,
     gather_for_use,
     partition_spec,
     process_rows,
@@ -17,6 +18,7 @@ __all__ = [
     "AXES",
     "ParallelConfig",
     "batch_sharding",
+    "bytes_per_device",
     "collective_bytes",
     "gather_for_use",
     "initialize_from_environment",

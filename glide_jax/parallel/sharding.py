@@ -57,6 +57,16 @@ def with_shardings(abstract_tree: PyTree[Abstract], shardings: PyTree[NamedShard
     )
 
 
+def bytes_per_device(abstract_tree: PyTree[jax.ShapeDtypeStruct]) -> int:
+    """Bytes that the arrays of a tree with shardings take on each device."""
+
+    def size(leaf: jax.ShapeDtypeStruct) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(abstract_tree)))
+
+
 def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
     """Inside jit: every array whole on every device, its gradient summed into the pieces it is stored in (FSDP).
 

@@ -1,13 +1,12 @@
 """What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.data.batch import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
-from glide_jax.parallel import batch_sharding, gather_for_use, state_shardings, with_shardings
+from glide_jax.parallel import batch_sharding, bytes_per_device, gather_for_use, state_shardings, with_shardings
 from glide_jax.randomness import stream_key
 from glide_jax.train.draws import training_draws, validation_draws
 from glide_jax.train.optimizer import make_optimizer
@@ -77,7 +76,7 @@ class Program:
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes on each device of every part of the state."""
-        return {part: sum(map(_bytes_on_device, jax.tree.leaves(tree))) for part, tree in self.abstract_state.items()}
+        return {part: bytes_per_device(tree) for part, tree in self.abstract_state.items()}
 
     def _gather(self, params: Params) -> Params:
         return gather_for_use(params, self.shardings["params"])
@@ -94,8 +93,3 @@ class Program:
             fresh, _ = split(self.model.init(key), train.trainable)
             params = merge(fresh, split(params, train.trainable)[1])
         return state_from_params(params, self.optimizer, train.trainable)
-
-
-def _bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

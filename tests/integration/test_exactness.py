@@ -21,7 +21,11 @@ from tests.integration.test_train_and_sample import ROOT, TINY, losses, run
 from tests.parallel.processes import free_port
 
 # Smaller still: this file starts a dozen processes.
-TINIEST = [*TINY, "--config.model.image_size=8", "--config.model.num_channels=32", "--config.model.channel_mult=(1,)"]
+_SMALLER = {"image_size": "8", "num_channels": "32", "channel_mult": "(1,)"}
+TINIEST = [
+    *(argument for argument in TINY if argument.split("=")[0].split(".")[-1] not in _SMALLER),
+    *(f"--config.model.{name}={value}" for name, value in _SMALLER.items()),
+]
 SIX = ("--config.train.max_steps=6", "--config.train.save_every=3")
 
 

@@ -1,4 +1,4 @@
-"""The full-size training steps and samplers can be built for CUDA and TPU, as far as a machine without them shows."""
+"""The full-size training steps and samplers build for CUDA and TPU, as far as a machine without them can tell."""
 
 import importlib
 
