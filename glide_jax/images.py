@@ -1,7 +1,9 @@
 """Image files and picture grids: the uint8 edge of the system."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,6 +13,7 @@ from glide_jax.errors import GlideError
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
+_JPEG_QUALITY = 95
 _PADDING = 4
 _LINE_HEIGHT = 12
 _CAPTION_LINES = 2
@@ -35,10 +38,20 @@ def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = No
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
+    _save(path, pixels, format="PNG", pnginfo=info)
+
+
+def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one picture atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
+    comment = json.dumps(dict(metadata)).encode() if metadata else b""
+    _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
+
+
+def _save(path: Path, pixels: Pixels, **options: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+        Image.fromarray(pixels).save(temporary, **options)
         temporary.replace(path)
     except OSError as error:
         raise GlideError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error

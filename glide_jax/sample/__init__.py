@@ -2,6 +2,7 @@
 
 from glide_jax.sample.loading import LoadedClip as LoadedClip
 from glide_jax.sample.loading import LoadedModel as LoadedModel
+from glide_jax.sample.loading import checkpoint_step as checkpoint_step
 from glide_jax.sample.options import SampleOptions as SampleOptions
 from glide_jax.sample.pipeline import Pipeline as Pipeline
 from glide_jax.sample.pipeline import Samples as Samples

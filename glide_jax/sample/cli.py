@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_models_and_prompts(parse)
-    _add_sampler(parse)
-    _add_guidance(parse)
+    add_sampler_options(parse)
     _add_pictures(parse)
+    add_upsampler_options(parse)
     return parse
 
 
@@ -63,6 +63,12 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type (default: %(default)s)")
     add("--compare", metavar="A,B,...", help="draw the first caption by each of these samplers into one labelled grid")
     add("--steps", metavar="N,M,...", default="10,20,50", help="with --compare: step counts (default: %(default)s)")
+
+
+def add_sampler_options(parse: argparse.ArgumentParser) -> None:
+    """Adds the flags of `SampleOptions`, to be read by `sample_options`."""
+    _add_sampler(parse)
+    _add_guidance(parse)
 
 
 def _add_sampler(parse: argparse.ArgumentParser) -> None:
@@ -112,6 +118,10 @@ def _add_pictures(parse: argparse.ArgumentParser) -> None:
     add("--strength", type=float, default=0.6, help="how far to leave it, 0 to 1 (default: %(default)s)")
     add("--image", metavar="FILE", help="picture to complete by an inpainting model, or to enlarge")
     add("--mask", metavar="FILE", help="white where that picture is kept, black where it is drawn anew")
+
+
+def add_upsampler_options(parse: argparse.ArgumentParser) -> None:
+    """Adds the flags of the second stage, to be read by `upsampler_options`."""
     add = parse.add_argument_group("upsampler").add_argument
     add("--upsampler_sampler", help="as --sampler (default: ddim)")
     add("--upsampler_num_steps", type=int, help="as --num_steps (default: GLIDE's 27 uneven steps, fast27)")
@@ -128,23 +138,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     keep_compiled_programs()
-    prompts = [*args.prompt, *_read_prompts(args.prompt_file)]
+    prompts = [*args.prompt, *read_prompts(args.prompt_file)]
     if args.checkpoint is None and args.upsampler is None:
         raise GlideError("no model: give --checkpoint DIR (a base model), --upsampler DIR, or both")
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to draw: give --prompt "a caption" or --prompt_file FILE')
-    options = {field.name: getattr(args, field.name) for field in fields(SampleOptions) if hasattr(args, field.name)}
-    options["guidance_interval"] = tuple(options["guidance_interval"])
+    options = sample_options(args)
     if args.init_image is None:
         del options["strength"]
-    SampleOptions(**options)
     samplers, steps = _comparison(args)
     pipeline = Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size,
     )  # fmt: skip
-    _warn_of_cuts(prompts, pipeline)
-    common = {"seed": args.seed, "upsampler_options": _upsampler_options(args)}
+    warn_of_cuts(prompts, pipeline)
+    common = {"seed": args.seed, "upsampler_options": upsampler_options(args)}
     if args.checkpoint is None:
         samples = _enlarge(pipeline, args, prompts)
         _write(samples, args.output, {"upsampler": args.upsampler})
@@ -162,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with progress.bar("sampling", total) as bar:
         samples = pipeline(prompts, num_images=args.num_samples, on_steps=bar.update, **pictures, **common, **options)
-    _write(samples, args.output, _metadata(args, options))
+    _write(samples, args.output, picture_metadata(args, options))
     return 0
 
 
@@ -184,17 +192,27 @@ def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:
 def _enlarge(pipeline: Pipeline, args: argparse.Namespace, prompts: list[str]) -> Samples:
     if args.image is None:
         raise GlideError("an upsampler alone enlarges a picture: give --image FILE, or a base model with --checkpoint")
-    options = _upsampler_options(args)
+    options = upsampler_options(args)
     with progress.bar("enlarging", pipeline.count_evaluations(1, {}, options)) as bar:
         return pipeline.upsample([args.image], prompts or "", seed=args.seed, on_steps=bar.update, **options)
 
 
-def _upsampler_options(args: argparse.Namespace) -> dict[str, Any]:
+def sample_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `args` says of `SampleOptions`; raises `GlideError` where it is impossible."""
+    options = {field.name: getattr(args, field.name) for field in fields(SampleOptions) if hasattr(args, field.name)}
+    options["guidance_interval"] = tuple(map(float, options["guidance_interval"]))
+    SampleOptions(**options)
+    return options
+
+
+def upsampler_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the upsampler's `SampleOptions`, to go over its defaults."""
     given = {name: getattr(args, flag) for flag, name in _UP_OPTIONS.items()}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _read_prompts(path: Path | None) -> list[str]:
+def read_prompts(path: Path | None) -> list[str]:
+    """The captions of a text file, one a line, empty lines left out; raises `GlideError` if it is unreadable."""
     if path is None:
         return []
     try:
@@ -203,7 +221,8 @@ def _read_prompts(path: Path | None) -> list[str]:
         raise GlideError(f"cannot read --prompt_file {path}: {error}") from error
 
 
-def _warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
+def warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
+    """Says which ends of prompts the model does not see, if any."""
     model = pipeline.base or pipeline.upsampler
     assert model is not None
     for prompt in prompts:
@@ -211,14 +230,14 @@ def _warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
 
 
-def _metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
+def picture_metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
     """What tells how a picture was made: everything but defaults."""
     kept = {"sampler", "num_steps", "schedule", "guidance_scale"}
     named = {name: value for name, value in options.items() if name in kept or value != getattr(_DEFAULTS, name)}
     named["schedule"] = SampleOptions(**options).spacing
     for name in ("checkpoint", "upsampler", "negative_prompt", "init_image", "image", "mask", *_UP_OPTIONS, "dtype"):
-        if getattr(args, name) not in (None, ""):
-            named[name] = getattr(args, name)
+        if (value := getattr(args, name, None)) not in (None, ""):
+            named[name] = value
     return {name: str(value) for name, value in named.items()}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from glide_jax.checkpoint import load_weights, read_record
+from glide_jax.checkpoint import load_weights, read_record, resolve
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
@@ -53,6 +53,21 @@ class LoadedModel:
         params = load_weights(path, _placed(model.abstract_params()))
         mesh = make_mesh(ParallelConfig())
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+
+
+def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
+    """The one step that `path` means today, absolute: a run still training will mean another tomorrow.
+
+    Args:
+        path: a run folder, one of its steps, or a converted model.
+        kind: which entry its record must have: model, clip_text or clip_image.
+
+    Raises:
+        GlideError: no checkpoint there, or one of another kind.
+    """
+    step = resolve(path).resolve()
+    _entry(step, kind)
+    return step
 
 
 def _entry(path: str | Path, name: str) -> dict[str, Any]:

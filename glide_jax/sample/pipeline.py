@@ -105,6 +105,7 @@ class Pipeline:
         *,
         num_images: int = 1,
         seed: int = 0,
+        indices: Sequence[int] | None = None,
         negative_prompt: str = "",
         init_image: Given | None = None,
         image: Given | None = None,
@@ -120,6 +121,7 @@ class Pipeline:
             prompts: one caption or several.
             num_images: pictures a prompt.
             seed: in [0, 2^31); picture i of the request is the same whatever the batch size.
+            indices: numbers of the pictures, in place of 0, 1, ...: draws some of a larger request as it would.
             negative_prompt: what guidance leads away from.
             init_image: picture to start from; `strength` says how far to leave it (image to image).
             image, mask: picture to complete with an inpainting model, and where it is kept (white) or drawn (black).
@@ -134,6 +136,8 @@ class Pipeline:
         if self.base is None:
             raise GlideError("no base model: an upsampler alone enlarges pictures (Pipeline.upsample, or --image)")
         rows = _rows(prompts, num_images)
+        numbers = list(range(len(rows)) if indices is None else indices)
+        _check_numbers(numbers, len(rows))
         _check_seed(seed)
         base_options, up_options = SampleOptions(**options), self._upsampler_options(upsampler_options)
         clip_params = None if self.clip is None else self.clip.params
@@ -144,7 +148,7 @@ class Pipeline:
             if image is not None and mask is not None and model.stage.model.config.inpaint:
                 more["inpaint_image"] = _repeat(load_picture(image, size), count)
                 more["inpaint_mask"] = _repeat(load_mask(mask, size), count)
-            return Inputs([rows[i] for i in picked], picked, negative_prompt, **more)
+            return Inputs([rows[i] for i in picked], [numbers[i] for i in picked], negative_prompt, **more)
 
         def draw(picked: list[int], report: OnSteps | None) -> tuple[np.ndarray, np.ndarray | None]:
             assert self.base is not None
@@ -163,7 +167,7 @@ class Pipeline:
             return to_uint8(jax.device_get(up)), small
 
         images, small = self._in_batches(len(rows), draw, on_steps)
-        return Samples(images, rows, list(range(len(rows))), seed, small)
+        return Samples(images, rows, numbers, seed, small)
 
     def upsample(
         self,
@@ -262,6 +266,11 @@ def _rows(prompts: str | Sequence[str], num_images: int) -> list[str]:
     if not prompts or num_images < 1:
         raise GlideError("nothing to draw: give at least one prompt and num_images of at least 1")
     return [prompt for prompt in prompts for _ in range(num_images)]
+
+
+def _check_numbers(numbers: Sequence[int], count: int) -> None:
+    if len(numbers) != count or not all(0 <= number < 2**31 for number in numbers):
+        raise GlideError(f"indices must be {count} numbers in [0, 2^31), one for each picture")
 
 
 def _check_seed(seed: int) -> None:

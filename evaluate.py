@@ -1,0 +1,7 @@
+"""Draws, ranks and scores many prompts: `python evaluate.py --checkpoint runs/emoji32 --prompts "a cup|a hat"`."""
+
+from glide_jax.errors import run_cli
+from glide_jax.evaluate.cli import main
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,171 @@
+"""The folder of one evaluation, laid out as glide-finetune's.
+
+OUTPUT/00000/
+    metadata.json                    when, with what, which prompts
+    prompt_000/image_rank_001.jpg    the best candidate, and so on
+               prompt.txt
+               metadata.json         every candidate's score, seed and number; written last, so it means "done"
+    grid.jpg, index.html             all pictures kept
+    scores.json                      what `--clip_rerank` and `--reference` say of the whole
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from glide_jax.errors import GlideError
+from glide_jax.evaluate.job import Candidates
+from glide_jax.evaluate.record import PromptRecord
+from glide_jax.images import Pixels, save_jpeg, save_png
+
+METADATA = "metadata.json"
+
+
+class RunFolder:
+    """One numbered folder; see the module for what is in it.
+
+    Attributes:
+        path: the folder.
+        prompts: the captions it is for.
+        config: the settings it was begun with.
+    """
+
+    def __init__(self, path: Path, prompts: Sequence[str], config: Mapping[str, Any]) -> None:
+        self.path, self.prompts, self.config = path, tuple(prompts), dict(config)
+
+    @classmethod
+    def create(cls, output: Path, prompts: Sequence[str], config: Mapping[str, Any], device: str) -> Self:
+        """Makes the next free number below `output`; raises `GlideError` where nothing can be written."""
+        try:
+            path = _next_number(output)
+        except OSError as error:
+            raise GlideError(f"cannot write to --output_dir {output}: {error.strerror or error}") from error
+        folder = cls(path, prompts, config)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path / METADATA, {
+            "timestamp": started, "config": {**config, "device": device},
+            "prompts_count": len(prompts), "prompts": list(prompts),
+        })  # fmt: skip
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The folder of an earlier run; raises `GlideError` if `path` is none."""
+        data = read_json(path / METADATA, f"--resume {path}")
+        try:
+            return cls(path, data["prompts"], data["config"])
+        except (KeyError, TypeError):
+            raise GlideError(f"--resume {path}: its {METADATA} is not that of an evaluation") from None
+
+    def prompt_folder(self, index: int) -> Path:
+        """Where a prompt's pictures are."""
+        return self.path / f"prompt_{index:03d}"
+
+    def done(self, index: int) -> bool:
+        """Whether a prompt's pictures and its record are complete."""
+        return (self.prompt_folder(index) / METADATA).is_file()
+
+    def save(self, record: PromptRecord, images: Candidates) -> None:
+        """Writes the kept pictures of a prompt, its text, and then its record.
+
+        Args:
+            record: of all candidates.
+            images: the candidates in the order drawn.
+        """
+        folder = self.prompt_folder(record.prompt_idx)
+        first = min(candidate.index for candidate in record.candidates)
+        for kept in record.kept:
+            own = {"prompt": record.prompt, "seed": str(kept.seed), "index": str(kept.index)}
+            if kept.clip_score is not None:
+                own["clip_score"] = f"{kept.clip_score:.6f}"
+            how = {name: str(value) for name, value in record.sampler.items()}
+            save_picture(folder / str(kept.filename), images[kept.index - first], own | how)
+        write_text(folder / "prompt.txt", record.prompt + "\n")
+        write_json(folder / METADATA, record.to_json())
+
+    def records(self) -> list[PromptRecord]:
+        """The records of all prompts done, in order."""
+        done = [index for index in range(len(self.prompts)) if self.done(index)]
+        return [self._record(self.prompt_folder(index) / METADATA) for index in done]
+
+    def pictures(self, record: PromptRecord) -> list[Pixels]:
+        """The kept pictures of a prompt, the best first."""
+        return [_read_picture(self.prompt_folder(record.prompt_idx) / str(kept.filename)) for kept in record.kept]
+
+    def _record(self, path: Path) -> PromptRecord:
+        try:
+            return PromptRecord.from_json(read_json(path, str(path.parent)))
+        except (KeyError, TypeError):
+            raise GlideError(f"{path} is damaged: remove it, and --resume {self.path} draws the prompt anew") from None
+
+
+def save_picture(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG or a JPEG, by the name's ending."""
+    (save_png if path.suffix == ".png" else save_jpeg)(path, pixels, metadata)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 atomically; raises `GlideError` if it cannot."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise GlideError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes JSON that any reader takes: paths and infinities become strings."""
+    write_text(path, json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object; raises `GlideError`, beginning with `what`, if there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not JSON"
+        raise GlideError(f"{what}: cannot read {path}: {reason}") from error
+    if not isinstance(data, dict):
+        raise GlideError(f"{what}: {path} is not a JSON object")
+    return data
+
+
+def _next_number(output: Path) -> Path:
+    output.mkdir(parents=True, exist_ok=True)
+    taken = [int(entry.name) for entry in os.scandir(output) if entry.name.isdecimal()]
+    number = max(taken, default=-1) + 1
+    while True:
+        path = output / f"{number:05d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _read_picture(path: Path) -> Pixels:
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise GlideError(f"cannot read {path}: {error}; remove its folder, and --resume draws it anew") from error
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON gives it back: lists for tuples, strings for paths and for infinite numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,85 @@
+"""How well pictures fit a caption: what a scorer is, and the one made of GLIDE's noised CLIP."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.images import from_uint8
+from glide_jax.sample import LoadedClip
+from glide_jax.tokenizer import ClipTokenizer
+
+Images = Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n height width 3"]
+
+
+class Scorer(Protocol):
+    """Pictures and texts in one space.
+
+    Attributes:
+        name: of the model and its weights, as it goes into records.
+    """
+
+    name: str
+
+    def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
+        """Unit vectors of uint8 pictures of any size."""
+
+    def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
+        """The unit vector of a caption."""
+
+
+def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"]:
+    """The cosine of each picture with the caption, in [-1, 1].
+
+    Raises:
+        GlideError: the scorer gave something that is no number.
+    """
+    cosines = scorer.image_features(images).astype(np.float64) @ scorer.text_features(prompt).astype(np.float64)
+    if not np.isfinite(cosines).all():
+        raise GlideError(f"{scorer.name} gave a score that is not a number for {prompt!r}: its weights are damaged")
+    return cosines
+
+
+class NoisedClipScorer:
+    """GLIDE's noised CLIP at timestep 0, for where no OpenCLIP weights are at hand; pictures are resized to its size.
+
+    It was trained to guide GLIDE, so pictures drawn under its guidance score high with it whatever they look like.
+
+    Args:
+        clip: both towers.
+        batch_size: pictures at once.
+    """
+
+    name = "noised CLIP"
+
+    def __init__(self, clip: LoadedClip, batch_size: int = 16) -> None:
+        if clip.model.image is None or clip.model.text is None:
+            raise GlideError("ranking by the noised CLIP needs both of its towers: give --clip TEXT IMAGE")
+        self._clip, self._size, self._batch = clip, clip.model.image.image_size, batch_size
+        self._image, self._text = jax.jit(clip.model.encode_image), jax.jit(clip.model.encode_text)
+
+    def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
+        """See `Scorer`."""
+        if not len(images):
+            raise GlideError("no pictures to score")
+        resized = np.stack([from_uint8(_resized(image, self._size)) for image in images])
+        features = []
+        for first in range(0, len(resized), self._batch):
+            part = resized[first : first + self._batch]
+            filled = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
+            out = self._image(self._clip.params, jnp.asarray(filled), jnp.zeros(self._batch))
+            features.append(np.asarray(out)[: len(part)])
+        return np.concatenate(features)
+
+    def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
+        """See `Scorer`."""
+        return np.asarray(self._text(self._clip.params, *ClipTokenizer().padded([prompt])))[0]
+
+
+def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

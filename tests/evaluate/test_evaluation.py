@@ -1,0 +1,203 @@
+"""Batch evaluation from the command line: layout, ranking, resuming, and what is refused."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.evaluate import Job, NoisedClipScorer
+from glide_jax.evaluate.cli import main
+from glide_jax.evaluate.record import PromptRecord
+from glide_jax.evaluate.scorer import score
+from glide_jax.sample import LoadedClip, Pipeline
+from tests.evaluate.checkpoints import UPSAMPLER, save_clip, save_model
+
+PROMPTS = ["a cat", "a dog", "a <b>hat</b> & 'cup'"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def run(base, output, *arguments, prompts=None):
+    main(["--checkpoint", base, "--prompts", prompts or "|".join(PROMPTS), "--output_dir", str(output), "--num_steps", "3", "--seed", "7",
+          "--batch_size", "4", *map(str, arguments)])  # fmt: skip
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture(scope="module")
+def reranked(base, clip, tmp_path_factory):
+    output = tmp_path_factory.mktemp("reranked")
+    run(base, output, "--output_format", "png", *RERANK, *clip)
+    return output / "00000"
+
+
+RERANK = ["--clip_rerank", "--clip_model", "noised", "--clip_candidates", 5, "--clip_top_k", 2, "--clip"]
+
+
+def test_a_plain_run_has_the_layout_of_glide_finetune(base, tmp_path, capsys):
+    run(base, tmp_path, "--num_images", 2)
+    folder = tmp_path / "00000"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    each = {f"prompt_{i:03d}/{name}" for i in range(3) for name in
+            ("image_rank_001.jpg", "image_rank_002.jpg", "prompt.txt", "metadata.json")}  # fmt: skip
+    assert names == each | {"metadata.json", "grid.jpg", "index.html"}
+    data = read(folder / "metadata.json")
+    assert data["prompts"] == PROMPTS
+    assert data["prompts_count"] == 3
+    assert data["config"]["seed"] == 7
+    assert (folder / "prompt_001" / "prompt.txt").read_text() == "a dog\n"
+    assert "6 pictures of 3 prompts" in capsys.readouterr().out
+    run(base, tmp_path)
+    assert (tmp_path / "00001" / "prompt_002" / "image_rank_001.jpg").exists()
+
+
+def test_records_tell_every_candidate(reranked):
+    data = read(reranked / "prompt_001" / "metadata.json")
+    assert [image["filename"] for image in data["images"]] == ["image_rank_001.png", "image_rank_002.png"]
+    assert [candidate["rank"] for candidate in data["candidates"]] == [1, 2, 3, 4, 5]
+    assert sorted(candidate["index"] for candidate in data["candidates"]) == [5, 6, 7, 8, 9]
+    assert {candidate["seed"] for candidate in data["candidates"]} == {7}
+    scores = [candidate["clip_score"] for candidate in data["candidates"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 5
+    assert data["sampler"]["sampler"] == "ddim"
+    assert data["scorer"] == "noised CLIP"
+    assert PromptRecord.from_json(data).to_json() == data
+
+
+def test_the_best_pictures_are_those_that_the_pipeline_draws_and_the_clip_prefers(reranked, base, clip):
+    loaded = LoadedClip.from_checkpoints(*clip)
+    images = Pipeline.from_checkpoints(base)(PROMPTS[1], num_images=5, indices=range(5, 10), num_steps=3, seed=7).images
+    text = loaded.model.encode_text(loaded.params, *_tokens(PROMPTS[1]))[0]
+    features = loaded.model.encode_image(loaded.params, jnp.asarray(images / np.float32(127.5) - 1), jnp.zeros(5))
+    cosines = np.asarray(features @ text)
+    data = read(reranked / "prompt_001" / "metadata.json")
+    written = {candidate["index"] - 5: candidate["clip_score"] for candidate in data["candidates"]}
+    np.testing.assert_allclose([written[i] for i in range(5)], cosines, atol=1e-4)
+    for rank, best in enumerate(np.argsort(-cosines)[:2], start=1):
+        drawn = pixels(reranked / "prompt_001" / f"image_rank_{rank:03d}.png").astype(int)
+        assert (np.abs(drawn - images[best]) <= 1).mean() > 0.999
+
+
+def _tokens(prompt):
+    from glide_jax.tokenizer import ClipTokenizer
+
+    return map(jnp.asarray, ClipTokenizer().padded([prompt]))
+
+
+def test_an_interrupted_run_goes_on_with_the_same_pictures(reranked, tmp_path, capsys):
+    folder = tmp_path / "00000"
+    shutil.copytree(reranked, folder)
+    kept = (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns
+    shutil.rmtree(folder / "prompt_002")
+    (folder / "prompt_001" / "metadata.json").unlink()
+    (folder / "index.html").unlink()
+    main(["--resume", str(folder), "--dry_run"])
+    assert "1 of 3 prompts done" in capsys.readouterr().out
+    assert not (folder / "prompt_002").exists()
+    main(["--resume", str(folder)])
+    for path in reranked.rglob("*"):
+        if path.is_file():
+            assert (folder / path.relative_to(reranked)).read_bytes() == path.read_bytes(), path
+    assert (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns == kept
+
+
+def test_resuming_with_other_settings_is_refused(reranked):
+    with pytest.raises(GlideError, match="--seed is 7 there"):
+        main(["--resume", str(reranked), "--seed", "8"])
+    with pytest.raises(GlideError, match="cannot read"):
+        main(["--resume", str(reranked / "prompt_000" / "nothing")])
+    with pytest.raises(GlideError, match="not that of an evaluation"):
+        main(["--resume", str(reranked / "prompt_000")])
+
+
+def test_the_contact_sheet_shows_all_pictures_and_escapes_captions(reranked):
+    page = (reranked / "index.html").read_text()
+    assert page.count("<img") == 6
+    assert "<b>hat" not in page
+    assert "a &lt;b&gt;hat&lt;/b&gt; &amp; &#x27;cup&#x27;" in page
+
+
+def test_the_grid_drops_no_picture(base, tmp_path):
+    run(base, tmp_path, "--num_images", 5, "--output_format", "png", prompts="a cat")
+    sheet = pixels(tmp_path / "00000" / "grid.png")
+    for rank in range(1, 6):
+        large = pixels(tmp_path / "00000" / "prompt_000" / f"image_rank_{rank:03d}.png").repeat(4, 0).repeat(4, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet[..., 0], large.shape[:2])
+        assert (windows == large[..., 0]).all((-1, -2)).any()
+
+
+def test_the_upsampler_draws_the_pictures_that_are_kept(base, tmp_path):
+    upsampler = save_model(tmp_path / "up", UPSAMPLER, noise_schedule="linear")
+    run(base, tmp_path, "--upsampler", upsampler, "--upsampler_num_steps", 2, prompts="a cat")
+    assert pixels(tmp_path / "00000" / "prompt_000" / "image_rank_001.jpg").shape == (32, 32, 3)
+
+
+def test_a_dry_run_writes_nothing(base, tmp_path, capsys):
+    run(base, tmp_path / "out", "--dry_run")
+    assert not (tmp_path / "out").exists()
+    out = capsys.readouterr().out
+    assert "prompts: 3" in out
+    assert "nothing was drawn or written" in out
+
+
+def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(7)) + "\n\n")
+    main(["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path),
+          "--num_steps", "1", "--batch_size", "4"])  # fmt: skip
+    assert len(list((tmp_path / "00000").glob("prompt_*"))) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_images", 0], "num_images must be at least 1"),
+        (["--seed", -1], "seed must be in"),
+        (["--num_steps", 0], "num_steps"),
+        (["--sampler", "ddimm"], "did you mean ddim"),
+        (["--clip_rerank", "--num_images", 2], "leave out --num_images"),
+        (["--clip_rerank", "--clip_top_k", 40], "--clip_top_k 40 must be between 1 and --clip_candidates 32"),
+        (["--clip_rerank", "--clip_model", "noised"], "give --clip TEXT IMAGE"),
+        (["--checkpoint", "/nowhere"], "no such folder"),
+        (["--prompts", "a cat||a dog"], "empty caption"),
+        (["--batch_size", 0], "--batch_size"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_is_written(base, tmp_path, arguments, message):
+    with pytest.raises(GlideError, match=message):
+        run(base, tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_noised_clip_scores_pictures_of_any_size_in_any_batch(clip):
+    loaded = LoadedClip.from_checkpoints(*clip)
+    images = np.random.RandomState(0).randint(0, 256, (5, 24, 24, 3)).astype(np.uint8)
+    scores = [score(NoisedClipScorer(loaded, size), images, "a cat") for size in (1, 2, 8)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    np.testing.assert_allclose(scores[0], scores[2], atol=1e-5)
+    assert np.ptp(scores[0]) > 1e-3
+
+
+def test_batches_are_cut_alike_whatever_is_wanted():
+    job = Job(("a", "b", "c"), 3)
+    assert job.batches(4, {0, 1, 2}) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert job.batches(4, {2}) == [[4, 5, 6, 7], [8]]
+    assert job.batches(4, set()) == []
