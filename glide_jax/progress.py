@@ -24,8 +24,8 @@ T = TypeVar("T")
 class Bar:
     """One running task; `update` moves it on and replaces the figures shown beside it."""
 
-    def __init__(self, progress: Progress | None, label: str, total: int, start: int) -> None:
-        self._progress, self._label, self._total = progress, label, total
+    def __init__(self, progress: Progress | None, label: str, total: int, start: int, quiet: bool = False) -> None:
+        self._progress, self._label, self._total, self._quiet = progress, label, total, quiet
         self._done, self._first, self._figures = start, start, ""
         self._begun = self._last_line = time.monotonic()
         if progress is not None:
@@ -37,7 +37,7 @@ class Bar:
         self._figures = figures or self._figures
         if self._progress is not None:
             self._progress.update(self._task, advance=advance, figures=self._figures)
-        elif time.monotonic() - self._last_line > _PLAIN_INTERVAL or self._done >= self._total:
+        elif not self._quiet and (time.monotonic() - self._last_line > _PLAIN_INTERVAL or self._done >= self._total):
             self._last_line = time.monotonic()
             rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
             left = (self._total - self._done) / rate if rate else float("inf")
@@ -47,11 +47,14 @@ class Bar:
 
 
 @contextmanager
-def bar(label: str, total: int, start: int = 0) -> Iterator[Bar]:
-    """A bar on standard error from `start` to `total`; plain lines, 30 s apart, where that is no terminal."""
+def bar(label: str, total: int, start: int = 0, *, quiet: bool = False) -> Iterator[Bar]:
+    """A bar on standard error from `start` to `total`; plain lines, 30 s apart, where that is no terminal.
+
+    `quiet` shows nothing: one process speaks for all.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Bar(None, label, total, start)
+    if quiet or not console.is_terminal:
+        yield Bar(None, label, total, start, quiet)
         return
     columns = (
         TextColumn("{task.description}"),

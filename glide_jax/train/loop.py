@@ -1,5 +1,6 @@
 """The training loop: data in, checkpoints, logs and grids out."""
 
+import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from jaxtyping import Array
 from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore
 from glide_jax.data.batch import Batch
+from glide_jax.errors import GlideError
 from glide_jax.parallel import make_mesh, put_batch
 from glide_jax.sample import Stage
 from glide_jax.train.flops import peak_flops, step_flops
@@ -68,13 +70,13 @@ class Trainer:
         if self.step >= train.max_steps:
             print(f"{self.run_dir} already has {self.step} updates; raise --config.train.max_steps to go on")
             return 0
-        step_fn = self.program.compile()
         with ExitStack() as stack:
             self.log = stack.enter_context(RunLog(self.run_dir, self.config))
             interrupt = stack.enter_context(Interrupt())
             stack.enter_context(self.store)
             stack.enter_context(self.data)
-            self._bar = stack.enter_context(progress.bar("training", train.max_steps, self.step))
+            self._bar = stack.enter_context(progress.bar("training", train.max_steps, self.step, quiet=not _is_first()))
+            step_fn = self.program.compile()
             self._begin(step_fn)
             self._train(step_fn, interrupt)
             return self._finish(interrupt)
@@ -117,7 +119,7 @@ class Trainer:
         self._skipped = count
         try:
             self._watch.see(step, count, float(values["loss"]), float(values["grad_norm"]), batch)
-        except BaseException:
+        except GlideError:
             self._save()
             raise
         train = self.config.train
@@ -161,7 +163,7 @@ class Trainer:
     def _draw(self) -> None:
         """The first process draws on its first device, with a whole copy of the averaged weights there."""
         whole = jax.device_put(self.state["ema"], NamedSharding(self.mesh, PartitionSpec()))
-        if jax.process_index() == 0:
+        if _is_first():
             params = jax.tree.map(lambda x: x.addressable_data(0), whole)
             self.log.picture(self.step, "grid", self._previews.draw(params))
 
@@ -187,10 +189,18 @@ class Trainer:
         self.store.wait()
         counters = self.data.report()
         self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
+        if _is_first():
+            self._say_goodbye(counters, received)
+        return 128 + received if received else 0
+
+    def _say_goodbye(self, counters: Mapping[str, int], received: signal.Signals | None) -> None:
         if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
             print("samples left out: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if received:
             print(f"stopped by {received.name} after {self.step} updates; run the same command to go on")
-            return 128 + received
-        print(f"done: {self.step} updates; grids are in {self.run_dir / 'samples'}")
-        return 0
+        else:
+            print(f"done: {self.step} updates; grids are in {self.run_dir / 'samples'}")
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0

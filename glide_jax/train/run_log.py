@@ -32,12 +32,12 @@ class RunLog:
             return
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
+            if config.train.wandb_project:
+                self._wandb = _wandb_run(run_dir, config)
             self._file = (run_dir / "log.jsonl").open("a")
         except OSError as error:
             raise GlideError(f"cannot write to {run_dir}: {error.strerror}; choose another --config.run_dir") from error
         self._board = _tensorboard(run_dir / "tensorboard")
-        if config.train.wandb_project:
-            self._wandb = _wandb_run(run_dir, config)
 
     def __enter__(self) -> Self:
         return self
