@@ -69,6 +69,7 @@ def test_laion_rules_accept_and_reject(change, reason):
         ({"skip_words": ("logo", "stock photo")}, "The LOGO.", "words"),
         ({"skip_words": ("logo", "stock photo")}, "a stock photo of a cat", "words"),
         ({"skip_words": ("logo", "stock photo")}, "logos and photos", None),
+        ({"skip_words": ("logo",)}, "un catalogo", None),
         ({"skip_words": ("c++",)}, "learn C++ now", "words"),
     ],
 )
