@@ -1,11 +1,13 @@
 """The uint8 edge, picture files and grids."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import from_uint8, grid, save_png, to_uint8
+from glide_jax.images import from_uint8, grid, save_jpeg, save_png, to_uint8
 
 
 def test_every_grey_level_survives_the_round_trip():
@@ -45,3 +47,11 @@ def test_an_unwritable_place_gets_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GlideError, match=r"cannot write .*a\.png"):
         save_png(tmp_path / "file" / "a.png", np.zeros((2, 2, 3), np.uint8))
+
+
+def test_a_jpeg_carries_its_metadata(tmp_path):
+    pixels = np.full((16, 16, 3), 100, np.uint8)
+    save_jpeg(tmp_path / "a.jpg", pixels, {"prompt": "ein Käfer"})
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert json.loads(image.info["comment"]) == {"prompt": "ein Käfer"}
+        assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1

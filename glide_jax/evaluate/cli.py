@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from glide_jax.cache import keep_compiled_programs
+from glide_jax.data.shards import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Keeping, evaluate
+from glide_jax.evaluate.extractor import ClipFeatures, Extractor
 from glide_jax.evaluate.job import Job
-from glide_jax.evaluate.run_folder import RunFolder, plain
+from glide_jax.evaluate.run_folder import RunFolder, plain, write_json
 from glide_jax.evaluate.scorer import NoisedClipScorer, Scorer
+from glide_jax.evaluate.scores import clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.sample import LoadedClip, Pipeline, checkpoint_step
@@ -37,7 +40,7 @@ examples:
 """  # noqa: E501
 _NOISED = "noised"
 # What may differ when a run goes on: nothing of it changes pictures by more than rounding.
-_FREE = {"resume", "dry_run", "batch_size", "clip_batch_size"}
+_FREE = {"resume", "dry_run", "batch_size", "clip_batch_size", "reference", "features", "inception_checkpoint"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_run(parse)
     _add_clip(parse)
+    _add_reference(parse)
     add_sampler_options(parse)
     add_upsampler_options(parse)
     return parse
@@ -92,6 +96,14 @@ def _add_clip(parse: argparse.ArgumentParser) -> None:
         help="both towers of the noised CLIP, to guide by (--clip_guidance_scale) or rank by")  # fmt: skip
 
 
+def _add_reference(parse: argparse.ArgumentParser) -> None:
+    add = parse.add_argument_group("distance from a reference set").add_argument
+    add("--reference", metavar="PATH", help="folder of pictures, or shards, to measure the kept pictures against")
+    add("--features", default="clip", choices=("clip", "inception"),
+        help="those of --clip_model, or Inception's: FID and KID (default: %(default)s)")  # fmt: skip
+    add("--inception_checkpoint", type=Path, metavar="FILE", help="for --features inception: inception-2015-12-05.pt")
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A command line that has been checked."""
@@ -110,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     plan, view = _plan(argv), View()
     args = plan.args
-    if args.clip_rerank and args.clip_model != _NOISED:
+    if _loads_clip(args) and args.clip_model != _NOISED:
         # torch holds the scorer on the same device: JAX must not take most of its memory at once.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     view.facts("evaluation", _facts(plan))
@@ -121,17 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     view.facts("device", device_facts())
     keep_compiled_programs()
     scorer = load_scorer()
+    extractor = _extractor(args, scorer)
     pipeline = Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size,
     )  # fmt: skip
     warn_of_cuts(plan.job.prompts, pipeline)
     pipeline.count_evaluations(1, plan.job.options, plan.job.upsampler_options)
-    _run(plan, pipeline, scorer, view)
+    folder = _run(plan, pipeline, scorer if args.clip_rerank else None, view)
+    _report(plan, folder, extractor, view)
     return 0
 
 
-def _run(plan: _Plan, pipeline: Pipeline, scorer: Scorer | None, view: View) -> None:
+def _run(plan: _Plan, pipeline: Pipeline, scorer: Scorer | None, view: View) -> RunFolder:
     devices = device_facts()
     folder = plan.folder or RunFolder.create(
         plan.args.output_dir, plan.job.prompts, _config(plan.args), devices["device"]
@@ -144,8 +158,25 @@ def _run(plan: _Plan, pipeline: Pipeline, scorer: Scorer | None, view: View) -> 
         raise
     how = ", ".join(f"{name} {value}" for name, value in sampler.items())
     write_sheet(folder, records, plan.keeping.suffix, [how, f"seed {plan.job.seed}"])
+    return folder
+
+
+def _report(plan: _Plan, folder: RunFolder, extractor: Extractor | None, view: View) -> None:
+    """The scores of the whole, and where everything is."""
+    records = folder.records()
     kept = sum(len(record.kept) for record in records)
     view.note(f"{kept} pictures of {len(records)} prompts and index.html are in {folder.path}")
+    scores = clip_scores(records)
+    if extractor is not None:
+        scores += distance_scores(folder, records, plan.args.reference, extractor)
+    if not scores:
+        return
+    write_json(folder.path / "scores.json", {
+        "scores": [entry.to_json() for entry in scores],
+        "reference": plan.args.reference, "features": None if extractor is None else extractor.name,
+    })  # fmt: skip
+    for entry in scores:
+        view.note(str(entry))
 
 
 def _plan(argv: Sequence[str] | None) -> _Plan:
@@ -158,6 +189,8 @@ def _plan(argv: Sequence[str] | None) -> _Plan:
     if args.checkpoint is None:
         raise GlideError("no model: give --checkpoint DIR (a base model), or --resume DIR")
     _check_clip(args)
+    _check_reference(args)
+    args.inception_checkpoint = args.inception_checkpoint and Path(args.inception_checkpoint).absolute()
     args.clip_checkpoint = args.clip_checkpoint and Path(args.clip_checkpoint).absolute()
     args.checkpoint = str(checkpoint_step(args.checkpoint))
     args.upsampler = args.upsampler and str(checkpoint_step(args.upsampler))
@@ -192,6 +225,19 @@ def _check_clip(args: argparse.Namespace) -> None:
         raise GlideError("--clip_model noised ranks by the noised CLIP: give --clip TEXT IMAGE")
 
 
+def _check_reference(args: argparse.Namespace) -> None:
+    if args.reference is None:
+        return
+    if args.output_format != "png":
+        raise GlideError("JPEG artefacts would enter the distance: with --reference give --output_format png")
+    if args.features == "inception" and args.inception_checkpoint is None:
+        raise GlideError("--features inception needs --inception_checkpoint FILE (inception-2015-12-05.pt)")
+    if args.features == "clip" and args.clip_model == _NOISED and args.clip is None:
+        raise GlideError("--clip_model noised measures by the noised CLIP: give --clip TEXT IMAGE")
+    if not Path(args.reference).expanduser().is_dir():
+        find_shards(args.reference)
+
+
 def _resumed(argv: Sequence[str] | None, folder: RunFolder) -> argparse.Namespace:
     """The settings that `folder` was begun with; raises `GlideError` where the command line says otherwise."""
     known, absent = vars(parser().parse_args([])), object()
@@ -221,7 +267,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
 
 def _scorer_loader(args: argparse.Namespace, view: View) -> Callable[[], Scorer | None]:
     """What loads the scorer; its name is checked at once."""
-    if not args.clip_rerank:
+    if not _loads_clip(args):
         return lambda: None
     if args.clip_model == _NOISED:
         return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*args.clip), args.clip_batch_size)
@@ -236,6 +282,20 @@ def _scorer_loader(args: argparse.Namespace, view: View) -> Callable[[], Scorer 
         return OpenClipScorer(name, args.clip_checkpoint, args.clip_batch_size)
 
     return load
+
+
+def _loads_clip(args: argparse.Namespace) -> bool:
+    return bool(args.clip_rerank or (args.reference is not None and args.features == "clip"))
+
+
+def _extractor(args: argparse.Namespace, scorer: Scorer | None) -> Extractor | None:
+    if args.reference is None:
+        return None
+    if args.features == "inception":
+        from glide_jax.evaluate.clip_score import InceptionFeatures  # noqa: PLC0415
+
+        return InceptionFeatures(args.inception_checkpoint, args.clip_batch_size)
+    return None if scorer is None else ClipFeatures(scorer)
 
 
 def _facts(plan: _Plan) -> Mapping[str, object]:

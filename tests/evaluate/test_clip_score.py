@@ -10,7 +10,7 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
-from glide_jax.evaluate.clip_score import ModelName, OpenClipScorer, find_model, parse_name
+from glide_jax.evaluate.clip_score import InceptionFeatures, ModelName, OpenClipScorer, find_model, parse_name
 from glide_jax.evaluate.scorer import score
 from tests.evaluate.checkpoints import save_model
 
@@ -140,3 +140,23 @@ def test_the_usual_weights_are_openais_and_unknown_ones_are_refused():
     assert find_model("ViT-L/14")[:2] == ("ViT-L-14", "openai")
     with pytest.raises(GlideError, match="has no weights 'nope', but openai"):
         find_model("ViT-B-32/nope")
+
+
+class _Means(torch.nn.Module):
+    """Called as the Inception file is."""
+
+    def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert pictures.dtype == torch.uint8
+        return pictures.float().mean(dim=(2, 3)) if return_features else pictures.float()
+
+
+# torch.jit is deprecated, but that is what the published file is.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_inception_features_come_from_a_torchscript_file(tmp_path, images):
+    torch.jit.script(_Means()).save(str(tmp_path / "net.pt"))
+    extractor = InceptionFeatures(tmp_path / "net.pt", batch_size=2)
+    np.testing.assert_allclose(extractor.image_features(images), images.mean((1, 2)), rtol=1e-5)
+    assert extractor.inception
+    (tmp_path / "bad.pt").write_bytes(b"no network")
+    with pytest.raises(GlideError, match=r"inception-2015-12-05\.pt"):
+        InceptionFeatures(tmp_path / "bad.pt")

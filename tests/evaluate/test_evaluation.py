@@ -30,8 +30,8 @@ def clip(tmp_path_factory):
 
 
 def run(base, output, *arguments, prompts=None):
-    main(["--checkpoint", base, "--prompts", prompts or "|".join(PROMPTS), "--output_dir", str(output), "--num_steps", "3", "--seed", "7",
-          "--batch_size", "4", *map(str, arguments)])  # fmt: skip
+    given = ["--checkpoint", base, "--prompts", prompts or "|".join(PROMPTS), "--output_dir", output]
+    main([str(part) for part in [*given, "--num_steps", 3, "--seed", 7, "--batch_size", 4, *arguments]])
 
 
 def read(path):

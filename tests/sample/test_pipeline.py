@@ -48,6 +48,14 @@ def test_a_picture_is_the_same_in_any_batch(loaded, sampler):
     assert (reference[0] != reference[1]).any()
 
 
+def test_some_pictures_of_a_request_are_drawn_as_in_the_whole(loaded):
+    whole = draw(loaded, ["a cat", "a dog", "a hat"])
+    assert_close(draw(loaded, ["a hat", "a dog"], indices=[2, 1]), whole[[2, 1]])
+    for wrong in ([0], [0, -1]):
+        with pytest.raises(GlideError, match="indices must be 2 numbers"):
+            draw(loaded, ["a hat", "a dog"], indices=wrong)
+
+
 def test_pictures_of_a_batch_may_come_in_any_order(loaded):
     options = SampleOptions(num_steps=4, sampler="euler_ancestral")
     forth = loaded.stage.sample(loaded.params, Inputs(["a cat", "a dog", "a hat"], [0, 5, 9]), options, seed=3)

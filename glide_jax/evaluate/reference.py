@@ -1,0 +1,127 @@
+"""Features of a reference set, a folder of pictures or WebDataset shards, kept in the cache."""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+
+from glide_jax import progress
+from glide_jax.cache import cache_folder
+from glide_jax.data import DataConfig
+from glide_jax.data.pictures import Pictures
+from glide_jax.data.shards import find_shards
+from glide_jax.data.source import BadSample
+from glide_jax.data.webdataset import WebDataset
+from glide_jax.errors import GlideError
+from glide_jax.evaluate.distances import Features
+from glide_jax.evaluate.extractor import Extractor
+from glide_jax.images import Pixels, to_uint8
+from glide_jax.sample.pictures import load_picture
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_BATCH = 256
+
+
+class _Found(NamedTuple):
+    total: int
+    pictures: Callable[[], Iterator[Pixels]]
+
+
+def reference_features(path: str, extractor: Extractor, size: int) -> Features:
+    """Features of all pictures of a set, each cut to its middle square and resized to that of the drawn ones.
+
+    They are kept in `GLIDE_JAX_CACHE` as long as the files have the same sizes and times, and the extractor
+    gives the same features for a test picture.
+
+    Args:
+        path: a folder with picture files, below it too, or shards as `data.path` takes them.
+        extractor: makes the features.
+        size: side of the drawn pictures, in pixels.
+
+    Raises:
+        GlideError: nothing there, an unreadable picture file, or too many unreadable samples in shards.
+    """
+    files = _picture_files(path)
+    entry = _entry(files or find_shards(path), extractor, size)
+    probe = extractor.image_features(_probe(size))
+    if (kept := _load(entry, probe)) is not None:
+        return kept
+    found = _from_files(files, size) if files else _from_shards(path, size)
+    parts: list[np.ndarray] = []
+    batch: list[Pixels] = []
+    with progress.bar("reference", found.total) as bar:
+        for picture in found.pictures():
+            batch.append(picture)
+            if len(batch) == _BATCH:
+                parts.append(extractor.image_features(batch))
+                bar.update(len(batch))
+                batch = []
+        if batch:
+            parts.append(extractor.image_features(batch))
+            bar.update(len(batch))
+    if not parts:
+        raise GlideError(f"--reference {path}: no usable picture")
+    return _keep(entry, probe, np.concatenate(parts))
+
+
+def _picture_files(path: str) -> list[Path]:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+
+
+def _from_files(files: list[Path], size: int) -> _Found:
+    return _Found(len(files), lambda: (to_uint8(load_picture(file, size)) for file in files))
+
+
+def _from_shards(path: str, size: int) -> _Found:
+    config = DataConfig(path=path, cache_mb=0)
+    pictures = Pictures(WebDataset(config), config, size)
+
+    def usable() -> Iterator[Pixels]:
+        for index in range(len(pictures)):
+            try:
+                yield np.asarray(pictures[index].image)
+            except BadSample:
+                pictures.check_bad_share()
+
+    return _Found(len(pictures), usable)
+
+
+def _probe(size: int) -> list[Pixels]:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    return [np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))]
+
+
+def _entry(files: list[Path], extractor: Extractor, size: int) -> Path:
+    digest = hashlib.sha256(f"{extractor.name}\n{size}\n".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npz"
+
+
+def _load(entry: Path, probe: Features) -> Features | None:
+    try:
+        with entry.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            same = saved["probe"].shape == probe.shape and np.allclose(saved["probe"], probe, rtol=1e-3, atol=1e-3)
+            return saved["features"] if same else None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _keep(entry: Path, probe: Features, features: Features) -> Features:
+    temporary = entry.with_name(f".{uuid.uuid4().hex}.npz")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, probe=probe, features=features)
+        temporary.replace(entry)
+    except OSError:
+        pass  # computed again next time
+    return features

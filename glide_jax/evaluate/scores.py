@@ -1,0 +1,76 @@
+"""What an evaluation says as a whole: CLIP score, and distances from a reference set."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glide_jax.evaluate.distances import Estimate, frechet_estimate, kernel_estimate, mean_estimate
+from glide_jax.evaluate.extractor import Extractor, distance_names
+from glide_jax.evaluate.record import Candidate, PromptRecord
+from glide_jax.evaluate.reference import reference_features
+from glide_jax.evaluate.run_folder import RunFolder
+
+
+class Score(NamedTuple):
+    """A named estimate, of so many pictures."""
+
+    name: str
+    estimate: Estimate
+    pictures: int
+
+    def __str__(self) -> str:
+        value, low, high = self.estimate
+        interval = "" if low is None or high is None else f" (95 %: {low:.4f} to {high:.4f})"
+        return f"{self.name}: {value:.4f}{interval}, {self.pictures} pictures"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it goes into scores.json."""
+        return {"name": self.name, **self.estimate._asdict(), "pictures": self.pictures}
+
+
+def clip_scores(records: Sequence[PromptRecord]) -> list[Score]:
+    """The mean cosine of all candidates and of those kept; prompts, not pictures, are what the interval counts.
+
+    No scores if the records have none.
+    """
+    if not records or records[0].scorer is None:
+        return []
+    scorer = records[0].scorer
+    groups: dict[str, list[Sequence[Candidate]]] = {
+        "all candidates": [record.candidates for record in records],
+        "kept": [record.kept for record in records],
+    }
+    scores = []
+    for name, group in groups.items():
+        means = np.array([np.mean([candidate.clip_score for candidate in candidates]) for candidates in group])
+        scores.append(Score(f"CLIP score, {name} ({scorer})", mean_estimate(means), sum(map(len, group))))
+    return scores
+
+
+def distance_scores(
+    folder: RunFolder, records: Sequence[PromptRecord], reference: str, extractor: Extractor
+) -> list[Score]:
+    """Fréchet and kernel distances of the kept pictures from a reference set.
+
+    Args:
+        folder: of the evaluation, whose pictures are read back.
+        records: of its prompts.
+        reference: as for `reference_features`.
+        extractor: makes the features that are compared.
+
+    Raises:
+        GlideError: too few pictures, an unusable reference, features that are not numbers.
+    """
+    parts, prompts, size = [], [], 0
+    for record in records:
+        pictures = folder.pictures(record)
+        size = pictures[0].shape[0]
+        parts.append(extractor.image_features(pictures))
+        prompts += [record.prompt_idx] * len(pictures)
+    x, y = np.concatenate(parts), reference_features(reference, extractor, size)
+    names, rows = distance_names(extractor), np.array(prompts)
+    return [
+        Score(names.frechet, frechet_estimate(x, y, rows), len(x)),
+        Score(names.kernel, kernel_estimate(x, y, rows), len(x)),
+    ]
