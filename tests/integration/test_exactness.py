@@ -29,15 +29,29 @@ TINIEST = [
 SIX = ("--config.train.max_steps=6", "--config.train.save_every=3")
 
 
+_begun: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left():
+    yield
+    while _begun:
+        process = _begun.pop()
+        process.kill()
+        process.communicate()
+
+
 def train(run_dir, *arguments):
     return run("train.py", *TINIEST, f"--config.run_dir={run_dir}", *arguments)
 
 
 def begin(run_dir, *arguments, **environment):
     command = [sys.executable, "train.py", *TINIEST, f"--config.run_dir={run_dir}", *map(str, arguments)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )
+    _begun.append(process)
+    return process
 
 
 def wait_until(process, condition):
@@ -68,8 +82,9 @@ def whole_run(tmp_path_factory):
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole_run, tmp_path):
-    process = begin(tmp_path, "--config.train.max_steps=1000000", "--config.train.save_every=3")
-    wait_until(process, lambda: 3 in complete_steps(tmp_path / "checkpoints"))
+    keep_all = "--config.train.keep_checkpoints=1000000"
+    process = begin(tmp_path, "--config.train.max_steps=1000000", "--config.train.save_every=3", keep_all)
+    wait_until(process, lambda: complete_steps(tmp_path / "checkpoints"))
     process.kill()
     process.communicate()
     # It ran on for some updates that no checkpoint has: what they logged must come again.
