@@ -244,13 +244,15 @@ def _resumed(argv: Sequence[str] | None, folder: RunFolder) -> argparse.Namespac
     filled = parser().parse_args(argv, argparse.Namespace(**dict.fromkeys(known, absent)))
     given = {name: value for name, value in vars(filled).items() if value is not absent}
     stored = {name: value for name, value in folder.config.items() if name in known}
+    judged = stored.get("clip_rerank") or stored.get("clip_guidance_scale")
+    may_differ = _FREE if judged else _FREE | {"clip", "clip_model", "clip_checkpoint"}
     for name, value in given.items():
-        if name not in _FREE and not _same(name, value, stored.get(name)):
+        if name not in may_differ and not _same(name, value, stored.get(name)):
             raise GlideError(
                 f"--resume {folder.path} goes on with its own settings, and --{name} is {stored.get(name)!r} there:"
                 f" leave it out, or start a new run"
             )
-    free = {name: value for name, value in given.items() if name in _FREE}
+    free = {name: value for name, value in given.items() if name in may_differ}
     return argparse.Namespace(**known | stored | free)
 
 

@@ -87,7 +87,7 @@ def test_the_interval_of_a_mean_holds_19_times_of_20():
 def test_the_interval_of_the_kernel_distance_holds_about_as_often():
     """The truth from two large samples; few draws, as each is a whole evaluation: 0.95 within sampling error."""
     y = normal(1, 400, 4)
-    truth = kernel(normal(5, 20000, 4, shift=0.3), y)
+    truth = kernel(normal(5, 4000, 4, shift=0.3), y)
     estimates = [kernel_estimate(normal(100 + i, 100, 4, shift=0.3), y, np.arange(100)) for i in range(100)]
     assert 0.87 <= np.mean([low < truth < high for _, low, high in estimates]) <= 1.0
 

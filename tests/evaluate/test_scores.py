@@ -128,3 +128,15 @@ def test_an_evaluation_writes_scores_that_can_be_computed_again(tmp_path, towers
     assert estimate["value"] == pytest.approx(kernel(x, y), rel=1e-4)
     assert estimate["low"] < estimate["value"] < estimate["high"]
     assert "Fréchet distance (noised CLIP): " in capsys.readouterr().out
+
+
+def test_a_finished_run_is_scored_without_drawing_again(tmp_path, towers):
+    base = save_model(tmp_path / "base")
+    main(["--checkpoint", base, "--prompts", "a cat|a dog", "--output_dir", str(tmp_path), "--num_steps", "1",
+          "--output_format", "png"])  # fmt: skip
+    folder = tmp_path / "00000"
+    assert not (folder / "scores.json").exists()
+    drawn = (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns
+    main(["--resume", str(folder), "--reference", SHARD, "--clip_model", "noised", "--clip", *towers])
+    assert len(json.loads((folder / "scores.json").read_text())["scores"]) == 2
+    assert (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns == drawn
