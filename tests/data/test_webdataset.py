@@ -1,6 +1,7 @@
 import gzip
 import os
 import tarfile
+import threading
 
 import pytest
 
@@ -8,6 +9,7 @@ from glide_jax.data import shard_index
 from glide_jax.data import webdataset as ours
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import FilterConfig
+from glide_jax.data.shard_index import index_shard
 from glide_jax.data.source import BadSample
 from glide_jax.data.webdataset import WebDataset
 from glide_jax.errors import GlideError
@@ -117,14 +119,28 @@ def test_a_repaired_shard_is_back(numbered_shards, tmp_path):
     assert len(WebDataset(DataConfig(path=numbered_shards))) == 37
 
 
-def test_a_search_in_which_nothing_passes_ends_early(write_shard, tmp_path, monkeypatch, scans):
+def test_a_search_in_which_nothing_passes_ends_early(write_shard, tmp_path, monkeypatch):
+    scans, given_up = [], threading.Event()
+
+    def scan(path, selection):  # two shards at once, the third only when the search is given up
+        scans.append(path)
+        assert len(scans) <= 2 or given_up.wait(timeout=60)
+        return index_shard(path, selection)
+
+    def nothing_usable(*arguments):
+        given_up.set()
+        return error(*arguments)
+
+    error = ours._nothing_usable
     monkeypatch.setattr(ours, "_GIVE_UP_AFTER", 6)
-    for shard in range(9):
+    monkeypatch.setattr(ours, "index_shard", scan)
+    monkeypatch.setattr(ours, "_nothing_usable", nothing_usable)
+    for shard in range(50):
         write_shard(f"{shard}.tar", [{"png": b"0", "txt": "a", "json": {"similarity": 0.1}}] * 3)
     config = DataConfig(path=str(tmp_path), workers=1, filters=FilterConfig(min_similarity=0.5))
-    with pytest.raises(GlideError, match=r"no usable sample in 9 shards \(similarity: 6\)"):
+    with pytest.raises(GlideError, match=r"no usable sample in 50 shards \(similarity: 6\)"):
         WebDataset(config)
-    assert len(scans) < 9
+    assert len(scans) < 50
 
 
 def test_a_missing_shard_is_named(numbered_shards, tmp_path):
