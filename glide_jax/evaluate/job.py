@@ -88,7 +88,7 @@ def _draw_batch(
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """One batch, a short last one filled up so that it runs the same program."""
     filled = batch + [batch[-1]] * (size - len(batch))
-    report = None if on_pictures is None else (lambda done: on_pictures(batch, done // size))
+    report = None if on_pictures is None else (lambda done, _: on_pictures(batch, done // size))
     samples = pipeline(
         [job.prompts[number // job.num_images] for number in filled],
         indices=filled,

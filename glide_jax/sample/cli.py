@@ -169,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         count, options, common["upsampler_options"], from_picture=args.init_image is not None
     )
     with progress.bar("sampling", total) as bar:
-        samples = pipeline(prompts, num_images=args.num_samples, on_steps=bar.update, **pictures, **common, **options)
+        on_steps = lambda done, _: bar.update(done)  # noqa: E731
+        samples = pipeline(prompts, num_images=args.num_samples, on_steps=on_steps, **pictures, **common, **options)
     _write(samples, args.output, picture_metadata(args, options))
     return 0
 
@@ -194,7 +195,8 @@ def _enlarge(pipeline: Pipeline, args: argparse.Namespace, prompts: list[str]) -
         raise GlideError("an upsampler alone enlarges a picture: give --image FILE, or a base model with --checkpoint")
     options = upsampler_options(args)
     with progress.bar("enlarging", pipeline.count_evaluations(1, {}, options)) as bar:
-        return pipeline.upsample([args.image], prompts or "", seed=args.seed, on_steps=bar.update, **options)
+        on_steps = lambda done, _: bar.update(done)  # noqa: E731
+        return pipeline.upsample([args.image], prompts or "", seed=args.seed, on_steps=on_steps, **options)
 
 
 def sample_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -127,7 +127,8 @@ class Pipeline:
             image, mask: picture to complete with an inpainting model, and where it is kept (white) or drawn (black).
             x_t: noise to start from in place of drawn noise, one for each picture, as `invert` gives it.
             upsampler_options: of the upsampler's `SampleOptions`, in place of GLIDE's own ("fast27" DDIM, no guidance).
-            on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20).
+            on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
+                pictures as predicted by then, in [-1, 1]; what it raises ends the drawing.
             **options: of the base model's `SampleOptions`: sampler, num_steps, guidance_scale, ...
 
         Raises:
@@ -253,7 +254,7 @@ class Pipeline:
         small: list[np.ndarray] = []
         for first in range(0, count, size):
             real = min(size, count - first)
-            report = None if on_steps is None else (lambda steps, real=real: on_steps(steps * real))
+            report = None if on_steps is None else (lambda steps, x_0, real=real: on_steps(steps * real, x_0[:real]))
             drawn, before = draw([min(first + i, count - 1) for i in range(size)], report)
             images.append(drawn[:real])
             if before is not None:

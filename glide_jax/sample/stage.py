@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from glide_jax.diffusion.denoiser import Gradient, denoiser
-from glide_jax.diffusion.forward import Image
+from glide_jax.diffusion.denoiser import Denoiser, Gradient, Prediction, denoiser
+from glide_jax.diffusion.forward import Image, Level
 from glide_jax.diffusion.grid import Grid
 from glide_jax.diffusion.guidance import Method, Strengths, guided, initial_memory
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
@@ -29,7 +29,8 @@ from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer
 # Progress is reported about this many times a batch; each report is one call of the compiled program.
 _REPORTS = 10
 
-OnSteps = Callable[[int], object]
+# Called with the number of evaluations just done, and the pictures as the model sees them now: x_0, in [-1, 1].
+OnSteps = Callable[[int, Float[Array, "batch height width 3"]], object]
 Pictures = Float[np.ndarray, "batch _height _width _channels"]
 
 
@@ -131,7 +132,8 @@ class Stage:
             options: sampler, levels, guidance.
             seed: in [0, 2^31).
             clip_params: the weights of `clip`, needed if `options.clip_guidance_scale` is not 0.
-            on_steps: called with the number of evaluations just done.
+            on_steps: called about ten times, with the number of evaluations just done and the last prediction of
+                x_0, which stays on the device; what it raises ends the sampling.
 
         Returns:
             Pictures in [-1, 1].
@@ -162,7 +164,7 @@ class Stage:
         method = self._method(options)
         request = self._request(params, inputs, options, 0, None)
         picture = self._put(inputs.init_image)
-        carry = (solver.init(picture), initial_memory(method, picture))
+        carry = (solver.init(picture), (initial_memory(method, picture), picture))
         return solver.finish(self._loop((solver, method, None), request, carry, plan, on_steps)[0])
 
     def _method(self, options: SampleOptions) -> Method:
@@ -183,8 +185,7 @@ class Stage:
             end = min(first + size, len(plan))
             carry = self._run(*static, request, carry, rows, jnp.int32(first), jnp.int32(end))
             if on_steps:
-                jax.block_until_ready(carry)
-                on_steps(end - first)
+                on_steps(end - first, jnp.clip(jax.block_until_ready(carry)[1][1], -1.0, 1.0))
         return carry
 
     def _request(
@@ -258,7 +259,7 @@ class Stage:
         if noise is None:
             noise = temperature * normal_per_example(self._stream(request.seed, "x_T"), request.indices, self._shape())
         x = start.noise_alone * noise if picture is None else start.picture * picture + start.noise * noise
-        return solver.init(x), initial_memory(method, x)
+        return solver.init(x), (initial_memory(method, x), jnp.zeros_like(x))
 
     def _run_impl(
         self,
@@ -288,7 +289,7 @@ class Stage:
 
         key = self._stream(request.seed, "sampler")
         noise = lambda number: normal_per_example(fold(key, number), request.indices, self._shape())  # noqa: E731
-        denoise = denoiser(predict, process, self._gradient(request.clip))
+        denoise = _remembering_x_0(denoiser(predict, process, self._gradient(request.clip)))
         return run_steps(solver, denoise, noise, carry, rows, first, end)
 
     def _gradient(self, guide: ClipGuide | None) -> Gradient | None:
@@ -302,6 +303,16 @@ class Stage:
         self, params: Params, conditioning: Conditioning, x: Image, t: Float[Array, " rows"]
     ) -> Float[Array, "rows h w 6"]:
         return self.model(params, x, t, conditioning)
+
+
+def _remembering_x_0(denoise: Denoiser) -> Denoiser:
+    """The same, with its memory paired with the last x_0, for previews."""
+
+    def remembering(x_t: Image, level: Level, memory: tuple[Any, Image]) -> tuple[Prediction, tuple[Any, Image]]:
+        prediction, kept = denoise(x_t, level, memory[0])
+        return prediction, (kept, prediction.x_0)
+
+    return remembering
 
 
 def _twice(pictures: Array | None) -> Array | None:

@@ -98,14 +98,26 @@ def test_deterministic_samplers_of_one_shape_share_a_program(loaded):
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "plms"])
 def test_progress_counts_every_evaluation_once_and_changes_nothing(loaded, sampler):
-    done = []
+    done, guesses = [], []
     options = SampleOptions(num_steps=23, sampler=sampler)
     arguments = (loaded.params, Inputs(["a cat"], [0]), options)
-    with_progress = loaded.stage.sample(*arguments, on_steps=done.append)
+    with_progress = loaded.stage.sample(
+        *arguments, on_steps=lambda steps, x_0: (done.append(steps), guesses.append(x_0))
+    )
     assert sum(done) == loaded.stage.count_evaluations(options)
     assert sum(done) == {"ddim": 23, "heun": 45, "plms": 31}[sampler]
     assert len(done) > 5
     np.testing.assert_allclose(with_progress, loaded.stage.sample(*arguments), atol=1e-4)
+    far, near = (np.abs(guess - with_progress).mean() for guess in (guesses[0], guesses[-1]))
+    assert near < min(far, 1e-3)
+
+
+def test_what_a_report_raises_ends_the_drawing(loaded):
+    def stop(steps, x_0):
+        raise InterruptedError(steps)
+
+    with pytest.raises(InterruptedError, match="3"):
+        loaded.stage.sample(loaded.params, Inputs(["a cat"], [0]), SampleOptions(num_steps=23), on_steps=stop)
 
 
 def test_scale_one_is_no_guidance(loaded):
@@ -135,8 +147,9 @@ def test_the_upsampler_defaults_to_fast27(loaded, upsampler):
     assert pipeline.count_evaluations(3, {"num_steps": 4}) == 3 * (4 + 27)
     assert pipeline.count_evaluations(1, {"num_steps": 4}, {"num_steps": 9}) == 4 + 9
     done = []
-    pipeline(["a cat"], num_steps=4, on_steps=done.append)
-    assert sum(done) == 31
+    pipeline(["a cat"], num_steps=4, on_steps=lambda steps, x_0: done.append((steps, x_0.shape)))
+    assert sum(steps for steps, _ in done) == 31
+    assert {shape for _, shape in done} == {(1, 16, 16, 3), (1, 32, 32, 3)}
 
 
 def test_the_upsampler_takes_pictures_of_any_size(upsampler, photo):
