@@ -55,6 +55,15 @@ class LoadedModel:
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
 
 
+def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:
+    """Raises `GlideError` if the one is no upsampler, or does not fit behind the other."""
+    if not upsampler.super_res:
+        raise GlideError("the upsampler's checkpoint is a base model")
+    if base is not None and base.image_size != upsampler.low_res_size:
+        small, expected = base.image_size, upsampler.low_res_size
+        raise GlideError(f"the upsampler enlarges pictures of {expected} pixels; the base draws {small}")
+
+
 def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
     """The one step that `path` means today, absolute: a run still training will mean another tomorrow.
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.images import from_uint8, to_uint8
-from glide_jax.sample.loading import LoadedClip, LoadedModel
+from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
 from glide_jax.sample.pictures import Given, load_mask, load_picture
 from glide_jax.sample.stage import Inputs, OnSteps
@@ -67,12 +67,8 @@ class Pipeline:
             raise GlideError("no model: give a base checkpoint, an upsampler, or both")
         if base is not None and base.stage.model.config.super_res:
             raise GlideError("the base checkpoint is an upsampler; give a base model, or give it as the upsampler")
-        if upsampler is not None and not upsampler.stage.model.config.super_res:
-            raise GlideError("the upsampler's checkpoint is a base model")
-        if base is not None and upsampler is not None:
-            small, expected = base.stage.model.config.image_size, upsampler.stage.model.config.low_res_size
-            if small != expected:
-                raise GlideError(f"the upsampler enlarges pictures of {expected} pixels; the base draws {small}")
+        if upsampler is not None:
+            check_upsampler(upsampler.stage.model.config, None if base is None else base.stage.model.config)
         if batch_size < 1:
             raise GlideError(f"batch_size must be at least 1, not {batch_size}")
         self.base, self.upsampler, self.clip, self.batch_size = base, upsampler, clip, batch_size

@@ -92,7 +92,7 @@ class Stage:
     def __init__(
         self, model: Glide, diffusion: DiffusionConfig, clip: NoisedClip | None = None, mesh: Mesh | None = None
     ) -> None:
-        self.model, self.clip, self.mesh = model, clip, mesh
+        self.model, self.diffusion, self.clip, self.mesh = model, diffusion, clip, mesh
         self.schedule = Schedule.from_config(diffusion)
         self._encode = jax.jit(model.encode_text)
         self._encode_clip = None if clip is None else jax.jit(clip.encode_text)
@@ -164,7 +164,7 @@ class Stage:
         method = self._method(options)
         request = self._request(params, inputs, options, 0, None)
         picture = self._put(inputs.init_image)
-        carry = (solver.init(picture), (initial_memory(method, picture), picture))
+        carry = (solver.init(picture), (initial_memory(method, picture), jnp.zeros_like(picture)))
         return solver.finish(self._loop((solver, method, None), request, carry, plan, on_steps)[0])
 
     def _method(self, options: SampleOptions) -> Method:

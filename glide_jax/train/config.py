@@ -63,11 +63,13 @@ class PreviewConfig:
     Attributes:
         prompts: captions to draw; empty takes the first training captions.
         count: how many training captions that is.
-        options: how they are drawn.
+        upsampler: checkpoint of an upsampler that enlarges what a base model draws; empty shows it as it is.
+        options: how they are drawn; the upsampler goes by GLIDE's own settings.
     """
 
     prompts: tuple[str, ...] = ()
     count: int = 16
+    upsampler: str = ""
     options: SampleOptions = field(default_factory=lambda: SampleOptions(num_steps=25))
 
 

@@ -24,7 +24,7 @@ from glide_jax.train.interrupt import Interrupt
 from glide_jax.train.meter import Meter
 from glide_jax.train.optimizer import learning_rate
 from glide_jax.train.origin import Origin
-from glide_jax.train.previews import Previews
+from glide_jax.train.previews import Previews, load_preview_upsampler
 from glide_jax.train.program import Program
 from glide_jax.train.run_config import RunConfig
 from glide_jax.train.run_data import preview_examples, training_data, validation_data
@@ -48,6 +48,7 @@ class Trainer:
         self.program = Program(config, self.mesh)
         self.data = training_data(config, self.origin.position)
         self.validation = validation_data(config)
+        self._upsampler = load_preview_upsampler(train.preview, config.model)
         # Last, because it creates the folder.
         self.store = CheckpointStore(
             self.run_dir / "checkpoints",
@@ -84,7 +85,8 @@ class Trainer:
     def _begin(self, step_fn: jax.stages.Compiled) -> None:
         train = self.config.train
         examples = preview_examples(self.config)
-        self._previews = Previews(Stage(self.program.model, self.config.diffusion), train.preview, examples)
+        stage = Stage(self.program.model, self.config.diffusion)
+        self._previews = Previews(stage, train.preview, examples, self._upsampler)
         self.log.picture(0, "data", self._previews.data())
         self._skipped = int(self.state["skips"]["count"])
         self._watch = SkipWatch(self.run_dir, train.max_skipped_updates, self._skipped)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from glide_jax.data.batch import Batch
+from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, from_uint8, grid, to_uint8
-from glide_jax.models import Params
+from glide_jax.models import ModelConfig, Params
 from glide_jax.randomness import keys_per_example, stream_key
-from glide_jax.sample import Inputs, Stage
+from glide_jax.sample import UPSAMPLER_DEFAULTS, Inputs, LoadedModel, Stage, check_upsampler
 from glide_jax.train.config import PreviewConfig
 from glide_jax.train.masks import MaskConfig, random_masks
 
@@ -24,10 +25,13 @@ class Previews:
         config: captions and sampling options.
         examples: fixed samples of the training data: their captions where `config` gives none, and the pictures that
             an upsampler enlarges or an inpainting model completes.
+        upsampler: enlarges what a base model draws, on the device that holds its weights.
     """
 
-    def __init__(self, stage: Stage, config: PreviewConfig, examples: Batch) -> None:
-        self._stage, self._config, self._examples = stage, config, examples
+    def __init__(
+        self, stage: Stage, config: PreviewConfig, examples: Batch, upsampler: LoadedModel | None = None
+    ) -> None:
+        self._stage, self._config, self._examples, self._upsampler = stage, config, examples, upsampler
         prompts = list(config.prompts or examples.captions)
         model = stage.model.config
         # From given pictures it draws as many as there are.
@@ -49,6 +53,9 @@ class Previews:
         columns = [*self._seen(), drawn]
         if len(columns) > 1:
             columns.append(self._true)
+        if self._upsampler is not None:
+            large = _enlarge(self._upsampler, self._prompts, drawn)
+            columns = [*(_repeated(column, large.shape[1]) for column in columns), large]
         strips = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
         return grid(strips, self._prompts, cell=_CELL * len(columns))
 
@@ -65,8 +72,35 @@ class Previews:
         """What the model was given, at the size of its pictures."""
         seen = []
         if self._low_res is not None:
-            factor = self._true.shape[1] // self._low_res.shape[1]
-            seen.append(self._low_res.repeat(factor, axis=1).repeat(factor, axis=2))
+            seen.append(_repeated(self._low_res, self._true.shape[1]))
         if self._masks is not None:
             seen.append(np.where(self._masks > 0, self._true, _HIDDEN).astype(np.uint8))
         return seen
+
+
+def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedModel | None:
+    """The upsampler of the previews, if there is to be one: whole and on this process's first device.
+
+    Raises:
+        GlideError: no checkpoint there, or one that does not fit behind the model in training.
+    """
+    if not config.upsampler:
+        return None
+    if model.super_res:
+        raise GlideError("train.preview.upsampler goes with a base model; this run trains an upsampler")
+    loaded = LoadedModel.from_checkpoint(config.upsampler)
+    check_upsampler(loaded.stage.model.config, model)
+    if loaded.stage.model.config.inpaint:
+        raise GlideError("train.preview.upsampler must not be an inpainting one: it is given no picture to keep")
+    params = jax.tree.map(lambda x: x.addressable_data(0), loaded.params)
+    return LoadedModel(Stage(loaded.stage.model, loaded.stage.diffusion), params)
+
+
+def _enlarge(upsampler: LoadedModel, prompts: list[str], small: np.ndarray) -> np.ndarray:
+    inputs = Inputs(prompts, range(len(prompts)), low_res=from_uint8(small))
+    return to_uint8(jax.device_get(upsampler.stage.sample(upsampler.params, inputs, UPSAMPLER_DEFAULTS)))
+
+
+def _repeated(pictures: np.ndarray, size: int) -> np.ndarray:
+    factor = size // pictures.shape[1]
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from glide_jax.data.batch import Shapes, empty_batch
-from glide_jax.sample import SampleOptions
+from glide_jax.errors import GlideError
+from glide_jax.sample import Pipeline, SampleOptions
 from glide_jax.train.config import PreviewConfig
-from glide_jax.train.previews import Previews
+from glide_jax.train.previews import Previews, load_preview_upsampler
+from tests.evaluate.checkpoints import UPSAMPLER, save_model
 from tests.sample.models import BASE, random_model
 
 OPTIONS = SampleOptions(num_steps=2, guidance_scale=1.0)
@@ -45,3 +47,28 @@ def test_what_was_given_drawn_and_true(changes, columns):
         assert (np.abs(drawn[known].astype(int) - seen[known]) <= 1).all()
         assert (seen[~known] == 128).all()
     assert (previews.draw(model.params) == sheet).all()
+
+
+def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
+    config = PreviewConfig(upsampler=save_model(tmp_path / "up", UPSAMPLER), options=OPTIONS)
+    base = random_model()
+    sheet = Previews(base.stage, config, examples(None), load_preview_upsampler(config, BASE)).draw(base.params)
+    drawn = Pipeline(base, random_model(UPSAMPLER))(["a cat", "a dog"], num_steps=2, guidance_scale=1.0)
+    first = sheet[4:, 4:][:96:3, :192:3]
+    np.testing.assert_array_equal(first[::2, :32:2], drawn.small[0])
+    assert (np.abs(first[:, 32:].astype(int) - drawn.images[0]) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("upsampler", "model", "message"),
+    [
+        (BASE, BASE, "is a base model"),
+        (UPSAMPLER, replace(BASE, image_size=32), "enlarges pictures of 16 pixels; the base draws 32"),
+        (UPSAMPLER, UPSAMPLER, "goes with a base model"),
+        (replace(UPSAMPLER, inpaint=True), BASE, "must not be an inpainting one"),
+    ],
+)
+def test_an_upsampler_that_does_not_fit_is_refused(tmp_path, upsampler, model, message):
+    config = PreviewConfig(upsampler=save_model(tmp_path / "up", upsampler))
+    with pytest.raises(GlideError, match=message):
+        load_preview_upsampler(config, model)
