@@ -13,11 +13,11 @@ from glide_jax.config import default_config
 
 # Widths for a trial of everything else, on a CPU: `--config configs/base64.py:tiny`.
 TINY = {
-    "num_channels": 64,
+    "num_channels": 32,
     "num_res_blocks": 1,
-    "num_head_channels": 32,
+    "num_head_channels": 16,
     "text_ctx": 32,
-    "xf_width": 64,
+    "xf_width": 32,
     "xf_layers": 2,
     "xf_heads": 2,
 }
