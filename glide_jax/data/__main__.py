@@ -1,10 +1,12 @@
 """`python -m glide_jax.data check PATTERN`: what is in a data set, and what the model will see of it."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from glide_jax.data.check import check
 from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import FilterConfig
 from glide_jax.data.presets import PRESETS
 from glide_jax.errors import run_cli
 
@@ -22,6 +24,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--captions_jsonl", default="", help="as in --config.data.captions_jsonl")
     command.add_argument("--crop", default="center", choices=("center", "random", "squash"))
     command.add_argument("--trim_white", action="store_true", help="cut white borders off first")
+    for field in fields(FilterConfig):
+        listed = field.default == ()
+        command.add_argument(
+            f"--filters.{field.name}",
+            type=str if listed else type(field.default),
+            nargs="+" if listed else None,
+            metavar="WORD" if listed else "BOUND",
+            help=f"as in --config.data.filters.{field.name}",
+        )
     command.add_argument("--revalidate", action="store_true", help="check every shard anew")
     command.add_argument("--image_size", type=int, default=64, help="side of the model's pictures (64)")
     command.add_argument("--low_res_size", type=int, help="side of an upsampler's input")
@@ -34,7 +45,10 @@ def main() -> None:
     """Runs the command line."""
     options = vars(_parser().parse_args())
     shown = {name: options.pop(name) for name in ("sheet", "image_size", "low_res_size", "text_ctx")}
-    config = DataConfig(path=options.pop("pattern"), uncond_p=0.0, **options)
+    given = {field.name: options.pop(f"filters.{field.name}") for field in fields(FilterConfig)}
+    filters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    filters = FilterConfig(**{name: value for name, value in filters.items() if value is not None})
+    config = DataConfig(path=options.pop("pattern"), uncond_p=0.0, filters=filters, **options)
     print("\n".join(check(config, **shown)))
 
 

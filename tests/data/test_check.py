@@ -48,6 +48,16 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert result.stderr == f"error: shard {tmp_path}/none.tar does not exist; correct the data path\n"
 
 
+def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path):
+    path = write_shard("a.tar", [numbered(i) | {"txt": word} for i, word in enumerate(["red", "blue", "a red cat"])])
+    filters = ["--filters.skip_words", "blue", "green", "--filters.min_caption_length", "4"]
+    result = run(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters)
+    assert result.stdout.startswith("1 usable samples\n"), result.stderr
+    assert "  left out, caption length: 1\n" in result.stdout
+    refused = run(path, "--filters.min_aspect", "3", "--filters.max_aspect", "2")
+    assert refused.stderr == "error: data.filters.min_aspect 3.0 must be below max_aspect 2.0\n"
+
+
 def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):
     path = str(write_shard("a.tar", [numbered(i) for i in range(3)]))
     check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)

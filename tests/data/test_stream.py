@@ -1,9 +1,12 @@
 import gzip
+import http.server
 import itertools
 import json
 import os
+import shutil
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,6 +62,21 @@ def test_commands_are_read_without_end_and_shuffled(open_stream, piped):
     assert np.abs(np.diff(found)).mean() > 4
     assert (stream.position, stream.epoch, stream.examples_per_epoch) == (300, 0.0, 0)
     np.testing.assert_array_equal(next(stream).arrays["index"], 300 + np.arange(10))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads URLs with curl, which is not installed")
+def test_shards_are_read_from_a_web_server(open_stream, numbered_shards, tmp_path):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        stream = open_stream(numbered_shards.replace(str(tmp_path), host))
+        assert set(numbers(stream, 30)) == set(range(37))
+        stream.close()
+        gone = open_stream(f"{host}/none.tar", batch_size=1)
+        with pytest.raises(GlideError):
+            next(gone)
+        server.shutdown()
 
 
 def test_a_resumed_run_starts_another_pass(open_stream, numbered_shards):
