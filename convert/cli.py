@@ -8,6 +8,7 @@ from pathlib import Path
 from convert.download import PUBLISHED
 from convert.infer import infer
 from convert.options import Options, read_options
+from convert.shrink import shrink
 from convert.source import Source, open_source
 from convert.tensor_file import DTYPES, read_tensors
 from convert.to_flax import check_tensors, to_flax
@@ -52,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     torch.set_defaults(run=_to_torch)
 
+    small = commands.add_parser("shrink", help="checkpoint to a small one: averaged weights in bfloat16")
+    small.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
+    small.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
+    small.add_argument(
+        "--captions", type=Path, metavar="FILE.txt", help="all captions it was trained on; other tokens are forgotten"
+    )
+    small.set_defaults(run=_shrink)
+
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
     inspect.add_argument("source", help=_SOURCE)
     inspect.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
@@ -68,6 +77,11 @@ def _to_flax(given: argparse.Namespace) -> None:
 def _to_torch(given: argparse.Namespace) -> None:
     architecture, weights = to_torch(given.checkpoint, given.output, given.weights, given.dtype)
     print(f"{architecture.kind} model ({weights}) written to {given.output}")
+
+
+def _shrink(given: argparse.Namespace) -> None:
+    architecture, size = shrink(given.checkpoint, given.output, given.captions)
+    print(f"{architecture.kind} model of {size / 1e6:.1f} MB written to {given.output}")
 
 
 def _inspect(given: argparse.Namespace) -> None:

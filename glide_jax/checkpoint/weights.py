@@ -59,8 +59,8 @@ def load_weights(
     return step_format.read_state(folder, {key: abstract_params})[key]
 
 
-def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Record) -> None:
-    """Writes parameters as a checkpoint without training state, at `path` itself.
+def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Record, *, compress: bool = False) -> None:
+    """Writes parameters as a checkpoint without training state, at `path` itself; `compress` for fewer bytes.
 
     Raises:
         GlideError: something is at `path` already, or it cannot be written.
@@ -68,4 +68,4 @@ def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Recor
     folder = Path(path).expanduser()
     if folder.exists():
         raise GlideError(f"{path} exists already; choose another folder or remove it")
-    step_format.begin_saving(folder, {"params": params}, record).finish()
+    step_format.begin_saving(folder, {"params": params}, record, compress=compress).finish()

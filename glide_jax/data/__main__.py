@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from glide_jax.data.check import check
 from glide_jax.data.config import DataConfig
@@ -45,10 +46,11 @@ def main() -> None:
     """Runs the command line."""
     options = vars(_parser().parse_args())
     shown = {name: options.pop(name) for name in ("sheet", "image_size", "low_res_size", "text_ctx")}
-    given = {field.name: options.pop(f"filters.{field.name}") for field in fields(FilterConfig)}
-    filters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    filters = FilterConfig(**{name: value for name, value in filters.items() if value is not None})
-    config = DataConfig(path=options.pop("pattern"), uncond_p=0.0, filters=filters, **options)
+    bounds = {field.name: options.pop(f"filters.{field.name}") for field in fields(FilterConfig)}
+    given: dict[str, Any] = {
+        name: tuple(bound) if isinstance(bound, list) else bound for name, bound in bounds.items() if bound is not None
+    }
+    config = DataConfig(path=options.pop("pattern"), uncond_p=0.0, filters=FilterConfig(**given), **options)
     print("\n".join(check(config, **shown)))
 
 

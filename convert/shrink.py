@@ -1,0 +1,53 @@
+"""A checkpoint to hand on: its averaged weights alone, in two bytes each."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert.architecture import Architecture, recorded_architecture
+from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.errors import GlideError
+from glide_jax.models import Params
+from glide_jax.tokenizer import GlideTokenizer
+
+_LONGEST_CAPTION = 256  # tokens
+
+
+def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tuple[Architecture, int]:
+    """Writes the weights of a GLIDE model in bfloat16, rounded to the nearest.
+
+    Args:
+        checkpoint: a run folder, one of its steps or converted weights; averaged weights where there are any.
+        output: folder of the new checkpoint, which must not exist.
+        captions: text file of the captions that the model was trained on. Tokens in none of them get a row of zeros
+            in the table of token embeddings, which compresses to nothing; drawings from the others stay the same.
+
+    Returns:
+        The architecture, and the bytes written.
+
+    Raises:
+        GlideError: the checkpoint or the captions cannot be read or are of no use, or `output` cannot be written.
+    """
+    architecture = recorded_architecture(read_record(checkpoint), str(checkpoint))
+    if captions is not None and not architecture.record.get("model", {}).get("xf_width"):
+        raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
+    params = load_weights(checkpoint, half)
+    if captions is not None:
+        _forget_unused_tokens(params, captions)
+    save_weights(output, params, architecture.record, compress=True)
+    return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+
+
+def _forget_unused_tokens(params: Params, captions: Path) -> None:
+    try:
+        lines = captions.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GlideError(f"cannot read the captions in {captions}: {error}") from error
+    tokens, _ = GlideTokenizer().padded(["", *lines], _LONGEST_CAPTION)  # padding is a token too
+    table = params["text"]["token_embedding"]
+    used = np.zeros((len(table), 1), bool)
+    used[np.unique(tokens)] = True
+    params["text"]["token_embedding"] = jnp.where(used, table, 0)

@@ -1,0 +1,46 @@
+"""Small checkpoints draw what the large ones draw, up to bfloat16."""
+
+import numpy as np
+import pytest
+
+from convert.cli import main
+from glide_jax.errors import GlideError
+from glide_jax.sample import Pipeline
+from tests.evaluate.checkpoints import save_clip, save_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save_model(tmp_path / "model")
+
+
+def size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_known_captions_are_drawn_as_before_in_a_fraction_of_the_bytes(checkpoint, tmp_path, capsys):
+    (tmp_path / "captions.txt").write_text("a red cat\na blue dog\n")
+    main(["shrink", checkpoint, "--output", str(tmp_path / "half")])
+    main(["shrink", checkpoint, "--output", str(tmp_path / "small"), "--captions", str(tmp_path / "captions.txt")])
+    told = f"base model of {size(tmp_path / 'small') / 1e6:.1f} MB written to {tmp_path / 'small'}\n"
+    assert capsys.readouterr().out.endswith(told)
+    assert size(tmp_path / "half") < 0.6 * size(tmp_path / "model")
+    assert size(tmp_path / "small") < 0.3 * size(tmp_path / "half")
+
+    def draw(name, prompt):
+        return Pipeline.from_checkpoints(tmp_path / name)(prompt, num_steps=4).images.astype(int)
+
+    mixed = "a red dog"  # of words from the captions
+    np.testing.assert_array_equal(draw("small", mixed), draw("half", mixed))
+    assert np.abs(draw("half", mixed) - draw("model", mixed)).mean() < 3
+    assert (draw("small", "a zebra") != draw("half", "a zebra")).any()
+
+
+def test_what_cannot_be_shrunk_is_refused_in_one_line(checkpoint, tmp_path):
+    to = ["--output", str(tmp_path / "small")]
+    with pytest.raises(GlideError, match=r"cannot read the captions in missing\.txt"):
+        main(["shrink", checkpoint, *to, "--captions", "missing.txt"])
+    with pytest.raises(GlideError, match="no GLIDE model with text"):
+        main(["shrink", save_clip(tmp_path)[0], *to, "--captions", "missing.txt"])
+    with pytest.raises(GlideError, match="exists already"):
+        main(["shrink", checkpoint, "--output", checkpoint])
