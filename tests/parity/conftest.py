@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,13 @@ class Comparison:
         error = relative_error(np.asarray(ours), theirs.detach().numpy())
         self._worst[module, size] = max(error, self._worst[module, size])
         assert error < tolerance, f"{module}: {error:.1e}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exact_products():
+    """GPUs would take TF32 for float32, which has ten bits."""
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture
