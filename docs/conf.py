@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # convert/ and configs/ are 
 
 project = "glide_jax"
 author = "The authors of glide_jax"
-copyright = author  # noqa: A001
+copyright = author
 version = release = installed_version("glide-jax")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
