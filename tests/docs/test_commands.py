@@ -169,7 +169,9 @@ from_ml_collections(train._parse(sys.argv))
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
 def test_a_command_that_cannot_run_is_understood(command):
-    script, rest = re.search(r"python (\w+)\.py ([^\"]*)", command.text).groups()
+    words = shlex.split(command.text, comments=True)
+    inner = [word for word in words if "python " in word]  # a whole command in quotes
+    script, rest = re.search(r"python (\w+)\.py (.*)", inner[0] if inner else command.text).groups()
     arguments = [word for word in shlex.split(rest, comments=True) if word != "..."]
     if script == "evaluate":
         evaluate_parser().parse_args(arguments)

@@ -18,6 +18,8 @@ from tests.sample.models import BASE
 
 FOOD = ROOT / "datasets/emoji/train-food-3d.tar"
 _PROGRAMS = ("train.py", "sample.py", "evaluate.py", "configs", "convert", "datasets", "glide_jax", "tests")
+# Files that did not come from the published address.
+FOREIGN = ("glide-ft-0x60000", "wide")
 _CLIP_TEXT = ClipTextConfig(n_vocab=11, max_text_len=5, n_embd=4, n_head_text=1, n_xf_blocks_text=1)
 _CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_image=1, n_xf_blocks_image=1)
 
@@ -33,15 +35,17 @@ def make_models(folder: Path) -> None:
 
 def make_torch_files(folder: Path) -> None:
     """The published files, and two from elsewhere, as PyTorch saves them."""
+    # Of GLIDE's heads of 64 channels, as a file does not tell how wide its heads are.
+    base, upsampler = (replace(model, num_channels=64, num_head_channels=64) for model in (BASE, UPSAMPLER))
     kinds = {
-        "base": (BASE, COSINE),
-        "upsample": (UPSAMPLER, LINEAR),
-        "base_inpaint": (replace(BASE, inpaint=True), COSINE),
+        "base": (base, COSINE),
+        "upsample": (upsampler, LINEAR),
+        "base_inpaint": (replace(base, inpaint=True), COSINE),
     }
     tensors = {name: state_dict(glide_architecture(*kind)) for name, kind in kinds.items()}
     tensors |= {"clip_text_enc": state_dict(clip_architecture(_CLIP_TEXT))}
     tensors |= {"clip_image_enc": state_dict(clip_architecture(_CLIP_IMAGE))}
-    tensors |= dict.fromkeys(("glide-ft-0x60000", "wide"), tensors["base"])
+    tensors |= dict.fromkeys(FOREIGN, tensors["base"])
     for name, arrays in tensors.items():
         write_tensors(folder / f"{name}.pt", arrays)
 
@@ -56,8 +60,8 @@ def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) ->
     for name in ("emoji32", "base64", "mine"):
         shutil.copytree(runs / "emoji32", folder / "runs" / name)
     shutil.copytree(runs / "evaluated", folder / "out" / "evaluate" / "00000")
-    for path in torch_files.glob("*.pt"):
-        (folder / path.name).symlink_to(path)
+    for name in FOREIGN:
+        (folder / f"{name}.pt").symlink_to(torch_files / f"{name}.pt")
     (folder / "wide.json").write_text(json.dumps({"options": {"image_size": 128, "noise_schedule": "linear"}}))
     for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
         Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)
