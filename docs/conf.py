@@ -23,6 +23,7 @@ html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sphinx = False
+highlight_language = "none"
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 nb_execution_mode = "off"  # a test runs the notebook
