@@ -4,15 +4,17 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 from convert.cli import main as convert
+from glide_jax.config import from_ml_collections
 from glide_jax.evaluate.cli import parser as evaluate_parser
 from tests.docs.blocks import PAGES, ROOT, commands, fenced, without_blocks
 from tests.docs.workspace import make_models, make_torch_files, make_workspace
@@ -36,7 +38,7 @@ _TINY = {
 }  # fmt: skip
 _TINY_UPSAMPLER = _TINY | {"image_size": 32, "low_res_size": 16}
 _SHORT = {
-    "max_steps": 2, "batch_size": 4, "validate_every": 1, "save_every": 1, "preview.count": 2,
+    "max_steps": 1, "batch_size": 4, "validate_every": 1, "save_every": 1, "preview.count": 2,
     "preview.options.num_steps": 2,
 }  # fmt: skip
 
@@ -59,12 +61,23 @@ def shortened(words: list[str]) -> list[str]:
     return words
 
 
+@contextmanager
+def as_a_program() -> Iterator[None]:
+    """Warnings as a user gets them; the flags of train.py are forgotten, for its next run defines them anew."""
+    known = set(flags.FLAGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+
+
 def execute(words: list[str]) -> None:
     """Runs a Python program of ours in this process, which saves its start; raises what it raises."""
-    sys.argv = words
-    known, code = set(flags.FLAGS), None
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")  # as for a user
+    sys.argv, code = words, None
+    with as_a_program():
         try:
             if words[:2] == ["-m", "convert"]:
                 convert(words[2:])
@@ -75,9 +88,6 @@ def execute(words: list[str]) -> None:
                 runpy.run_path(str(ROOT / words[0]), run_name="__main__")
         except SystemExit as end:
             code = end.code
-        finally:
-            for name in set(flags.FLAGS) - known:  # of train.py, which the next one defines anew
-                delattr(flags.FLAGS, name)
     assert not code, f"exit code {code}"
 
 
@@ -139,7 +149,13 @@ def make_way(words: list[str], workspace: Path) -> None:
         output.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("command", RUNNABLE, ids=str)
+def marked(command):
+    """Training is the slowest: of the pages' many runs, README's and those of the first steps stand for the others."""
+    slow = command.words[:1] == ["train.py"] and command.page not in ("README.md", "start.md")
+    return pytest.param(command, id=str(command), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("command", map(marked, RUNNABLE))
 def test_a_command_runs(command, workspace):
     assert command.words, f"{command} is no program of ours: {command.text}; say in UNRUNNABLE why it cannot run"
     if "convert" in command.words:
@@ -160,15 +176,10 @@ def test_every_exception_is_in_use(pattern):
 
 
 OTHERS = [command for command in COMMANDS if command not in RUNNABLE and re.search(r"python \w+\.py ", command.text)]
-_UNDERSTAND = """
-import sys, train
-from glide_jax.config import from_ml_collections
-from_ml_collections(train._parse(sys.argv))
-"""
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
-def test_a_command_that_cannot_run_is_understood(command):
+def test_a_command_that_cannot_run_is_understood(command, monkeypatch):
     words = shlex.split(command.text, comments=True)
     inner = [word for word in words if "python " in word]  # a whole command in quotes
     script, rest = re.search(r"python (\w+)\.py (.*)", inner[0] if inner else command.text).groups()
@@ -177,10 +188,10 @@ def test_a_command_that_cannot_run_is_understood(command):
         evaluate_parser().parse_args(arguments)
         return
     assert script == "train"
-    done = subprocess.run(
-        [sys.executable, "-c", _UNDERSTAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with as_a_program():
+        from_ml_collections(runpy.run_path("train.py")["_parse"](sys.argv))
 
 
 def test_python_blocks_run(workspace):
