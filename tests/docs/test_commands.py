@@ -155,7 +155,7 @@ def marked(command):
     return pytest.param(command, id=str(command), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("command", map(marked, RUNNABLE))
+@pytest.mark.parametrize("command", [marked(command) for command in RUNNABLE])
 def test_a_command_runs(command, workspace):
     assert command.words, f"{command} is no program of ours: {command.text}; say in UNRUNNABLE why it cannot run"
     if "convert" in command.words:
