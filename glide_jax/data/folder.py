@@ -74,7 +74,7 @@ class Folder:
 
     def _filtered(self, filters: Filters) -> list[tuple[Path, Path | None]]:
         def reason(pair: tuple[Path, Path | None]) -> str | None:
-            facts = Facts(_no_metadata, lambda: _captions(*pair), lambda: _read(pair[0]))
+            facts = Facts(dict, lambda: _captions(*pair), lambda: _read(pair[0]))
             return filters.rejection(facts)
 
         kept = []
@@ -130,7 +130,3 @@ def _read(path: Path) -> bytes:
         raise BadSample("missing file") from error
     except OSError as error:
         raise BadSample("unreadable file") from error
-
-
-def _no_metadata() -> dict[str, str]:
-    raise BadSample("missing metadata")

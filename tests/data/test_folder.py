@@ -68,6 +68,15 @@ def test_stem_clashes_are_left_out_and_counted(write):
     assert source.counts == {"stem clash": 2, "missing caption": 1}
 
 
+def test_filters_on_metadata_that_no_folder_has(write, numbered):
+    """A label that is not there passes, as it does in shards; a number that is not there cannot."""
+    path = write({"1.png": numbered(1)["png"], "1.txt": "one"})
+    labels = FilterConfig(nsfw_labels=("NSFW",), min_aspect=0.5)
+    assert len(open_folder(path, filters=labels)) == 1
+    with pytest.raises(GlideError, match=r"\(missing metadata: 1\)"):
+        open_folder(path, filters=FilterConfig(min_similarity=0.2))
+
+
 @pytest.mark.parametrize(
     ("name", "caption"),
     [

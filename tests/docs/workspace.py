@@ -1,0 +1,79 @@
+"""A folder in which the commands of the pages find what they speak of, in miniature."""
+
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from convert.architecture import clip_architecture, glide_architecture
+from convert.tensor_file import write_tensors
+from glide_jax.models import ClipImageConfig, ClipTextConfig
+from tests.convert.state_dicts import COSINE, LINEAR, state_dict
+from tests.docs.blocks import ROOT
+from tests.evaluate.checkpoints import UPSAMPLER, save_clip, save_model
+from tests.sample.models import BASE
+
+FOOD = ROOT / "datasets/emoji/train-food-3d.tar"
+_PROGRAMS = ("train.py", "sample.py", "evaluate.py", "configs", "convert", "datasets", "glide_jax", "tests")
+# Files that did not come from the published address.
+FOREIGN = ("glide-ft-0x60000", "wide")
+_CLIP_TEXT = ClipTextConfig(n_vocab=11, max_text_len=5, n_embd=4, n_head_text=1, n_xf_blocks_text=1)
+_CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_image=1, n_xf_blocks_image=1)
+
+
+def make_models(folder: Path) -> None:
+    """The folders that the converter makes of published files."""
+    save_model(folder / "base")
+    save_model(folder / "base-inpaint", replace(BASE, inpaint=True))
+    save_model(folder / "upsample", UPSAMPLER, noise_schedule="linear")
+    for name, path in zip(("clip-text", "clip-image"), save_clip(folder), strict=True):
+        Path(path).rename(folder / name)
+
+
+def make_torch_files(folder: Path) -> None:
+    """The published files, and two from elsewhere, as PyTorch saves them."""
+    # Of GLIDE's heads of 64 channels, as a file does not tell how wide its heads are.
+    base, upsampler = (replace(model, num_channels=64, num_head_channels=64) for model in (BASE, UPSAMPLER))
+    kinds = {
+        "base": (base, COSINE),
+        "upsample": (upsampler, LINEAR),
+        "base_inpaint": (replace(base, inpaint=True), COSINE),
+    }
+    tensors = {name: state_dict(glide_architecture(*kind)) for name, kind in kinds.items()}
+    tensors |= {"clip_text_enc": state_dict(clip_architecture(_CLIP_TEXT))}
+    tensors |= {"clip_image_enc": state_dict(clip_architecture(_CLIP_IMAGE))}
+    tensors |= dict.fromkeys(FOREIGN, tensors["base"])
+    for name, arrays in tensors.items():
+        write_tensors(folder / f"{name}.pt", arrays)
+
+
+def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) -> None:
+    """Links to what is only read, copies of what a command may write to."""
+    for name in _PROGRAMS:
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "models").mkdir()
+    for model in models.iterdir():
+        (folder / "models" / model.name).symlink_to(model)
+    for name in ("emoji32", "base64", "mine"):
+        shutil.copytree(runs / "emoji32", folder / "runs" / name)
+    shutil.copytree(runs / "evaluated", folder / "out" / "evaluate" / "00000")
+    for name in FOREIGN:
+        (folder / f"{name}.pt").symlink_to(torch_files / f"{name}.pt")
+    (folder / "wide.json").write_text(json.dumps({"options": {"image_size": 128, "noise_schedule": "linear"}}))
+    for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
+        Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)
+    Image.new("L", (50, 40), 255).save(folder / "sofa-mask.png")
+    for name in ("my-pictures", "my-held-out"):
+        _unpack(folder / name, samples=12)
+    for number in range(2):
+        (folder / "laion").mkdir(exist_ok=True)
+        (folder / "laion" / f"{number:05}.tar").symlink_to(FOOD)
+
+
+def _unpack(folder: Path, samples: int) -> None:
+    with tarfile.open(FOOD) as shard:
+        members = [member for member in shard.getmembers() if not member.name.endswith(".json")]
+        shard.extractall(folder, members[: 2 * samples], filter="data")
