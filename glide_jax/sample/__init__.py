@@ -1,7 +1,11 @@
 """Prompts to pictures."""
 
+from glide_jax.diffusion.grid import SCHEDULES as SCHEDULES
+from glide_jax.diffusion.solvers import SAMPLERS as SAMPLERS
+from glide_jax.diffusion.solvers import sampler_options as sampler_options
 from glide_jax.sample.loading import LoadedClip as LoadedClip
 from glide_jax.sample.loading import LoadedModel as LoadedModel
+from glide_jax.sample.loading import checkpoint_config as checkpoint_config
 from glide_jax.sample.loading import checkpoint_step as checkpoint_step
 from glide_jax.sample.options import SampleOptions as SampleOptions
 from glide_jax.sample.pipeline import Pipeline as Pipeline
