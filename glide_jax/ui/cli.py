@@ -102,7 +102,8 @@ def make_studio(args: argparse.Namespace, limits: Limits) -> Studio:
     )  # fmt: skip
     bases, upsamplers = models.bases, models.upsamplers
     base = next(iter(bases), None)
-    fitting = [up for up in upsamplers if base is None or up.enlarges == base.image_size]
+    wanted = upsamplers if args.upsampler or args.emoji or base is None else []
+    fitting = [up for up in wanted if base is None or up.enlarges == base.image_size]
     if base is None and not upsamplers:
         raise GlideError(f"no model in {', '.join(map(str, args.models))}: give --checkpoint DIR")
     names = (base.name if base else "", fitting[0].name if fitting else "")

@@ -20,6 +20,8 @@ from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits, Request, Task, check_fit, checked
 from glide_jax.ui.results import bundle, save
 
+_BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
+
 
 @dataclass(frozen=True)
 class Studio:
@@ -95,24 +97,39 @@ def follow(studio: Studio, task: Task, values: Mapping[str, Any]) -> Iterator[Sh
 
 
 def _on_the_way(news: Iterator[Progress], request: Request, total: int, begun: float) -> Iterator[Shown]:
+    clock = _Clock(total, begun)
     latest: Progress | None = None
-    first = (0.0, 0)
     for progress in news:
-        now = time.monotonic()
-        if progress.done and not first[1]:
-            first = (now, progress.done)
         pictures = progress.pictures if progress is not latest else None
         latest = progress
         side = pictures[-1].shape[0] if pictures else 0
-        yield Shown(_bar(progress.done, total, now - begun, now - first[0], first[1]), request.seed, side, pictures)
+        yield Shown(clock.bar(progress.done), request.seed, side, pictures)
 
 
-def _bar(done: int, total: int, seconds: float, since_first: float, first: int) -> str:
-    if not done:
-        text = f"Starting; the first picture of a size takes longest … {seconds:.0f} s"
-        return f"<p>{text}</p><progress></progress>"
-    left = "" if done == first else f", about {since_first / (done - first) * (total - done):.0f} s left"
-    return f"<p>Drawing: {done / total:.0%}{left}</p><progress value='{done}' max='{total}'></progress>"
+class _Clock:
+    """Time left of `total` evaluations; what is compiled before the first report does not count."""
+
+    def __init__(self, total: int, begun: float) -> None:
+        self._total, self._begun = total, begun
+        self._first = self._last = (0, begun)
+
+    def bar(self, done: int) -> str:
+        """A line and a bar, as HTML."""
+        now = time.monotonic()
+        if not done:
+            return _line(f"Starting; the first picture of a size takes longest … {now - self._begun:.0f} s") + _BAR % 0
+        if done != self._last[0]:
+            self._last = (done, now)
+            self._first = self._first if self._first[0] else self._last
+        left = self._left(now)
+        return _line(f"Drawing: {done / self._total:.0%}{left}") + _BAR % (100 * done / self._total)
+
+    def _left(self, now: float) -> str:
+        (first, since), (done, at) = self._first, self._last
+        if done == first:
+            return ""
+        seconds = (at - since) / (done - first) * (self._total - done) - (now - at)
+        return f", about {max(seconds, 1):.0f} s left"
 
 
 def _summary(request: Request, drawn: Sequence[Drawn], seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The page: prompt and tabs on one side, pictures on the other."""
 
 import html
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,12 +14,19 @@ from glide_jax.ui.settings import settings_panels
 from glide_jax.ui.uploads import from_editor, mask_editor, picture_input
 
 CSS = """
-.gradio-container { max-width: 1400px !important; margin: 0 auto !important; }
-#status { min-height: 3.4em; }
-#status progress { width: 100%; height: 8px; accent-color: var(--color-accent); }
-#status p { margin: 0 0 4px; }
+.gradio-container { width: 100% !important; max-width: 1400px !important; margin: 0 auto !important; }
+#status { min-height: 3.2em; }
+#status p { margin: 0 0 6px; }
+#status .done { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+#status .done div { height: 100%; background: var(--color-accent); transition: width 0.5s; }
+#pictures .grid-wrap { max-height: none; }
 .small-pictures img { image-rendering: pixelated; }
+@media (max-width: 600px) { #tasks .tab-container button { padding: 0 8px; } }
 """
+# Where the columns are below each other, the pictures are out of sight of the button.
+_SHOW_RESULTS = """() => {
+  if (innerWidth < 760) document.getElementById("status").scrollIntoView({behavior: "smooth"});
+}"""
 _SMALL = 64
 _CACHE_SECONDS = 24 * 3600
 _IDLE = "<p>Pictures will appear here.</p>"
@@ -47,11 +55,11 @@ class _Page:
         gr.Markdown("# GLIDE\nPictures from words.")
         self.models = self._choose_models()
         with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=340):
+            with gr.Column(scale=1, min_width=340):
                 self._fields = self._prompts()
                 tabs = self._tabs()
                 self._fields |= settings_panels(studio.limits, has_clip=studio.models.has_clip)
-            with gr.Column(scale=6, min_width=340):
+            with gr.Column(scale=1, min_width=340):
                 self._results()
         self._connect(tabs)
 
@@ -101,7 +109,7 @@ class _Page:
         gr, most = self._gr, self._studio.limits.pixels
         tabs: dict[Task, tuple[Any, dict[str, Any], Any]] = {}
         with gr.Tabs(elem_id="tasks"):
-            with gr.Tab("From text"):
+            with gr.Tab("Text"):
                 if self._studio.examples:
                     gr.Examples(
                         list(self._studio.examples), self._fields["prompt"], label="Try", api_visibility="private"
@@ -109,19 +117,19 @@ class _Page:
                 tabs["draw"] = (self._button("Draw", "draw"), {}, None)
             with gr.Tab("Inpaint"):
                 editor = mask_editor(
-                    most, label="Upload a picture, then paint over what is to be drawn anew", layers=False,
+                    most, label="Upload a picture, then paint over what is to be drawn anew",
                     sources=["upload", "clipboard"], transforms=(), height=420, elem_id="editor",
                     brush=gr.Brush(colors=["#e0409a"], color_mode="fixed", default_size=40),
                 )  # fmt: skip
                 tabs["inpaint"] = (self._button("Fill in", "inpaint"), {}, editor)
-            with gr.Tab("From a picture"):
+            with gr.Tab("Picture"):
                 picture = self._upload("Picture to start from", "init-image")
                 strength = gr.Slider(0, 1, 0.6, step=0.01, label="Strength", info="how far to leave the picture")
                 tabs["redraw"] = (self._button("Redraw", "redraw"), {"picture": picture, "strength": strength}, None)
             with gr.Tab("Enlarge"):
                 picture = self._upload("Picture to enlarge; the prompt may say what it shows", "small-image")
                 tabs["enlarge"] = (self._button("Enlarge", "enlarge"), {"picture": picture}, None)
-            with gr.Tab("Best of many"):
+            with gr.Tab("Best of"):
                 self._rank_tab(tabs)
         return tabs
 
@@ -157,8 +165,8 @@ class _Page:
             self._stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
             self._download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=100)
         with gr.Row():
-            self._seed = gr.Number(
-                label="Seed of these pictures", interactive=False, precision=0, elem_id="seed-used", min_width=140
+            self._seed = gr.Textbox(
+                label="Seed of these pictures", interactive=False, elem_id="seed-used", min_width=140
             )
             self._again = gr.Button("Use this seed again", elem_id="seed-again", min_width=140)
 
@@ -169,6 +177,7 @@ class _Page:
         drawings = []
         for task, (button, own, editor) in tabs.items():
             fields = common | own | ({} if editor is None else {"editor": editor})
+            button.click(None, js=_SHOW_RESULTS, api_visibility="private")
             triggers = [button.click] + ([self._fields["prompt"].submit] if task == "draw" else [])
             drawings.append(gr.on(
                 triggers, self._drawer(task, list(fields)), list(fields.values()), outputs, api_name=task,
@@ -195,6 +204,9 @@ class _Page:
             except Stopped:
                 return
 
+        # Clients of the API see these names.
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        drawn.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return drawn
 
     def _updates(self, shown: Shown) -> tuple[Any, ...]:
@@ -207,7 +219,7 @@ class _Page:
                 elem_classes=["small-pictures"] if shown.side <= _SMALL else [],
             )
         download = gr.update(value=shown.download, interactive=shown.download is not None)
-        return shown.status, shown.seed, gallery, download
+        return shown.status, str(shown.seed), gallery, download
 
 
 def _menu(found: Sequence[Found]) -> list[tuple[str, str]]:

@@ -208,6 +208,8 @@ def _settings(task: Task, numbers: Mapping[str, Any], choices: Mapping[str, str]
 
 
 def _number(name: str, value: Any, bound: Bounds) -> Any:
+    if isinstance(value, str):
+        value = _parsed(name, value)
     if value is None and bound.blank:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -219,6 +221,14 @@ def _number(name: str, value: Any, bound: Bounds) -> Any:
     if value != int(value):
         raise GlideError(f"{name} must be a whole number, not {value:g}")
     return int(value)
+
+
+def _parsed(name: str, text: str) -> float | None:
+    """The number in a text field, None if it is blank."""
+    try:
+        return float(text[:40]) if text.strip() else None
+    except ValueError:
+        raise GlideError(f"{name} must be a number, not {text[:40]!r}") from None
 
 
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ def settings_panels(limits: Limits, *, has_clip: bool) -> dict[str, Any]:
     made = _Panels(gr, bounds(limits))
     with gr.Row():
         made.slider("num_images", "Pictures")
-        made.number("seed", "Seed", "blank: a new one each time")
+        made.number("seed", "Seed", "blank: a new one each time", placeholder="random")
     with gr.Row():
         made.slider("num_steps", "Steps", "more take longer")
         made.slider("guidance_scale", "Guidance", "how hard to follow the prompt; 1 is twice as fast", step=0.1)
@@ -44,10 +44,11 @@ class _Panels:
         )
 
     def number(self, name: str, label: str, info: str | None = None, **options: Any) -> None:
-        bound = self._bounds[name]
-        self.fields[name] = self._gr.Number(
-            bound.default, label=label, info=info, minimum=bound.low, maximum=bound.high, min_width=140,
-            precision=0 if bound.whole else None, step=1 if bound.whole else 0.01, **options,
+        """A field that may be blank: a text, as Gradio's number fields read blank as 0."""
+        default = self._bounds[name].default
+        self.fields[name] = self._gr.Textbox(
+            "" if default is None else f"{default:g}", label=label, info=info, max_lines=1, max_length=40,
+            min_width=140, elem_id=name, **({"placeholder": "default"} | options),
         )  # fmt: skip
 
     def menu(self, name: str, label: str, info: str | None = None, blank: str = "") -> None:

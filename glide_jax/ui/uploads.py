@@ -51,36 +51,30 @@ def picture_input(most_pixels: int, **options: Any) -> Any:
     """A `gr.Image` whose value is an RGBA picture of at most so many pixels."""
     import gradio as gr  # noqa: PLC0415
 
-    class PictureInput(gr.Image):
-        is_template = True
-
-        def preprocess(self, payload: Any) -> Any:
-            return None if payload is None else _opened(payload, most_pixels)
-
-    return PictureInput(type="pil", image_mode=None, **options)
+    component = gr.Image(type="pil", **options)
+    # Not a subclass: Gradio writes a .pyi file beside the source of each.
+    component.preprocess = lambda sent: None if sent is None else _opened(sent, most_pixels)
+    return component
 
 
 def mask_editor(most_pixels: int, **options: Any) -> Any:
     """A `gr.ImageEditor` to paint on a picture; its value has RGBA pictures of the same limits."""
     import gradio as gr  # noqa: PLC0415
 
-    class MaskEditor(gr.ImageEditor):
-        is_template = True
+    component = gr.ImageEditor(type="pil", layers=False, **options)
 
-        def preprocess(self, payload: Any) -> Any:
-            if payload is None:
-                return None
-            if payload.id is not None:
-                payload = self.blob_storage.pop(payload.id, None)
-            if payload is None or payload.background is None:
-                return None
-            layers = [layer for layer in payload.layers if layer is not None][:1]
-            return {
-                "background": _opened(payload.background, most_pixels),
-                "layers": [_opened(layer, most_pixels) for layer in layers],
-            }
+    def preprocess(sent: Any) -> dict[str, Any] | None:
+        if sent is not None and sent.id is not None:
+            sent = component.blob_storage.pop(sent.id, None)
+        if sent is None or sent.background is None:
+            return None
+        # The page sends one layer; a client might send thousands.
+        layers = [layer for layer in sent.layers if layer is not None][:1]
+        background, *layers = [_opened(file, most_pixels) for file in (sent.background, *layers)]
+        return {"background": background, "layers": layers}
 
-    return MaskEditor(type="pil", image_mode="RGBA", **options)
+    component.preprocess = preprocess
+    return component
 
 
 def _opened(payload: Any, most_pixels: int) -> Image.Image:
