@@ -73,10 +73,6 @@ class Job(Generic[T]):
         """What the work returned, once `progress` is through."""
         return self._result[0]
 
-    def stop(self) -> None:
-        """Ends the work at its next report."""
-        self._stop.set()
-
     def join(self, timeout: float | None = None) -> bool:
         """Waits for the thread to end; says whether it has."""
         self._thread.join(timeout)

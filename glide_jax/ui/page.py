@@ -7,7 +7,6 @@ from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.ui.following import Shown, Studio, follow
-from glide_jax.ui.jobs import Stopped
 from glide_jax.ui.models import Found
 from glide_jax.ui.request import Task, bounds
 from glide_jax.ui.settings import settings_panels
@@ -201,11 +200,10 @@ class _Page:
                     yield self._updates(shown)
             except GlideError as error:
                 raise self._gr.Error(html.escape(str(error)), title="Not drawn", print_exception=False) from error
-            except Stopped:
-                return
 
-        # Clients of the API see these names.
-        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        # What clients of the API see: names, all of which may be left out.
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(name, kind, default=None) for name in names]
         drawn.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return drawn
 

@@ -151,12 +151,15 @@ def checked(task: Task, values: Mapping[str, Any], limits: Limits) -> Request:
     if not prompt and task != "enlarge":
         raise GlideError("the prompt is empty: say what to draw")
     picture, mask = _needed_pictures(task, values)
+    base, upsampler = (_text(name, values.get(name), 1000) or None for name in ("base", "upsampler"))
+    if (upsampler if task == "enlarge" else base) is None:
+        raise GlideError(f"no model to draw with: choose {'an upsampler' if task == 'enlarge' else 'a base model'}")
     seed = numbers["seed"]
     count = {"enlarge": 1, "rank": numbers["candidates"]}.get(task, numbers["num_images"])
     request = Request(
         task=task,
-        base=None if task == "enlarge" else _model("base", values),
-        upsampler=_model("upsampler", values),
+        base=None if task == "enlarge" else base,
+        upsampler=upsampler,
         prompt=prompt,
         negative_prompt=_text("negative_prompt", values.get("negative_prompt"), limits.prompt),
         num_images=count,
@@ -248,10 +251,6 @@ def _text(name: str, value: Any, longest: int) -> str:
         raise GlideError(f"{name} has {len(value)} characters: at most {longest}")
     # A control character cannot be written into the picture file, and a lone surrogate not even encoded.
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
-
-
-def _model(name: str, values: Mapping[str, Any]) -> str | None:
-    return _text(name, values.get(name), 1000) or None
 
 
 def _needed_pictures(task: Task, values: Mapping[str, Any]) -> tuple[Image.Image | None, Image.Image | None]:
