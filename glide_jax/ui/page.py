@@ -18,7 +18,9 @@ CSS = """
 #status p { margin: 0 0 6px; }
 #status .done { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 #status .done div { height: 100%; background: var(--color-accent); transition: width 0.5s; }
-#pictures .grid-wrap { max-height: none; }
+/* Said in words already; and Gradio at times shows it of what was only stopped. */
+#status .wrap .error { display: none; }
+#pictures .grid-wrap { max-height: none; overflow: hidden; }
 .small-pictures img { image-rendering: pixelated; }
 @media (max-width: 600px) { #tasks .tab-container button { padding: 0 8px; } }
 """
@@ -161,7 +163,7 @@ class _Page:
             buttons=["download", "fullscreen"], format="png",
         )  # fmt: skip
         with gr.Row():
-            self._stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
+            self._stop = gr.Button("Stop", elem_id="stop", min_width=100)
             self._download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=100)
         with gr.Row():
             self._seed = gr.Textbox(
@@ -182,8 +184,9 @@ class _Page:
                 triggers, self._drawer(task, list(fields)), list(fields.values()), outputs, api_name=task,
                 concurrency_id="drawing", concurrency_limit=1, show_progress="minimal", show_progress_on=self._status,
             ))  # fmt: skip
-        self._stop.click(
-            lambda: "<p>Stopped.</p>", None, self._status, cancels=drawings, queue=False, api_visibility="private"
+        # What a drawing still sends before it is cancelled must not come after this.
+        self._stop.click(None, cancels=drawings, queue=False, api_visibility="private").then(
+            lambda: "<p>Stopped.</p>", None, self._status, queue=False, api_visibility="private", show_progress="hidden"
         )
         self._again.click(
             lambda seed: seed, self._seed, self._fields["seed"], queue=False, api_visibility="private",
@@ -191,6 +194,8 @@ class _Page:
         )  # fmt: skip
 
     def _drawer(self, task: Task, names: Sequence[str]) -> Callable[..., Iterator[tuple[Any, ...]]]:
+        gr = self._gr
+
         def drawn(*sent: Any) -> Iterator[tuple[Any, ...]]:
             values = dict(zip(names, sent, strict=True))
             if "editor" in values:
@@ -199,7 +204,9 @@ class _Page:
                 for shown in follow(self._studio, task, values):
                     yield self._updates(shown)
             except GlideError as error:
-                raise self._gr.Error(html.escape(str(error)), title="Not drawn", print_exception=False) from error
+                # The message passes; this stays.
+                yield f"<p>Not drawn: {html.escape(str(error))}</p>", gr.skip(), gr.skip(), gr.skip()
+                raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
         # What clients of the API see: names, all of which may be left out.
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

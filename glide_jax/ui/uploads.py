@@ -61,7 +61,7 @@ def mask_editor(most_pixels: int, **options: Any) -> Any:
     """A `gr.ImageEditor` to paint on a picture; its value has RGBA pictures of the same limits."""
     import gradio as gr  # noqa: PLC0415
 
-    component = gr.ImageEditor(type="pil", layers=False, **options)
+    component = gr.ImageEditor(type="pil", format="png", layers=False, **options)
 
     def preprocess(sent: Any) -> dict[str, Any] | None:
         if sent is not None and sent.id is not None:

@@ -53,7 +53,7 @@ def app(folder, tmp_path_factory):
         sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(_free_port()),
         "--clip", models / "clip" / "text", models / "clip" / "image", "--clip_model", "noised", "--batch_size", "1",
     ]  # fmt: skip
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(copies / "gradio"), "PYTHONWARNINGS": "default"}
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(copies / "gradio")}
     with log.open("w") as output:
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
