@@ -80,8 +80,8 @@ def _guidance(gr: Any, made: _Panels, has_clip: bool) -> None:
         made.menu("guidance", "Kind", "apg saturates less; cfg++ takes a guidance of 0 to 1")
         made.slider("guidance_rescale", "Rescale", "takes back the contrast that guidance adds")
     with gr.Row():
-        made.number("interval_low", "Only above sigma", "blank: always")
-        made.number("interval_high", "Only up to sigma", "blank: always")
+        made.number("interval_low", "Only above sigma", placeholder="always")
+        made.number("interval_high", "Only up to sigma", placeholder="always")
     with gr.Row():
         made.number("apg_eta", "apg eta", "share of the parallel part", visible=False)
         made.number("apg_momentum", "apg momentum", visible=False)
