@@ -24,10 +24,13 @@ CSS = """
 .small-pictures img { image-rendering: pixelated; }
 @media (max-width: 600px) { #tasks .tab-container button { padding: 0 8px; } }
 """
-# Where the columns are below each other, the pictures are out of sight of the button.
-_SHOW_RESULTS = """() => {
+# Until its turn comes; and where the columns are below each other, the pictures are out of sight of the button.
+_WAITING = """() => {
   if (innerWidth < 760) document.getElementById("status").scrollIntoView({behavior: "smooth"});
+  return "<p>Waiting for its turn …</p>";
 }"""
+# What is refused before it is looked at (a bad upload, a full queue) leaves nothing else in the status.
+_REFUSED = """status => status.includes("Waiting for its turn") ? "<p>Not drawn.</p>" : status"""
 _SMALL = 64
 _CACHE_SECONDS = 24 * 3600
 _IDLE = "<p>Pictures will appear here.</p>"
@@ -178,12 +181,13 @@ class _Page:
         drawings = []
         for task, (button, own, editor) in tabs.items():
             fields = common | own | ({} if editor is None else {"editor": editor})
-            button.click(None, js=_SHOW_RESULTS, api_visibility="private")
             triggers = [button.click] + ([self._fields["prompt"].submit] if task == "draw" else [])
+            gr.on(triggers, None, None, self._status, js=_WAITING, api_visibility="private", show_progress="hidden")
             drawings.append(gr.on(
                 triggers, self._drawer(task, list(fields)), list(fields.values()), outputs, api_name=task,
                 concurrency_id="drawing", concurrency_limit=1, show_progress="minimal", show_progress_on=self._status,
             ))  # fmt: skip
+            drawings[-1].failure(None, self._status, self._status, js=_REFUSED, show_progress="hidden")
         # What a drawing still sends before it is cancelled must not come after this.
         self._stop.click(None, cancels=drawings, queue=False, api_visibility="private").then(
             lambda: "<p>Stopped.</p>", None, self._status, queue=False, api_visibility="private", show_progress="hidden"

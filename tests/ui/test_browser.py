@@ -185,6 +185,7 @@ def test_a_bad_upload_is_said_in_one_line(page, tmp_path):
     time.sleep(1)
     page.one("#go-redraw").click()
     page.wait(lambda: "no picture that can be read" in page.toasts)
+    page.wait(lambda: page.status == "Not drawn.")
     page.tab("Text")
     page.number("Pictures", 1)
     page.number("Steps", 4)
@@ -213,3 +214,22 @@ def test_reloading_ends_the_drawing_and_starts_afresh(page):
     page.one("#go-draw").click()
     assert len(page.finish()) == 1
     assert time.monotonic() - begun < 15
+
+
+def test_a_second_person_waits_and_may_go_without_disturbing_the_first(page, browser, app):
+    page.type("#prompt textarea", "a cat")
+    page.number("Pictures", 8)
+    page.number("Steps", 250)
+    page.one("#go-draw").click()
+    page.wait(lambda: "Drawing" in page.status)
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    second = Page(browser, app)
+    second.type("#prompt textarea", "a dog")
+    second.one("#go-draw").click()
+    second.wait(lambda: "Waiting for its turn" in second.status)
+    second.one("#stop").click()
+    second.wait(lambda: "Stopped" in second.status)
+    browser.close()
+    browser.switch_to.window(first)
+    assert len(page.finish()) == 8
