@@ -35,7 +35,7 @@ def test_more_pixels_than_allowed_are_refused_before_they_are_decoded():
 
 def test_a_decompression_bomb_is_refused():
     with pytest.raises(GlideError, match="no picture that can be read"):
-        open_picture(encoded(Image.new("1", (20000, 20000))), 10**9)
+        open_picture(encoded(Image.new("1", (13500, 13500))), 10**9)
 
 
 @pytest.mark.parametrize("content", [b"", b"a text", encoded(Image.new("RGB", (64, 64), "red"))[:100], b"%!PS-Adobe"])
