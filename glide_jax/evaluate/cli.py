@@ -38,7 +38,7 @@ examples:
   python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip glide/clip-text glide/clip-image --clip_rerank --clip_model noised
   python evaluate.py --resume out/evaluate/00003
 """  # noqa: E501
-_NOISED = "noised"
+NOISED = "noised"
 # What may differ when a run goes on: nothing of it changes pictures by more than rounding.
 _FREE = {"resume", "dry_run", "batch_size", "clip_batch_size", "reference", "features", "inception_checkpoint"}
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     plan, view = _plan(argv), View()
     args = plan.args
-    if _loads_clip(args) and args.clip_model != _NOISED:
+    if _loads_clip(args) and args.clip_model != NOISED:
         # torch holds the scorer on the same device: JAX must not take most of its memory at once.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     view.facts("evaluation", _facts(plan))
@@ -221,7 +221,7 @@ def _check_clip(args: argparse.Namespace) -> None:
         raise GlideError(
             f"--clip_top_k {args.clip_top_k} must be between 1 and --clip_candidates {args.clip_candidates}"
         )
-    if args.clip_model == _NOISED and args.clip is None:
+    if args.clip_model == NOISED and args.clip is None:
         raise GlideError("--clip_model noised ranks by the noised CLIP: give --clip TEXT IMAGE")
 
 
@@ -232,7 +232,7 @@ def _check_reference(args: argparse.Namespace) -> None:
         raise GlideError("JPEG artefacts would enter the distance: with --reference give --output_format png")
     if args.features == "inception" and args.inception_checkpoint is None:
         raise GlideError("--features inception needs --inception_checkpoint FILE (inception-2015-12-05.pt)")
-    if args.features == "clip" and args.clip_model == _NOISED and args.clip is None:
+    if args.features == "clip" and args.clip_model == NOISED and args.clip is None:
         raise GlideError("--clip_model noised measures by the noised CLIP: give --clip TEXT IMAGE")
     if not Path(args.reference).expanduser().is_dir():
         find_shards(args.reference)
@@ -271,17 +271,35 @@ def _scorer_loader(args: argparse.Namespace, view: View) -> Callable[[], Scorer 
     """What loads the scorer; its name is checked at once."""
     if not _loads_clip(args):
         return lambda: None
-    if args.clip_model == _NOISED:
-        return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*args.clip), args.clip_batch_size)
+    return scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, args.clip_batch_size, view.note)
+
+
+def scorer_loader(
+    model: str, checkpoint: Path | None, clip: Sequence[str] | None, batch_size: int, note: Callable[[str], None]
+) -> Callable[[], Scorer]:
+    """What loads a scorer, after its name was checked.
+
+    Args:
+        model, checkpoint, clip: as the options --clip_model, --clip_checkpoint and --clip say it.
+        batch_size: pictures scored at once.
+        note: told what is loaded, and what was corrected.
+
+    Raises:
+        GlideError: no such model, or its library is missing; the loader raises it for weights it cannot load.
+    """
+    if model == NOISED:
+        if clip is None:
+            raise GlideError("--clip_model noised is the noised CLIP: give --clip TEXT IMAGE")
+        return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*clip), batch_size)
     from glide_jax.evaluate.clip_score import OpenClipScorer, find_model  # noqa: PLC0415
 
-    name = find_model(args.clip_model)
+    name = find_model(model)
     if name.note is not None:
-        view.note(f"note: {name.note}")
+        note(f"note: {name.note}")
 
     def load() -> Scorer:
-        view.note(f"loading OpenCLIP {name.model}")
-        return OpenClipScorer(name, args.clip_checkpoint, args.clip_batch_size)
+        note(f"loading OpenCLIP {name.model}")
+        return OpenClipScorer(name, checkpoint, batch_size)
 
     return load
 

@@ -1,8 +1,12 @@
 """Prompts to pictures."""
 
+from glide_jax.diffusion.grid import SCHEDULES as SCHEDULES
+from glide_jax.diffusion.solvers import SAMPLERS as SAMPLERS
+from glide_jax.diffusion.solvers import sampler_options as sampler_options
 from glide_jax.sample.loading import LoadedClip as LoadedClip
 from glide_jax.sample.loading import LoadedModel as LoadedModel
 from glide_jax.sample.loading import check_upsampler as check_upsampler
+from glide_jax.sample.loading import checkpoint_config as checkpoint_config
 from glide_jax.sample.loading import checkpoint_step as checkpoint_step
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS as UPSAMPLER_DEFAULTS
 from glide_jax.sample.options import SampleOptions as SampleOptions

@@ -225,11 +225,16 @@ def read_prompts(path: Path | None) -> list[str]:
 
 def warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
     """Says which ends of prompts the model does not see, if any."""
+    for prompt in prompts:
+        if cut := unseen_end(prompt, pipeline):
+            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+
+
+def unseen_end(prompt: str, pipeline: Pipeline) -> str:
+    """The end of a prompt that is too long for the first model; empty if it sees all."""
     model = pipeline.base or pipeline.upsampler
     assert model is not None
-    for prompt in prompts:
-        if cut := GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx):
-            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
 
 
 def picture_metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:

@@ -48,7 +48,7 @@ class LoadedModel:
         Raises:
             GlideError: no checkpoint there, or one of another kind.
         """
-        model = Glide(ModelConfig(**_entry(path, "model")), dtype)
+        model = Glide(checkpoint_config(path), dtype)
         diffusion = DiffusionConfig(**_entry(path, "diffusion"))
         params = load_weights(path, _placed(model.abstract_params()))
         mesh = make_mesh(ParallelConfig())
@@ -77,6 +77,11 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
     step = resolve(path).resolve()
     _entry(step, kind)
     return step
+
+
+def checkpoint_config(path: str | Path) -> ModelConfig:
+    """What kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
+    return ModelConfig(**_entry(path, "model"))
 
 
 def _entry(path: str | Path, name: str) -> dict[str, Any]:

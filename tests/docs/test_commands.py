@@ -16,6 +16,7 @@ from absl import flags
 from convert.cli import main as convert
 from glide_jax.config import from_ml_collections
 from glide_jax.evaluate.cli import parser as evaluate_parser
+from glide_jax.ui.cli import parser as app_parser
 from tests.docs.blocks import PAGES, ROOT, commands, fenced, without_blocks
 from tests.docs.workspace import make_models, make_torch_files, make_workspace
 
@@ -27,6 +28,7 @@ UNRUNNABLE = {
     r"srun ": "it needs SLURM",
     r"gcloud ": "it needs TPUs",
     r"--coordinator_address": "it needs two machines",
+    r"python app\.py": "it serves until it is stopped; tests/ui/test_browser.py does that",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
 COMMANDS = commands()
@@ -177,17 +179,18 @@ def test_every_exception_is_in_use(pattern):
     assert [command for command in COMMANDS if re.search(pattern, command.text)]
 
 
-OTHERS = [command for command in EXCEPTIONS if re.search(r"python \w+\.py ", command.text)]
+PARSERS = {"evaluate": evaluate_parser, "app": app_parser}
+OTHERS = [command for command in EXCEPTIONS if re.search(r"python \w+\.py", command.text)]
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
 def test_a_command_that_cannot_run_is_understood(command, monkeypatch):
     words = shlex.split(command.text, comments=True)
     inner = [word for word in words if "python " in word]  # a whole command in quotes
-    script, rest = re.search(r"python (\w+)\.py (.*)", inner[0] if inner else command.text).groups()
+    script, rest = re.search(r"python (\w+)\.py(.*)", inner[0] if inner else command.text).groups()
     arguments = [word for word in shlex.split(rest, comments=True) if word != "..."]
-    if script == "evaluate":
-        evaluate_parser().parse_args(arguments)
+    if script in PARSERS:
+        PARSERS[script]().parse_args(arguments)
         return
     assert script == "train"
     monkeypatch.chdir(ROOT)

@@ -1,0 +1,166 @@
+"""The models a page may choose from: checkpoints found in folders, a few of them loaded."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glide_jax.errors import GlideError
+from glide_jax.sample import LoadedClip, LoadedModel, Pipeline, checkpoint_config, checkpoint_step
+
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that may be chosen.
+
+    Attributes:
+        name: what it is called by the page and its clients, who never see or send paths.
+        path: a run folder, one of its steps or a converted model.
+        image_size: side of the pictures it draws, in pixels.
+        enlarges: side of the pictures it takes, if it is an upsampler, else 0.
+        inpaints: whether it completes pictures.
+    """
+
+    name: str
+    path: Path
+    image_size: int
+    enlarges: int = 0
+    inpaints: bool = False
+
+    @property
+    def label(self) -> str:
+        """What a person reads in the menu."""
+        sizes = f"{self.enlarges} → {self.image_size} px" if self.enlarges else f"{self.image_size} px"
+        return f"{self.name} ({sizes}{', inpainting' * self.inpaints})"
+
+
+class Models:
+    """Checkpoints by name, loaded when asked for; what is loaded stays usable whatever else fails to load.
+
+    Args:
+        given: checkpoints named one by one.
+        folders: searched for more, a few levels deep.
+        dtype: compute type.
+        clip: the noised CLIP, to guide by.
+        batch_size: pictures drawn at once.
+        kept: how many models stay loaded; the one unused for longest goes first.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[str | Path],
+        folders: Sequence[str | Path] = (),
+        *,
+        dtype: str = "float32",
+        clip: LoadedClip | None = None,
+        batch_size: int = 4,
+        kept: int = 3,
+    ) -> None:
+        self._given, self._folders = [Path(path) for path in given], [Path(folder) for folder in folders]
+        self._dtype, self._clip, self._batch_size, self._kept = dtype, clip, batch_size, kept
+        self._loaded: OrderedDict[Path, LoadedModel] = OrderedDict()
+        self._lock = threading.Lock()
+        self._found: dict[str, Found] = {}
+        self.search()
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether pictures can be guided by the noised CLIP."""
+        return self._clip is not None
+
+    @property
+    def bases(self) -> list[Found]:
+        """The models that draw from text."""
+        return [found for found in self._found.values() if not found.enlarges]
+
+    @property
+    def upsamplers(self) -> list[Found]:
+        """The models that enlarge."""
+        return [found for found in self._found.values() if found.enlarges]
+
+    def search(self) -> None:
+        """Looks again for what is there.
+
+        Raises:
+            GlideError: one of those named one by one is no checkpoint, or a folder to search does not exist.
+        """
+        found: dict[str, Found] = {}
+        for path in self._given:
+            _add(found, _described("/".join(path.parts[-2:]), path))
+        for folder in self._folders:
+            if not folder.expanduser().is_dir():
+                raise GlideError(f"--models {folder}: no such folder")
+            for path in _checkpoints_below(folder.expanduser(), _DEPTH):
+                if all(path.resolve() != other.path.expanduser().resolve() for other in found.values()):
+                    _add(found, _described(path.relative_to(folder.expanduser()).as_posix(), path))
+        self._found = found
+
+    def find(self, name: str) -> Found:
+        """The model of that name; raises `GlideError` where there is none."""
+        if name not in self._found:
+            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+        return self._found[name]
+
+    def pipeline(self, base: str | None, upsampler: str | None) -> Pipeline:
+        """The models of these names, loaded if they are not yet, in one pipeline.
+
+        Raises:
+            GlideError: no such name, a checkpoint that cannot be loaded, or two that do not fit each other.
+        """
+        if base is None and upsampler is None:
+            raise GlideError("no model is chosen: choose a base model or an upsampler")
+        models = [None if name is None else self._load(self.find(name)) for name in (base, upsampler)]
+        return Pipeline(models[0], models[1], self._clip, self._batch_size)
+
+    def _load(self, found: Found) -> LoadedModel:
+        with self._lock:
+            # A run that goes on training has a newer step tomorrow.
+            step = checkpoint_step(found.path)
+            if step not in self._loaded:
+                self._loaded[step] = _loaded(found, step, self._dtype, None if found.enlarges else self._clip)
+            self._loaded.move_to_end(step)
+            while len(self._loaded) > self._kept:
+                self._loaded.popitem(last=False)
+            return self._loaded[step]
+
+
+def _loaded(found: Found, step: Path, dtype: str, clip: LoadedClip | None) -> LoadedModel:
+    try:
+        return LoadedModel.from_checkpoint(step, dtype, clip)
+    except GlideError as error:
+        raise GlideError(f"{found.name} could not be loaded: {error}") from error
+    except Exception as error:  # whatever a damaged file makes its reader throw
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise GlideError(f"{found.name} could not be loaded: {reason}") from error
+
+
+def _described(name: str, path: Path) -> Found:
+    config = checkpoint_config(path)
+    return Found(name, path, config.image_size, config.low_res_size if config.super_res else 0, config.inpaint)
+
+
+def _add(found: dict[str, Found], new: Found) -> None:
+    name, number = new.name, 1
+    while new.name in found:
+        number += 1
+        new = Found(f"{name} ({number})", new.path, new.image_size, new.enlarges, new.inpaints)
+    found[new.name] = new
+
+
+def _checkpoints_below(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if _is_model(path):
+            yield path
+        elif depth > 1:
+            yield from _checkpoints_below(path, depth - 1)
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        checkpoint_config(path)
+    except (GlideError, TypeError, ValueError):  # another format, another kind of network
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""Pictures that people upload, and masks that they paint: opened with care, whatever a client sends."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops, ImageOps
+
+from glide_jax.errors import GlideError
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FILE_SIZE = "20mb"
+
+
+def open_picture(source: str | Path | bytes, most_pixels: int) -> Image.Image:
+    """A picture file as RGBA, upright.
+
+    Raises:
+        GlideError: no picture, a damaged one, or one of too many pixels, which is not decoded then.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > most_pixels:
+                raise GlideError(
+                    f"the picture has {image.width} x {image.height} pixels:"
+                    f" at most {most_pixels / 1e6:g} million, so make it smaller first"
+                )
+            upright = ImageOps.exif_transpose(image)
+            # Some modes, 16-bit grey among them, have no direct way to RGBA.
+            return upright.convert("RGB" if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else "RGBA").convert("RGBA")
+    except GlideError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything
+        raise GlideError("this file is no picture that can be read: use PNG, JPEG or WebP") from error
+
+
+def from_editor(value: Mapping[str, Any] | None) -> tuple[Image.Image | None, Image.Image | None]:
+    """The picture in an editor, and its mask: black where something is painted over it, white elsewhere."""
+    picture = None if value is None else value["background"]
+    if value is None or picture is None:
+        return None, None
+    painted = Image.new("L", picture.size, 0)
+    for layer in value["layers"]:
+        painted = ImageChops.lighter(painted, layer.resize(picture.size).getchannel("A"))
+    return picture, painted.point(lambda alpha: 0 if alpha > 32 else 255)
+
+
+def picture_input(most_pixels: int, **options: Any) -> Any:
+    """A `gr.Image` whose value is an RGBA picture of at most so many pixels."""
+    import gradio as gr  # noqa: PLC0415
+
+    component = gr.Image(type="pil", **options)
+    # Not a subclass: Gradio writes a .pyi file beside the source of each.
+    component.preprocess = lambda sent: None if sent is None else _opened(sent, most_pixels)
+    return component
+
+
+def mask_editor(most_pixels: int, **options: Any) -> Any:
+    """A `gr.ImageEditor` to paint on a picture; its value has RGBA pictures of the same limits."""
+    import gradio as gr  # noqa: PLC0415
+
+    component = gr.ImageEditor(type="pil", format="png", layers=False, **options)
+
+    def preprocess(sent: Any) -> dict[str, Any] | None:
+        if sent is not None and sent.id is not None:
+            sent = component.blob_storage.pop(sent.id, None)
+        if sent is None or sent.background is None:
+            return None
+        # The page sends one layer; a client might send thousands.
+        layers = [layer for layer in sent.layers if layer is not None][:1]
+        background, *layers = [_opened(file, most_pixels) for file in (sent.background, *layers)]
+        return {"background": background, "layers": layers}
+
+    component.preprocess = preprocess
+    return component
+
+
+def _opened(payload: Any, most_pixels: int) -> Image.Image:
+    """What a client sent of a file it uploaded: gradio has checked that the path is one of those."""
+    import gradio as gr  # noqa: PLC0415
+
+    source = payload if isinstance(payload, bytes) else payload.path
+    if not source:
+        raise gr.Error("upload the picture as a file", print_exception=False)
+    try:
+        return open_picture(source, most_pixels)
+    except GlideError as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -1,0 +1,80 @@
+"""Small random models in a folder, as the page finds them."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from glide_jax.ui.models import Models
+from tests.evaluate.checkpoints import UPSAMPLER, save_clip, save_model
+from tests.sample.models import BASE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "base")
+    save_model(folder / "inpaint", replace(BASE, inpaint=True))
+    save_model(folder / "more" / "up", UPSAMPLER, noise_schedule="linear")
+    save_clip(folder / "clip")
+    (folder / "notes").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return Models([], [folder])
+
+
+@pytest.fixture(scope="session")
+def app(folder, tmp_path_factory):
+    """`app.py` as a process of its own, with one model more that cannot be loaded; its address."""
+    if find_spec("gradio") is None:
+        pytest.skip("needs gradio: uv sync --extra app")
+    copies = tmp_path_factory.mktemp("copies")
+    models = shutil.copytree(folder, copies / "models")
+    record = shutil.copytree(folder / "base", models / "broken") / "record" / "data.json"
+    content = json.loads(record.read_text())
+    content["model"]["num_channels"] = 64
+    record.write_text(json.dumps(content))
+    log = copies / "log.txt"
+    command = [
+        sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(_free_port()),
+        "--clip", models / "clip" / "text", models / "clip" / "image", "--clip_model", "noised", "--batch_size", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(copies / "gradio")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield _address(process, log)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _address(process, log):
+    for _ in range(600):
+        if found := re.search(r"open (http://127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())

@@ -1,0 +1,98 @@
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.ui import cli
+from tests.ui.conftest import ROOT
+
+HAS_GRADIO = find_spec("gradio") is not None
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `serve` was called with, in place of serving."""
+    calls = []
+    monkeypatch.setattr(cli, "serve", lambda *args: calls.append(args))
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(cli, "_require_gradio", lambda: None)
+    return calls
+
+
+def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(tmp_path):
+    if not HAS_GRADIO:
+        pytest.skip("needs gradio: uv sync --extra app")
+    done = subprocess.run(
+        [sys.executable, ROOT / "app.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: no model:")
+    assert "python train.py --config configs/emoji32.py" in line
+
+
+def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(GlideError, match="uv sync --extra app"):
+        cli.main([])
+
+
+def test_it_starts_on_the_shipped_model_else_on_the_trained_one(started, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "base", "runs/emoji32")
+    cli.main([])
+    shutil.copytree(folder / "base", "checkpoints/emoji/base")
+    shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsampler")
+    cli.main([])
+    (trained, host, port), (shipped, _, _) = started
+    assert (trained.base, trained.upsampler, host, port) == ("runs/emoji32", "", "127.0.0.1", 7860)
+    assert (shipped.base, shipped.upsampler) == ("base", "upsampler")
+    assert "a 3d render of a banana" in shipped.examples
+
+
+def test_what_is_given_comes_first(started, folder, tmp_path):
+    (tmp_path / "captions.txt").write_text("a cup\n\na hat\n")
+    given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
+    more = ["--examples", tmp_path / "captions.txt", "--max_images", 2, "--host", "0.0.0.0"]
+    cli.main(list(map(str, [*given, *more])))
+    [(studio, host, _)] = started
+    assert (studio.base, studio.upsampler) == (f"{folder.name}/inpaint", "more/up")
+    assert [found.name for found in studio.models.bases] == [studio.base, "base"]
+    assert (studio.limits.num_images, studio.examples, host) == (2, ["a cup", "a hat"], "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--models", "nowhere"], "--models nowhere: no such folder"),
+        (["--max_images", "0"], "--max_images must be at least 1, not 0"),
+        (["--port", "70000"], "--port"),
+        (["--clip_model", "noised"], "give --clip TEXT IMAGE"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(started, folder, flags, message):
+    with pytest.raises(GlideError, match=message):
+        cli.main(["--models", str(folder), *flags])
+    assert not started
+
+
+def test_a_folder_without_models_is_said(started, tmp_path):
+    with pytest.raises(GlideError, match="no model in"):
+        cli.main(["--models", str(tmp_path)])
+
+
+@pytest.mark.skipif(not HAS_GRADIO, reason="needs gradio: uv sync --extra app")
+def test_a_port_in_use_is_said(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [sys.executable, "app.py", "--models", str(folder), "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: cannot listen on 127.0.0.1:")

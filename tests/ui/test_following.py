@@ -1,0 +1,161 @@
+import contextlib
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.evaluate import NoisedClipScorer
+from glide_jax.evaluate.scorer import score
+from glide_jax.sample import LoadedClip
+from glide_jax.ui import jobs
+from glide_jax.ui.following import Studio, follow
+from glide_jax.ui.request import Limits
+from tests.ui.test_jobs import concurrently
+
+
+@pytest.fixture(scope="module")
+def studio(models, folder):
+    scorer = NoisedClipScorer(LoadedClip.from_checkpoints(folder / "clip" / "text", folder / "clip" / "image"))
+    return Studio(models, "base", "", Limits(), scorer)
+
+
+def ask(**values):
+    return {"base": "base", "prompt": "a cat", "num_images": 2, "num_steps": 10, "seed": 1} | values
+
+
+def drawn(studio, task="draw", **values):
+    """The last state shown, and its files' pixels and entries, read before they go."""
+    pixels, entries = [], []
+    for shown in follow(studio, task, ask(**values)):
+        last = shown
+        if shown.download is not None:
+            for path, _ in shown.pictures:
+                with Image.open(path) as image:
+                    pixels.append(np.asarray(image))
+                    entries.append(image.text)
+    return last, np.stack(pixels), entries
+
+
+def test_previews_come_before_the_pictures(studio):
+    states = list(follow(studio, "draw", ask(num_images=5)))
+    previews = [shown.pictures for shown in states if shown.pictures and shown.download is None]
+    assert len(previews) >= 15  # two batches of four, ten reports each
+    assert {len(pictures) for pictures in previews} == {4, 5}
+    assert previews[0][0].shape == (16, 16, 3)
+    assert len(states[-1].pictures) == 5
+    assert "5 pictures of 16 x 16 pixels" in states[-1].status
+    assert {shown.seed for shown in states} == {1}
+
+
+def test_pictures_are_those_of_the_command_line(studio, models):
+    _, pixels, entries = drawn(studio, num_images=5, sampler="dpmpp_2m", negative_prompt="a dog")
+    expected = models.pipeline("base", None)(
+        "a cat", num_images=5, seed=1, num_steps=10, sampler="dpmpp_2m", negative_prompt="a dog"
+    )
+    np.testing.assert_array_equal(pixels, expected.images)
+    assert [entry["index"] for entry in entries] == list("01234")
+    assert entries[0] == {
+        "prompt": "a cat", "seed": "1", "index": "0", "sampler": "dpmpp_2m", "num_steps": "10", "schedule": "karras",
+        "guidance_scale": "3.0", "checkpoint": "base", "negative_prompt": "a dog",
+    }  # fmt: skip
+
+
+def test_the_seed_shown_draws_the_same_again(studio):
+    first, pixels, _ = drawn(studio, seed="")
+    again, same, _ = drawn(studio, seed=first.seed)
+    np.testing.assert_array_equal(pixels, same)
+    assert again.seed == first.seed
+
+
+def test_an_upsampler_enlarges(studio):
+    _, pixels, entries = drawn(studio, upsampler="more/up", upsampler_num_steps="3")
+    assert pixels.shape == (2, 32, 32, 3)
+    assert (entries[0]["upsampler"], entries[0]["upsampler_num_steps"]) == ("more/up", "3")
+
+
+def test_an_uploaded_picture_is_enlarged(studio):
+    picture = Image.new("RGBA", (40, 30), "red")
+    _, pixels, entries = drawn(studio, "enlarge", upsampler="more/up", picture=picture, prompt="", base="gone")
+    assert pixels.shape == (1, 32, 32, 3)
+    assert "sampler" not in entries[0]
+
+
+def test_a_picture_is_redrawn_as_far_as_strength_says(studio):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    same = drawn(studio, "redraw", picture=picture, strength=0)[1]
+    np.testing.assert_array_equal(same[0], np.asarray(picture))
+    assert (drawn(studio, "redraw", picture=picture, strength=0.9)[1][0] != same[0]).mean() > 0.5
+
+
+def test_inpainting_keeps_what_is_not_painted(studio):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    mask = Image.new("L", (16, 16), 255)
+    mask.paste(0, (0, 0, 8, 16))
+    pixels = drawn(studio, "inpaint", base="inpaint", picture=picture, mask=mask)[1]
+    np.testing.assert_array_equal(pixels[0, :, 8:], np.asarray(picture)[:, 8:])
+    assert (pixels[0, :, :8] != np.asarray(picture)[:, :8]).mean() > 0.5
+
+
+def test_ranking_shows_the_best_first(studio):
+    last, pixels, entries = drawn(studio, "rank", candidates=5, top_k=3)
+    candidates = drawn(studio, num_images=5)[1]
+    scores = score(studio.scorer, candidates, "a cat")
+    best = np.argsort(-scores)[:3]
+    np.testing.assert_array_equal(pixels, candidates[best])
+    assert [entry["index"] for entry in entries] == [str(i) for i in best]
+    assert [caption for _, caption in last.pictures] == [f"{value:.3f}" for value in scores[best]]
+
+
+def test_several_pictures_are_taken_home_in_one_file(studio):
+    with contextlib.closing(follow(studio, "draw", ask())) as states:
+        last = next(shown for shown in states if shown.download)
+        names = zipfile.ZipFile(last.download).namelist()
+        assert names == ["glide-1-00.png", "glide-1-01.png"] == [path.name for path, _ in last.pictures]
+        folder = last.download.parent
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_closing_stops_the_drawing(studio):
+    states = follow(studio, "draw", ask(num_images=8, num_steps=250))
+    next(shown for shown in states if shown.pictures)
+    begun = time.monotonic()
+    states.close()
+    with jobs._DEVICE:  # free only when the drawing has ended
+        stopped = time.monotonic() - begun
+    begun = time.monotonic()
+    list(follow(studio, "draw", ask(num_images=8, num_steps=250)))
+    assert stopped < 0.3 * (time.monotonic() - begun)
+
+
+def test_two_at_once_do_not_mix(studio):
+    asks = [
+        {"prompt": "a cat"},
+        {"prompt": "a dog", "sampler": "ddpm", "seed": 2},
+        {"base": "inpaint", "num_images": 3},
+    ]
+    alone = [drawn(studio, **values) for values in asks]
+    together = concurrently(*[lambda values=values: drawn(studio, **values) for values in asks])
+    for (_, pixels, entries), (_, same, same_entries) in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(pixels, same)
+        assert entries == same_entries
+
+
+def test_what_cannot_be_is_said_before_anything_is_drawn(studio):
+    for task, values, message in (
+        ("draw", {"base": "gone"}, "there is no model 'gone'"),
+        ("draw", {"base": ""}, "choose a base model"),
+        ("enlarge", {"picture": Image.new("RGBA", (8, 8))}, "choose an upsampler"),
+        ("draw", {"num_images": 10**9}, "num_images must be from 1 to 8"),
+    ):
+        with pytest.raises(GlideError, match=message):
+            list(follow(studio, task, ask(**values)))
+
+
+def test_the_end_of_a_long_prompt_is_named(studio):
+    last, _, _ = drawn(studio, prompt="a cat and <b>" + "a dog " * 9)
+    assert "too long for this model; it does not see" in last.status
+    assert "<b>" not in last.status

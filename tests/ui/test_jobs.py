@@ -1,0 +1,98 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from glide_jax.ui.jobs import Job
+
+
+def concurrently(*calls):
+    """What each call returns, all begun at once."""
+    results = [None] * len(calls)
+
+    def run(i):
+        results[i] = calls[i]()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def picture(value):
+    return [np.full((2, 2, 3), value, np.uint8)]
+
+
+def test_reports_come_in_order_and_add_up():
+    def work(report):
+        for value in range(5):
+            report(2, picture(value))
+        return "done"
+
+    job = Job(work)
+    news = list(job.progress())
+    assert [each.done for each in news] == [2, 4, 6, 8, 10]
+    assert [each.pictures[0][0, 0, 0] for each in news] == [0, 1, 2, 3, 4]
+    assert job.result == "done"
+
+
+def test_there_is_a_sign_of_life_while_there_is_no_news():
+    ready = threading.Event()
+    job = Job(lambda report: ready.wait(10), interval=0.05)
+    progress = job.progress()
+    assert next(progress).done == next(progress).done == 0
+    ready.set()
+    list(progress)
+
+
+def test_a_stop_ends_the_work_at_its_next_report():
+    reported, go_on = [], threading.Event()
+
+    def work(report):
+        for value in range(100):
+            report(1, picture(value))
+            reported.append(value)
+            go_on.wait(10)
+
+    job = Job(work)
+    progress = job.progress()
+    next(progress)
+    progress.close()
+    go_on.set()
+    assert job.join(10)
+    assert reported == [0]
+
+
+def test_what_the_work_raises_is_raised():
+    def work(report):
+        raise ZeroDivisionError("oh")
+
+    with pytest.raises(ZeroDivisionError, match="oh"):
+        list(Job(work).progress())
+
+
+def test_one_has_the_device_at_a_time_and_a_waiting_one_can_be_stopped():
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def work(report):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.1)
+        with lock:
+            inside[0] -= 1
+
+    concurrently(*[lambda: list(Job(work).progress()) for _ in range(3)])
+    assert most[0] == 1
+
+    release = threading.Event()
+    first, second = Job(lambda report: release.wait(10), interval=0.05), Job(work, interval=0.05)
+    holding, waiting = first.progress(), second.progress()
+    next(holding), next(waiting)
+    waiting.close()
+    assert second.join(10)
+    release.set()
+    list(holding)
