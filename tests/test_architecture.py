@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "evaluate": LEAVES | {"sample", "models", "tokenizer", "data"},
     "ui": LEAVES | {"sample", "evaluate"},
     "config": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample", "train", "evaluate"},
-    "convert": LEAVES | {"models", "checkpoint", "config"},
+    "convert": LEAVES | {"models", "tokenizer", "checkpoint", "config"},
     "configs": {"config"},
     "train.py": LEAVES | {"config", "train", "parallel"},
     "sample.py": LEAVES | {"config", "sample", "parallel"},

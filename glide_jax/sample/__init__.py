@@ -8,7 +8,6 @@ from glide_jax.sample.loading import LoadedModel as LoadedModel
 from glide_jax.sample.loading import check_upsampler as check_upsampler
 from glide_jax.sample.loading import checkpoint_config as checkpoint_config
 from glide_jax.sample.loading import checkpoint_step as checkpoint_step
-from glide_jax.sample.options import UPSAMPLER_DEFAULTS as UPSAMPLER_DEFAULTS
 from glide_jax.sample.options import SampleOptions as SampleOptions
 from glide_jax.sample.pipeline import Pipeline as Pipeline
 from glide_jax.sample.pipeline import Samples as Samples

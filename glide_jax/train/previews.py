@@ -9,7 +9,8 @@ from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, from_uint8, grid, to_uint8
 from glide_jax.models import ModelConfig, Params
 from glide_jax.randomness import keys_per_example, stream_key
-from glide_jax.sample import UPSAMPLER_DEFAULTS, Inputs, LoadedModel, Stage, check_upsampler
+from glide_jax.sample import Inputs, LoadedModel, Stage, check_upsampler
+from glide_jax.sample.options import UPSAMPLER_DEFAULTS
 from glide_jax.train.config import PreviewConfig
 from glide_jax.train.masks import MaskConfig, random_masks
 

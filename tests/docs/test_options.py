@@ -9,6 +9,7 @@ from glide_jax.config import default_config
 from glide_jax.data.__main__ import _parser as data_parser
 from glide_jax.evaluate.cli import parser as evaluate_parser
 from glide_jax.sample.cli import parser as sample_parser
+from glide_jax.ui.cli import parser as app_parser
 from tests.docs.blocks import PAGES, without_blocks
 
 _TRAIN = {"--config", "--dry_run", "--coordinator_address", "--num_processes", "--process_id"}
@@ -18,7 +19,7 @@ def known_flags():
     """The flags of all programs."""
     subparsers = [convert_parser()._subparsers, data_parser()._subparsers]
     commands = [command for group in subparsers for command in group._group_actions[0].choices.values()]
-    parsers = [sample_parser(), evaluate_parser(), *commands]
+    parsers = [sample_parser(), evaluate_parser(), app_parser(), *commands]
     return _TRAIN | {flag for parser in parsers for flag in parser._option_string_actions}
 
 
@@ -48,5 +49,5 @@ def test_flags_exist(page):
     code = [
         span for span in re.findall(r"`([^`]+)`", described(page)) if not re.match(r"uv |pip |sha256sum|#SBATCH", span)
     ]
-    flags = {flag for span in code for flag in re.findall(r"--[a-z][\w-]*", span)}
-    assert flags - known_flags() == set()
+    flags = {flag for span in code for flag in re.findall(r"--[a-z][\w.-]*", span)}
+    assert {flag for flag in flags - known_flags() if not flag.startswith("--config.")} == set()
