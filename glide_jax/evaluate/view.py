@@ -68,8 +68,8 @@ class View:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} pictures"),
-            _Rate(),
+            _Pictures(evaluations),
+            _Rate(evaluations),
             TimeElapsedColumn(),
             TextColumn("<"),
             TimeRemainingColumn(),
@@ -87,8 +87,8 @@ class Drawing:
         self._job, self._evaluations, self._plain, self._bars = job, evaluations, plain, bars
         self._prompt = -1
         if bars is not None:
-            self._all = bars.add_task("all prompts", total=pictures)
-            self._one = bars.add_task("", total=job.num_images)
+            self._all = bars.add_task("all prompts", total=pictures * evaluations)
+            self._one = bars.add_task("", total=job.num_images * evaluations)
 
     def advance(self, numbers: list[int], evaluations: int) -> None:
         """So many evaluations of each of these pictures are done."""
@@ -101,21 +101,32 @@ class Drawing:
             self._prompt = prompt
             done = numbers[0] - self._job.numbers(prompt)[0]
             name = f"{prompt + 1}/{len(self._job.prompts)} {self._job.prompts[prompt][:40]}"
-            self._bars.reset(self._one, completed=done, description=escape(name))
+            self._bars.reset(self._one, completed=done * self._evaluations, description=escape(name))
         mine = sum(number // self._job.num_images == prompt for number in numbers)
-        share = evaluations / self._evaluations
-        self._bars.advance(self._all, len(numbers) * share)
-        self._bars.advance(self._one, mine * share)
+        self._bars.advance(self._all, len(numbers) * evaluations)
+        self._bars.advance(self._one, mine * evaluations)
 
 
-class _Rate(ProgressColumn):
+class _Pictures(ProgressColumn):
+    """Pictures done, of a task counted in evaluations."""
+
+    def __init__(self, evaluations: int) -> None:
+        super().__init__()
+        self._evaluations = evaluations
+
+    def render(self, task: Task) -> Text:
+        done, total = task.completed // self._evaluations, (task.total or 0) // self._evaluations
+        return Text(f"{done:.0f}/{total:.0f} pictures", no_wrap=True)
+
+
+class _Rate(_Pictures):
     """Pictures a second, or seconds a picture where they are slow."""
 
     def render(self, task: Task) -> Text:
-        speed = task.speed or 0.0
+        speed = (task.speed or 0.0) / self._evaluations
         if not speed:
             return Text("")
-        return Text(f"{speed:.1f} pictures/s" if speed >= 1 else f"{1 / speed:.1f} s/picture")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", no_wrap=True)
 
 
 def device_facts() -> dict[str, str]:
