@@ -2,7 +2,7 @@
 
     python train.py --config configs/emoji.py
 
-Many hours on two CPU cores, minutes on a GPU.
+Many hours on two CPU cores, at some 20 pictures a second.
 """
 
 from ml_collections import ConfigDict

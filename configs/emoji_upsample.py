@@ -1,4 +1,4 @@
-"""A small upsampler, 32 -> 128 px, on the embedded 3-D pictures; hours on two CPU cores, minutes on a GPU.
+"""A small upsampler, 32 -> 128 px, on the embedded 3-D pictures; 40,000 of them, at 2 a second on two CPU cores.
 
     python train.py --config configs/emoji_upsample.py
 
