@@ -58,17 +58,24 @@ def conv(
     )
 
 
+class _GroupNorm(nnx.GroupNorm):
+    """Sums over pixels, then over a group's channels: one reduction over both takes a CPU five times as long."""
+
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
+        def group_mean(values: Float[Array, "batch height width channels"]) -> Float[Array, "batch 1 1 channels"]:
+            groups = values.mean((1, 2)).reshape(len(values), self.num_groups, -1).mean(-1)
+            return jnp.repeat(groups, self.group_size, axis=-1)[:, None, None]
+
+        centred = x.astype(jnp.float32)
+        centred -= group_mean(centred)
+        scale, bias = (param[...].reshape(1, 1, 1, -1) for param in (self.scale, self.bias))
+        factor = jax.lax.rsqrt(group_mean(centred * centred) + self.epsilon) * scale
+        return (centred * factor + bias).astype(self.dtype)
+
+
 def group_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm of 32 groups, eps 1e-5, two-pass statistics in float32 (torch: GroupNorm32)."""
-    return nnx.GroupNorm(
-        channels,
-        num_groups=32,
-        epsilon=1e-5,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
-    )
+    return _GroupNorm(channels, num_groups=32, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
 
 
 def layer_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
