@@ -72,15 +72,15 @@ def grid(
         cell: width of a cell in pixels; smaller pictures are enlarged by whole factors (nearest neighbour).
     """
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    cell = max(cell, *(max(picture.shape[:2]) for picture in pictures))
-    height = max(picture.shape[0] * (cell // max(picture.shape[:2])) for picture in pictures)
+    cell = max(cell, *(picture.shape[1] for picture in pictures))
+    height = max(picture.shape[0] * (cell // picture.shape[1]) for picture in pictures)
     rows = -(-len(pictures) // columns)
     step_x, step_y = cell + _PADDING, height + _PADDING + (_CAPTION_LINES * _LINE_HEIGHT + 2 if captions else 0)
     sheet = Image.new("RGB", (columns * step_x + _PADDING, rows * step_y + _PADDING), "white")
     draw = ImageDraw.Draw(sheet)
     for i, picture in enumerate(pictures):
         left, top = _PADDING + i % columns * step_x, _PADDING + i // columns * step_y
-        factor = cell // max(picture.shape[:2])
+        factor = cell // picture.shape[1]
         sheet.paste(
             Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0),
             (left, top),

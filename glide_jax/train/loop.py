@@ -59,6 +59,8 @@ class Trainer:
         self.state = self.origin.state(self.program, self.store)
         self.step = int(self.state["step"])
         self._validated: tuple[int, float] | None = None
+        # Of the weights that fine-tuning began with.
+        self._first_mse: float | None = self.origin.record.get("first_mse") if self.origin.continues else None
 
     def run(self) -> int:
         """Trains to `max_steps`; returns 0, or 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM) after
@@ -96,6 +98,8 @@ class Trainer:
         self._rate = learning_rate(train.optimizer, train.max_steps)
 
     def _train(self, step_fn: jax.stages.Compiled, interrupt: Interrupt) -> None:
+        if self.step == 0 and self.config.init_from:
+            self._show_beginning()
         pending: tuple[int, Mapping[str, Array], Batch] | None = None
         while self.step < self.config.train.max_steps and not interrupt.stops(self.step):
             batch = next(self.data)
@@ -112,6 +116,13 @@ class Trainer:
                 self._meter.resume()
         if pending is not None:
             self._account(*pending)
+
+    def _show_beginning(self) -> None:
+        """What fine-tuning begins with, to compare its end with."""
+        self._validate()
+        self._first_mse = self._validated and self._validated[1]
+        self._draw()
+        self._meter.resume()
 
     def _account(self, step: int, metrics: Mapping[str, Array], batch: Batch) -> None:
         """Takes in the metrics of an update, waiting for the device to have done it."""
@@ -182,6 +193,8 @@ class Trainer:
         }
         if self._validated and self._validated[0] == self.step:
             record["validation_mse"] = self._validated[1]
+        if self._first_mse is not None:
+            record["first_mse"] = self._first_mse
         self.store.save(self.step, self.state, record)
 
     def _finish(self, interrupt: Interrupt) -> int:
@@ -201,7 +214,11 @@ class Trainer:
         if received:
             print(f"stopped by {received.name} after {self.step} updates; run the same command to go on")
         else:
-            print(f"done: {self.step} updates; grids are in {self.run_dir / 'samples'}")
+            if self._first_mse is not None and self._validated:
+                print(f"validation loss {self._first_mse:.4f} before, {self._validated[1]:.4f} after")
+            compared = self.log.before_and_after(self.step)
+            pictures = f"{compared} and the grids are" if compared else "grids are"
+            print(f"done: {self.step} updates; {pictures} in {self.run_dir / 'samples'}")
 
 
 def _is_first() -> bool:

@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import Pixels, save_png
+from glide_jax.images import Pixels, grid, save_png
 from glide_jax.train.run_config import RunConfig
 
 
@@ -67,7 +68,7 @@ class RunLog:
         """Writes a picture drawn after `step` updates."""
         if not self._writes:
             return
-        path = self._run_dir / "samples" / f"{name}_{step:08d}.png"
+        path = self._path(name, step)
         save_png(path, pixels)
         if self._board is not None:
             self._board.add_image(name, pixels, step, dataformats="HWC")
@@ -75,6 +76,30 @@ class RunLog:
             import wandb  # noqa: PLC0415 - an extra
 
             self._wandb.log({name: wandb.Image(str(path)), "iter": step})
+
+    def before_and_after(self, step: int) -> str:
+        """Puts the grids of the start and of `step` side by side, after the true pictures if their layout is the same.
+
+        Returns the name of the file, or nothing where no grid was drawn at the start.
+        """
+        if not self._path("grid", 0).exists():
+            return ""
+        before, after = _read(self._path("grid", 0)), _read(self._path("grid", step))
+        sheets = {"before": before, f"after {step} updates": after}
+        true = _read(self._path("data", 0))
+        if true.shape == before.shape:
+            sheets = {"what it is shown": true, **sheets}
+        name = "before_after.png"
+        save_png(self._run_dir / "samples" / name, grid(list(sheets.values()), list(sheets), columns=len(sheets)))
+        return name
+
+    def _path(self, name: str, step: int) -> Path:
+        return self._run_dir / "samples" / f"{name}_{step:08d}.png"
+
+
+def _read(path: Path) -> Pixels:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _short(value: float | int) -> float | int:

@@ -17,7 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 FOOD = "datasets/emoji/train-food-3d.tar"
 TINY = [
-    "--config=configs/emoji32.py",
+    "--config=configs/emoji.py",
     "--config.model.image_size=16",
     "--config.model.channel_mult=(1,1)",
     "--config.model.attention_resolutions=(8,)",
@@ -113,6 +113,31 @@ def test_training_may_start_from_another_checkpoint(whole_run, tmp_path):
     assert result.returncode == 2
     assert "num_channels: 64 there, 32 here" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "wide").exists()
+
+
+def test_fine_tuning_shows_what_it_began_with_and_what_came_of_it(whole_run, tmp_path):
+    def validation(run_dir):
+        lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
+        return {line["step"]: line["validation_mse"] for line in lines if "validation_mse" in line}
+
+    validated = ["--config.data.validation_path=datasets/emoji/val-food-3d.tar", "--config.train.validate_every=2"]
+    given = [*validated, f"--config.init_from={whole_run}", "--config.train.optimizer.ema_decay=0.5"]
+    assert train(tmp_path, *given, "--config.train.max_steps=2").returncode == 0
+    # It goes on to the end, and still knows the beginning.
+    result = train(tmp_path, *given, "--config.train.max_steps=4")
+    assert result.returncode == 0, result.stderr
+    found = validation(tmp_path)
+    assert sorted(found) == [0, 2, 4]
+    assert found[0] == pytest.approx(validation(whole_run)[6], rel=1e-5)
+    assert f"validation loss {found[0]:.4f} before, {found[4]:.4f} after" in result.stdout
+    assert "done: 4 updates; before_after.png and the grids are in" in result.stdout
+    names = ("data_00000000", "grid_00000000", "grid_00000004")
+    sheets = [Image.open(tmp_path / "samples" / f"{name}.png") for name in names]
+    both = np.asarray(Image.open(tmp_path / "samples" / "before_after.png"))
+    width = sheets[0].width
+    for number, sheet in enumerate(sheets):
+        left = 4 + number * (width + 4)
+        assert (both[4 : 4 + sheet.height, left : left + width] == np.asarray(sheet)).all()
 
 
 def sample(checkpoint, output, *arguments):
