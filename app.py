@@ -1,4 +1,4 @@
-"""Draws in the browser: `python app.py --checkpoint runs/emoji32`."""
+"""Draws in the browser: `python app.py`."""
 
 from glide_jax.errors import run_cli
 from glide_jax.ui.cli import main

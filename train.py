@@ -1,4 +1,4 @@
-"""Trains or fine-tunes a model: `python train.py --config configs/emoji32.py [--config.train.batch_size=8 ...]`."""
+"""Trains or fine-tunes: `python train.py --config configs/emoji_finetune.py [--config.train.batch_size=8 ...]`."""
 
 import sys
 from typing import Any
@@ -40,7 +40,7 @@ def _parse(argv: list[str]) -> Any:
     if len(rest) > 1:
         raise GlideError(f"unexpected argument {rest[1]!r}; options are written --config.NAME=VALUE")
     if _CONFIG.value is None:
-        raise GlideError("no configuration given: add --config configs/emoji32.py (or another page of configs/)")
+        raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
     return _CONFIG.value
 
 

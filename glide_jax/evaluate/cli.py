@@ -19,7 +19,7 @@ from glide_jax.evaluate.scorer import NoisedClipScorer, Scorer
 from glide_jax.evaluate.scores import clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
-from glide_jax.sample import LoadedClip, Pipeline, checkpoint_step
+from glide_jax.sample import LoadedClip, Pipeline, checkpoint_step, parse_with_shipped
 from glide_jax.sample.cli import (
     add_sampler_options,
     add_upsampler_options,
@@ -32,7 +32,7 @@ from glide_jax.sample.cli import (
 
 _EXAMPLES = """\
 examples:
-  python evaluate.py --checkpoint runs/emoji32 --prompt_file datasets/prompts/emoji.txt --num_images 4
+  python evaluate.py --prompt_file datasets/prompts/emoji.txt --num_images 4
   python evaluate.py --checkpoint glide/base --upsampler glide/upsample --prompts "a red bicycle|a corgi" --clip_rerank
   python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip_rerank --clip_model ViT-B-32 --clip_checkpoint b32.pt
   python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip glide/clip-text glide/clip-image --clip_rerank --clip_model noised
@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_run(parse: argparse.ArgumentParser) -> None:
     group = parse.add_argument_group("models, prompts, output")
     add = group.add_argument
-    add("--checkpoint", metavar="DIR", help="base model: a run folder, one of its checkpoints, or a converted model")
+    add("--checkpoint", metavar="DIR",
+        help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
+        "checkpoints/emoji/base)")  # fmt: skip
     add("--upsampler", metavar="DIR", help="upsampler that enlarges what the base model draws")
     prompts = group.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", metavar="A|B", help="captions with | between them")
@@ -185,9 +187,11 @@ def _plan(argv: Sequence[str] | None) -> _Plan:
     if args.resume is not None:
         folder = RunFolder.open(args.resume)
         args = _resumed(argv, folder)
+    else:
+        args = parse_with_shipped(parser(), argv)
     prompts = folder.prompts if folder is not None else _prompts(args)
     if args.checkpoint is None:
-        raise GlideError("no model: give --checkpoint DIR (a base model), or --resume DIR")
+        raise GlideError("an upsampler alone draws nothing: give --checkpoint DIR (a base model) as well")
     _check_clip(args)
     _check_reference(args)
     args.inception_checkpoint = args.inception_checkpoint and Path(args.inception_checkpoint).absolute()

@@ -16,11 +16,12 @@ from glide_jax.images import grid, save_png
 from glide_jax.sample.compare import compare
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
 from glide_jax.sample.pipeline import Pipeline, Samples
+from glide_jax.sample.shipped import parse_with_shipped
 from glide_jax.tokenizer import GlideTokenizer
 
 _EXAMPLES = """\
 examples:
-  python sample.py --checkpoint runs/emoji32 --prompt "a 3d render of a turtle" --num_samples 4
+  python sample.py --prompt "a 3d render of a turtle" --num_samples 4
   python sample.py --checkpoint glide/base --upsampler glide/upsample --prompt "a red bicycle" --sampler dpmpp_2m
   python sample.py --checkpoint glide/base --prompt "a hedgehog" --compare ddim,plms,dpmpp_2m --steps 10,20,50
   python sample.py --checkpoint glide/base --prompt "the same in snow" --init_image house.jpg --strength 0.6
@@ -49,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("models and prompts").add_argument
-    add("--checkpoint", metavar="DIR", help="base model: a run folder, one of its checkpoints, or a converted model")
+    add("--checkpoint", metavar="DIR",
+        help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
+        "checkpoints/emoji/base)")  # fmt: skip
     add("--upsampler", metavar="DIR", help="upsampler that enlarges what the base model draws")
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
     add("--prompt", action="append", default=[], help="caption to draw; may be given several times")
@@ -136,11 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         GlideError: no prompts, unreadable files, no such checkpoint, impossible options, unwritable folder.
     """
-    args = parser().parse_args(argv)
+    args = parse_with_shipped(parser(), argv)
     keep_compiled_programs()
     prompts = [*args.prompt, *read_prompts(args.prompt_file)]
-    if args.checkpoint is None and args.upsampler is None:
-        raise GlideError("no model: give --checkpoint DIR (a base model), --upsampler DIR, or both")
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to draw: give --prompt "a caption" or --prompt_file FILE')
     options = sample_options(args)

@@ -10,7 +10,7 @@ from glide_jax.cache import keep_compiled_programs
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.cli import NOISED, scorer_loader
-from glide_jax.sample import LoadedClip
+from glide_jax.sample import LoadedClip, shipped_model
 from glide_jax.sample.cli import read_prompts
 from glide_jax.ui.following import Studio
 from glide_jax.ui.models import Models
@@ -23,12 +23,10 @@ examples:
   python app.py --checkpoint glide/base --upsampler glide/upsample
   python app.py --models runs --models glide --clip_model ViT-B-32
 """
-_SHIPPED = Path("checkpoints/emoji")
-_TRAINED = Path("runs/emoji32")
 _LIMITS = Limits()
 _CAPTIONS = {
-    True: ("a 3d render of a banana", "a 3d render of a red apple", "a flat icon of a cup",
-           "a 3d render of a leafy green"),
+    True: ("a 3d render of a banana", "a 3d render of a turtle", "a flat icon of a strawberry",
+           "a shaded drawing of a tangerine"),
     False: ("a red bicycle leaning on a brick wall", "an oil painting of a harbour at dawn",
             "a photograph of a hedgehog in autumn leaves"),
 }  # fmt: skip
@@ -102,7 +100,7 @@ def make_studio(args: argparse.Namespace, limits: Limits) -> Studio:
     )  # fmt: skip
     bases, upsamplers = models.bases, models.upsamplers
     base = next(iter(bases), None)
-    wanted = upsamplers if args.upsampler or args.emoji or base is None else []
+    wanted = upsamplers if args.upsampler or base is None else []
     fitting = [up for up in wanted if base is None or up.enlarges == base.image_size]
     if base is None and not upsamplers:
         raise GlideError(f"no model in {', '.join(map(str, args.models))}: give --checkpoint DIR")
@@ -145,19 +143,10 @@ def _require_gradio() -> None:
 
 
 def _set_defaults(args: argparse.Namespace) -> None:
-    """With nothing given: the shipped model, or the one that the README's first command trains."""
+    """With nothing given: the model in `checkpoints/emoji`."""
     args.emoji = not (args.checkpoint or args.upsampler or args.models)
-    if not args.emoji:
-        return
-    if _SHIPPED.is_dir():
-        args.models = [_SHIPPED]
-    elif _TRAINED.is_dir():
-        args.checkpoint = [_TRAINED]
-    else:
-        raise GlideError(
-            "no model: give --checkpoint DIR, or train one in a quarter of an hour with"
-            " `python train.py --config configs/emoji32.py`"
-        )
+    if args.emoji:
+        args.checkpoint = [shipped_model()]
 
 
 def _limits(args: argparse.Namespace) -> Limits:

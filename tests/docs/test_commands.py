@@ -52,7 +52,7 @@ def shortened(words: list[str]) -> list[str]:
     """The same command with a tiny model, few steps and few shards."""
     words = [word.replace("{00000..00331}", "{00000..00001}") for word in words]
     if words[0] == "train.py":
-        model = _TINY_UPSAMPLER if any("upsample256" in word for word in words) else _TINY
+        model = _TINY_UPSAMPLER if any("upsample" in word for word in words) else _TINY
         options = {f"model.{name}": value for name, value in model.items()}
         options |= {f"train.{name}": value for name, value in _SHORT.items()}
         return [*words, *(f"--config.{name}={value}" for name, value in options.items())]
@@ -61,7 +61,7 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, *few, *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
     if words[0] == "evaluate.py" and "--resume" not in words:
         return [*words, "--num_steps", "2", *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
-    if words[0] == "tests/benchmarks/retrieval.py":
+    if words[0] == "tests/benchmarks/quality.py":
         return [*words, "--captions", "2", "--num_steps", "2"]
     return words
 
@@ -121,10 +121,10 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [])
-        train = ["train.py", "--config", "configs/emoji32.py", f"--config.run_dir={folder / 'emoji32'}"]
+        train = ["train.py", "--config", "configs/emoji.py", f"--config.run_dir={folder / 'emoji'}"]
         execute(shortened(train))
         drawn = ["--prompts", "a cat|a dog", "--output_format", "png", "--output_dir", str(folder)]
-        execute(shortened(["evaluate.py", "--checkpoint", str(folder / "emoji32"), *drawn]))
+        execute(shortened(["evaluate.py", "--checkpoint", str(folder / "emoji"), *drawn]))
     (folder / "00000").rename(folder / "evaluated")
     return folder
 

@@ -57,8 +57,12 @@ def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) ->
     (folder / "models").mkdir()
     for model in models.iterdir():
         (folder / "models" / model.name).symlink_to(model)
-    for name in ("emoji32", "base64", "mine"):
-        shutil.copytree(runs / "emoji32", folder / "runs" / name)
+    for name in ("emoji", "emoji_finetune", "base64", "mine"):
+        shutil.copytree(runs / "emoji", folder / "runs" / name)
+    (folder / "checkpoints" / "emoji").mkdir(parents=True)
+    shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
+    shutil.copy(ROOT / "checkpoints/emoji/captions.txt", folder / "checkpoints" / "emoji")
+    (folder / "checkpoints" / "emoji" / "base").symlink_to(runs / "emoji")
     shutil.copytree(runs / "evaluated", folder / "out" / "evaluate" / "00000")
     for name in FOREIGN:
         (folder / f"{name}.pt").symlink_to(torch_files / f"{name}.pt")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from configs import emoji32
+from configs import emoji
 from glide_jax.checkpoint import CheckpointStore, complete_steps, read_record
 from glide_jax.config import from_ml_collections
 from glide_jax.parallel import make_mesh
@@ -64,7 +64,7 @@ def wait_until(process, condition):
 
 def state_of(run_dir):
     """The whole state of a run's newest checkpoint."""
-    page = emoji32.get_config()
+    page = emoji.get_config()
     for argument in TINIEST[1:]:
         key, value = argument.removeprefix("--config.").split("=", 1)
         page.update_from_flattened_dict({key: value if key == "data.path" else ast.literal_eval(value)})

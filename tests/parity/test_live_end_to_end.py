@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint is converted, fine-tuned and taken back by command lines; both sides draw the same picture."""
+"""Models taken back to PyTorch draw the same there: a converted one after fine-tuning, and the shipped one."""
 
 import json
 import subprocess
@@ -18,6 +18,7 @@ creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a 3d render of a banana"
+SHIPPED = "checkpoints/emoji/base"
 PAGE = """
 from glide_jax.config import default_config
 
@@ -73,21 +74,45 @@ def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comp
     assert len(moved) > 0.9 * len(before)
     theirs.load_state_dict(after, strict=True)
 
-    ours = LoadedModel.from_checkpoint(tmp_path / "run")
     x_t = draw("end-to-end/x_T", (1, 3, 64, 64))
+    assert_same_picture(
+        LoadedModel.from_checkpoint(tmp_path / "run"), theirs, x_t, comparison, "fine-tuned, then drawn"
+    )
+
+
+def test_the_shipped_model_draws_the_same_there(tmp_path, comparison):
+    run("-m", "convert", "to-torch", SHIPPED, "--output", tmp_path / "shipped.pt")
+    ours = LoadedModel.from_checkpoint(ROOT / SHIPPED)
+    config = ours.stage.model.config
+    options = {name: getattr(config, name) for name in manifest("tiny", "base")["options"] if hasattr(config, name)}
+    options |= {"cache_text_emb": False, "use_fp16": False}
+    for name in ("channel_mult", "attention_resolutions"):
+        options[name] = ",".join(map(str, options[name]))
+    theirs = creation.create_model(**options)
+    theirs.load_state_dict(torch.load(tmp_path / "shipped.pt", weights_only=True), strict=True)
+    x_t = draw("shipped/x_T", (1, 3, config.image_size, config.image_size))
+    assert_same_picture(ours, theirs, x_t, comparison, "shipped model")
+
+
+def assert_same_picture(ours, theirs, x_t, comparison, title):
     drawn = ours.stage.sample(
         ours.params,
-        Inputs([PROMPT], [0], x_t=x_t.transpose(0, 2, 3, 1)),
+        Inputs([PROMPT], [0], x_t=nhwc(x_t)),
         SampleOptions(timestep_respacing="ddim10", guidance_scale=1.0),
     )
-    tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), options["text_ctx"])
+    text_ctx = ours.stage.model.config.text_ctx
+    tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), text_ctx)
     diffusion = creation.create_gaussian_diffusion(1000, "squaredcos_cap_v2", "ddim10")
     with torch.no_grad():
         reference = diffusion.ddim_sample_loop(
-            theirs.eval(), (1, 3, 64, 64), noise=torch.from_numpy(x_t), device="cpu",
+            theirs.eval(), x_t.shape, noise=torch.from_numpy(x_t), device="cpu",
             model_kwargs={"tokens": torch.tensor([tokens]), "mask": torch.tensor([mask])},
         )  # fmt: skip
-    comparison.check("fine-tuned, then drawn", "tiny", np.asarray(drawn).transpose(0, 3, 1, 2), reference, 3e-4)
-    grey = [to_uint8(image).astype(int) for image in (np.asarray(drawn), reference.numpy().transpose(0, 2, 3, 1))]
+    comparison.check(title, "tiny", np.asarray(drawn).transpose(0, 3, 1, 2), reference, 3e-4)
+    grey = [to_uint8(image).astype(int) for image in (np.asarray(drawn), nhwc(reference.numpy()))]
     assert np.abs(grey[0] - grey[1]).max() <= 1
     assert grey[0].std() > 10
+
+
+def nhwc(images):
+    return images.transpose(0, 2, 3, 1)

