@@ -2,8 +2,8 @@
 
     python train.py --config configs/emoji_upsample.py
 
-`python sample.py --upsampler runs/emoji_upsample --checkpoint checkpoints/emoji/base` puts it after the small base model.
-Other sizes are a matter of `image_size` and `low_res_size`.
+`python sample.py --checkpoint checkpoints/emoji/base --upsampler runs/emoji_upsample` puts it after the small base
+model. Other sizes are a matter of `image_size` and `low_res_size`.
 """
 
 from ml_collections import ConfigDict
