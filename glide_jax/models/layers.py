@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from glide_jax.models.convolution import convolve
+
 # PyTorch's default for Linear and Conv: uniform in +-1/sqrt(fan_in).
 _UNIFORM = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
@@ -54,6 +56,7 @@ def conv(
         param_dtype=jnp.float32,
         kernel_init=init,
         promote_dtype=_all_but_bias,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 

@@ -1,0 +1,78 @@
+"""A convolution whose kernel gradient is quick on a CPU too."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Image = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "size size channels features"]
+
+# So many pixels of shifted copies stay in a core's cache.
+_BLOCK_PIXELS = 1024
+
+
+def convolve(
+    x: Image, kernel: Kernel, strides: tuple[int, int], padding: Any, **options: Any
+) -> Float[Array, "batch new_height new_width features"]:
+    """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it.
+
+    On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA has a kernel
+    as large as the picture there instead, and is up to eight times as slow.
+    """
+
+    def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    same = strides == (1, 1) and padding == [(kernel.shape[0] // 2,) * 2] * 2
+    return _with_quick_gradient(plain)(x, kernel) if same else plain(x, kernel)
+
+
+def kernel_gradient(
+    x: Image, gradient: Float[Array, "batch height width features"], size: int
+) -> Float[Array, "size size channels features"]:
+    """Gradient in the kernel of a zero-padded convolution of odd `size` and stride 1, accumulated in float32.
+
+    dW[i, j] = sum_p x[p + (i, j) - size // 2]^T gradient[p]. Moving x along the rows and the gradient along the columns
+    makes all of them one matrix product, of `size` times the channels by `size` times the features, over all pixels;
+    it is summed up over blocks of rows, so that the moved copies never leave the cache.
+    """
+    batch, height, width, channels = x.shape
+    features, half = gradient.shape[-1], size // 2
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and n * batch * width <= _BLOCK_PIXELS or n == 1)
+    x = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (half, half), (0, 0), (0, 0)))
+
+    def add_block(block: Any, total: Array) -> Array:
+        some_x = jax.lax.dynamic_slice_in_dim(x, block * rows, rows, axis=1)
+        some_g = jax.lax.dynamic_slice_in_dim(gradient, block * rows, rows + 2 * half, axis=1)
+        moved_x = jnp.concatenate([some_x[:, :, j : j + width] for j in range(size)], axis=-1)
+        moved_g = jnp.concatenate([some_g[:, i : i + rows] for i in reversed(range(size))], axis=-1)
+        return total + jnp.einsum("bhwc,bhwd->cd", moved_x, moved_g, preferred_element_type=jnp.float32)
+
+    total = jnp.zeros((size * channels, size * features), jnp.float32)
+    total = jax.lax.fori_loop(0, height // rows, add_block, total)
+    return total.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
+
+
+def _with_quick_gradient(plain: Callable[[Image, Kernel], Array]) -> Callable[[Image, Kernel], Array]:
+    quick = jax.custom_vjp(plain)
+
+    def forward(x: Image, kernel: Kernel) -> tuple[Array, tuple[Image, Kernel]]:
+        return plain(x, kernel), (x, kernel)
+
+    def backward(saved: tuple[Image, Kernel], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
+        of_kernel = jax.lax.platform_dependent(
+            x,
+            gradient,
+            cpu=lambda x, gradient: kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype),
+            default=lambda x, gradient: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](gradient)[0],
+        )
+        return of_x, of_kernel
+
+    quick.defvjp(forward, backward)
+    return quick
