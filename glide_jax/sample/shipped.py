@@ -7,6 +7,8 @@ from pathlib import Path
 from glide_jax.errors import GlideError
 
 _BASE = Path("checkpoints/emoji/base")
+# It is small and was trained for hours, not weeks: fresh noise at every step mends many of its mistakes.
+SHIPPED_SAMPLER = "ddpm"
 
 
 def shipped_model() -> str:
@@ -24,7 +26,6 @@ def parse_with_shipped(parse: argparse.ArgumentParser, argv: Sequence[str] | Non
     """Parses a command line that may name no model: then the shipped one draws, by `ddpm` where it names no sampler."""
     args = parse.parse_args(argv)
     if args.checkpoint is None and args.upsampler is None:
-        # It is small and was trained for an hour: fresh noise at every step mends many of its mistakes.
-        parse.set_defaults(checkpoint=shipped_model(), sampler="ddpm")
+        parse.set_defaults(checkpoint=shipped_model(), sampler=SHIPPED_SAMPLER)
         args = parse.parse_args(argv)
     return args

@@ -9,8 +9,8 @@ _SAMPLER_HELP = "dpmpp_2m and unipc need fewest steps; ddpm adds fresh noise, wh
 _OF_APG = ("apg_eta", "apg_momentum", "apg_norm_threshold")
 
 
-def settings_panels(limits: Limits, *, has_clip: bool) -> dict[str, Any]:
-    """Builds the panels inside a `gr.Blocks`; returns the components by name."""
+def settings_panels(limits: Limits, sampler: str, *, has_clip: bool) -> dict[str, Any]:
+    """Builds the panels inside a `gr.Blocks`, with that sampler chosen; returns the components by name."""
     import gradio as gr  # noqa: PLC0415
 
     made = _Panels(gr, bounds(limits))
@@ -21,7 +21,7 @@ def settings_panels(limits: Limits, *, has_clip: bool) -> dict[str, Any]:
         made.slider("num_steps", "Steps", "more take longer")
         made.slider("guidance_scale", "Guidance", "how hard to follow the prompt; 1 is twice as fast", step=0.1)
     with gr.Accordion("Sampler", open=False):
-        _sampler(gr, made)
+        _sampler(gr, made, sampler)
     with gr.Accordion("Guidance and range", open=False):
         _guidance(gr, made, has_clip)
     with gr.Accordion("Upsampler", open=False):
@@ -51,25 +51,31 @@ class _Panels:
             min_width=140, elem_id=name, **({"placeholder": "default"} | options),
         )  # fmt: skip
 
-    def menu(self, name: str, label: str, info: str | None = None, blank: str = "") -> None:
+    def menu(self, name: str, label: str, info: str | None = None, blank: str = "", chosen: str = "") -> None:
         choices = [(choice or blank, choice) for choice in CHOICES[name]]
-        self.fields[name] = self._gr.Dropdown(choices, value=choices[0][1], label=label, info=info, min_width=180)
+        value = chosen or choices[0][1]
+        self.fields[name] = self._gr.Dropdown(choices, value=value, label=label, info=info, min_width=180)
 
 
-def _sampler(gr: Any, made: _Panels) -> None:
+def _sampler(gr: Any, made: _Panels, chosen: str) -> None:
+    in_force = options_in_force(chosen, "")
+
+    def optional(name: str, info: str) -> None:
+        made.number(name, name, info, visible=name in in_force)
+
     with gr.Row():
-        made.menu("sampler", "Sampler", _SAMPLER_HELP)
+        made.menu("sampler", "Sampler", _SAMPLER_HELP, chosen=chosen)
         made.menu("schedule", "Schedule", "which noise levels to visit", blank="the sampler's own")
     with gr.Row():
-        made.number("eta", "eta", "share of fresh noise")
-        made.number("s_churn", "s_churn", "noise added before steps", visible=False)
-        made.number("s_tmin", "s_tmin", "its lowest sigma", visible=False)
-        made.number("s_tmax", "s_tmax", "its highest sigma", visible=False)
-        made.number("s_noise", "s_noise", "spread of added noise", visible=False)
+        optional("eta", "share of fresh noise")
+        optional("s_churn", "noise added before steps")
+        optional("s_tmin", "its lowest sigma")
+        optional("s_tmax", "its highest sigma")
+        optional("s_noise", "spread of added noise")
     with gr.Row():
-        made.number("sigma_min", "sigma_min", "lowest sigma", visible=False)
-        made.number("sigma_max", "sigma_max", "highest sigma", visible=False)
-        made.number("rho", "rho", "power of the schedule", visible=False)
+        optional("sigma_min", "lowest sigma")
+        optional("sigma_max", "highest sigma")
+        optional("rho", "power of the schedule")
     made.fields["timestep_respacing"] = gr.Textbox(
         label="Respacing", info="in place of steps and schedule: fast27, ddim50, 10,10,3,2,2", max_lines=1
     )

@@ -1,6 +1,7 @@
 import contextlib
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def test_pictures_are_those_of_the_command_line(studio, models):
         "prompt": "a cat", "seed": "1", "index": "0", "sampler": "dpmpp_2m", "num_steps": "10", "schedule": "karras",
         "guidance_scale": "3.0", "checkpoint": "base", "negative_prompt": "a dog",
     }  # fmt: skip
+
+
+def test_a_client_that_names_no_sampler_gets_the_one_chosen_first(studio):
+    _, _, entries = drawn(replace(studio, sampler="ddpm"))
+    assert entries[0]["sampler"] == "ddpm"
+    _, _, entries = drawn(replace(studio, sampler="ddpm"), sampler="plms")
+    assert entries[0]["sampler"] == "plms"
 
 
 def test_the_seed_shown_draws_the_same_again(studio):
