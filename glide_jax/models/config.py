@@ -90,12 +90,6 @@ class ModelConfig:
         return f"{kind}-inpaint" if self.inpaint else kind  # type: ignore[return-value]
 
     @property
-    def attention_levels(self) -> tuple[int, ...]:
-        """Levels that get attention, from 0 at full size: with the widths, what the weights are of at any size."""
-        sides = (self.image_size >> level for level in range(len(self.channel_mult)))
-        return tuple(level for level, side in enumerate(sides) if side in self.attention_resolutions)
-
-    @property
     def in_channels(self) -> int:
         """Input channels: noisy picture, then masked picture and mask, then low-resolution picture."""
         return 3 + 4 * self.inpaint + 3 * self.super_res

@@ -19,8 +19,8 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it.
 
-    On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA has a kernel
-    as large as the picture there instead, and is up to eight times as slow.
+    On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA convolves
+    with a kernel as large as the picture there, and is up to eight times as slow.
     """
 
     def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:
@@ -41,7 +41,8 @@ def kernel_gradient(
     """
     batch, height, width, channels = x.shape
     features, half = gradient.shape[-1], size // 2
-    rows = max(n for n in range(1, height + 1) if height % n == 0 and n * batch * width <= _BLOCK_PIXELS or n == 1)
+    most = max(1, _BLOCK_PIXELS // (batch * width))
+    rows = max(n for n in range(1, min(most, height) + 1) if height % n == 0)
     x = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (half, half), (0, 0), (0, 0)))
 

@@ -168,7 +168,7 @@ class UNet(nnx.Module):
         self.down = nnx.List([])
         skips = [channels]
         for level, level_width in enumerate(widths):
-            attends = level in config.attention_levels
+            attends = config.image_size >> level in config.attention_resolutions
             for _ in range(config.num_res_blocks):
                 self.down.append(Stage(res(channels, level_width), attn(level_width) if attends else None))
                 channels = level_width
@@ -181,7 +181,7 @@ class UNet(nnx.Module):
 
         self.up = nnx.List([])
         for level in range(last, -1, -1):
-            attends = level in config.attention_levels
+            attends = config.image_size >> level in config.attention_resolutions
             for i in range(config.num_res_blocks + 1):
                 block = res(channels + skips.pop(), widths[level])
                 channels = widths[level]

@@ -9,7 +9,7 @@ from glide_jax.checkpoint import CheckpointStore, complete_steps, read_record
 from glide_jax.errors import GlideError
 from glide_jax.train.program import Program
 from glide_jax.train.run_config import RunConfig
-from glide_jax.train.starting import load_starting_weights, require_same
+from glide_jax.train.starting import load_starting_weights, require_fit, require_same
 from glide_jax.train.step import State
 
 # Options that decide which arrays a training state holds, beside the model's own.
@@ -43,9 +43,10 @@ class Origin:
         if not source:
             return cls(False, {})
         record = read_record(source)
-        # A plain model's weights may start one that completes pictures.
-        ignore = ("inpaint",) if config.model.inpaint and not continues else ()
-        require_same("model", asdict(config.model), record.get("model", {}), str(source), ignore)
+        if continues:
+            require_same("model", asdict(config.model), record.get("model", {}), str(source))
+        else:
+            require_fit(config.model, record.get("model", {}), str(source))
         require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), str(source))
         if continues and "train" in record.get("config", {}):
             theirs, ours_train = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))

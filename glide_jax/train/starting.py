@@ -28,8 +28,25 @@ def require_same(
         raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")
 
 
+def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
+    """Checks that a model of `config` can start from weights of another, by the model entry of their record.
+
+    It may inpaint where theirs cannot, and draw another size: a UNet's weights know none, as long as attention stays at
+    the same fractions of it.
+
+    Raises:
+        GlideError: they differ in more; every difference is listed.
+    """
+    ignore = ["inpaint"] if config.inpaint else []
+    size = theirs.get("image_size", config.image_size)
+    fractions = {side / size for side in theirs.get("attention_resolutions", ())}
+    if fractions == {side / config.image_size for side in config.attention_resolutions}:
+        ignore += ["image_size", "low_res_size", "attention_resolutions"]
+    require_same("model", asdict(config), theirs, where, tuple(ignore))
+
+
 def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> Params:
-    """The weights at `path` for a model of `config`, which may inpaint where the checkpoint's cannot.
+    """The weights at `path` for a model of `config`, as far as `require_fit` lets it differ.
 
     Args:
         path: any checkpoint.
@@ -37,7 +54,7 @@ def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> P
         abstract: its parameters, with the shardings wanted.
     """
     theirs = read_record(path).get("model", {})
-    require_same("model", asdict(config), theirs, path, ignore=("inpaint",) if config.inpaint else ())
+    require_fit(config, theirs, path)
     if not config.inpaint or theirs.get("inpaint"):
         return load_weights(path, abstract)
     plain = Glide(replace(config, inpaint=False)).abstract_params()

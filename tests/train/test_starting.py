@@ -1,4 +1,4 @@
-"""Starting an inpainting model from a plain one: before any update it computes the same."""
+"""Starting a model from another: one that inpaints from a plain one, one of another size."""
 
 from dataclasses import asdict, replace
 
@@ -39,6 +39,22 @@ def test_update_0_equals_the_plain_model(plain, tmp_path):
     kernel = changed["unet"]["input_conv"]["kernel"]
     changed["unet"]["input_conv"]["kernel"] = kernel.at[:, :, 3:7].set(0.1)
     assert np.abs(wide(changed, x, t, given) - expected).max() > 1e-3
+
+
+def test_a_model_of_another_size_starts_from_the_same_weights(tmp_path):
+    weights = random_weights(Glide(UPSAMPLER).abstract_params())
+    save_weights(tmp_path / "small", weights, {"model": asdict(UPSAMPLER)})
+    doubled = tuple(2 * side for side in UPSAMPLER.attention_resolutions)
+    large = Glide(replace(UPSAMPLER, image_size=32, low_res_size=16, attention_resolutions=doubled))
+    params = load_starting_weights(str(tmp_path / "small"), large.config, large.abstract_params())
+    jax.tree.map(np.testing.assert_array_equal, params, weights)
+
+
+def test_attention_at_another_level_is_refused(tmp_path):
+    save_weights(tmp_path / "small", random_weights(Glide(BASE).abstract_params()), {"model": asdict(BASE)})
+    large = Glide(replace(BASE, image_size=32))
+    with pytest.raises(GlideError, match="image_size: 16 there, 32 here"):
+        load_starting_weights(str(tmp_path / "small"), large.config, large.abstract_params())
 
 
 def test_other_differences_are_refused(tmp_path):
