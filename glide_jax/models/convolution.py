@@ -20,7 +20,7 @@ def convolve(
     """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it.
 
     On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA convolves
-    with a kernel as large as the picture there, and is up to eight times as slow.
+    with a kernel as large as the picture there, and is up to fourteen times as slow.
     """
 
     def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:

@@ -30,7 +30,8 @@ examples:
 """
 _DEFAULTS = SampleOptions()
 _UP_OPTIONS = {"upsampler_sampler": "sampler", "upsampler_num_steps": "num_steps", "upsampler_schedule": "schedule",
-               "upsampler_guidance_scale": "guidance_scale", "upsample_temp": "temperature"}  # fmt: skip
+               "upsampler_guidance_scale": "guidance_scale", "upsampler_strength": "strength",
+               "upsample_temp": "temperature"}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +131,9 @@ def add_upsampler_options(parse: argparse.ArgumentParser) -> None:
     add("--upsampler_num_steps", type=int, help="as --num_steps (default: GLIDE's 27 uneven steps, fast27)")
     add("--upsampler_schedule", choices=SCHEDULES, help="as --schedule")
     add("--upsampler_guidance_scale", type=float, help="as --guidance_scale (default: 1)")
+    add("--upsampler_strength", type=float,
+        help="below 1: start from the small picture, enlarged and noised, and go through this share of the steps; "
+        "quicker, keeps its colours (default: 1, from noise)")  # fmt: skip
     add("--upsample_temp", type=float, help=f"factor of its starting noise (default: {UPSAMPLER_DEFAULTS.temperature})")
 
 

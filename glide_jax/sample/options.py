@@ -15,7 +15,8 @@ class SampleOptions(SolverOptions, GridOptions, GuidanceOptions, Thresholding):
 
     Attributes:
         strength: where a picture to start from is given, the share of the levels to go through, from 0 (the picture
-            as it is) to 1 (pure noise: nothing of it is left) (Meng et al. 2021, arXiv:2108.01073).
+            as it is) to 1 (pure noise: nothing of it is left) (Meng et al. 2021, arXiv:2108.01073). Below 1 an
+            upsampler starts from the picture that it enlarges (Chung et al. 2021, arXiv:2112.05146).
         temperature: factor of the starting noise; GLIDE's upsampler uses 0.997 (torch: upsample_temp).
         clip_guidance_scale: strength of the noised CLIP's gradient, where one is loaded; 0 is off.
     """

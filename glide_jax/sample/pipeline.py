@@ -229,7 +229,8 @@ class Pipeline:
             from_picture = from_picture and base_options.strength < 1
             total += self.base.stage.count_evaluations(base_options, from_picture=from_picture)
         if self.upsampler is not None:
-            total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options))
+            up_options = self._upsampler_options(upsampler_options)
+            total += self.upsampler.stage.count_evaluations(up_options, from_picture=True)
         return pictures * total
 
     def _upsampler_options(self, options: Mapping[str, Any] | None) -> SampleOptions:

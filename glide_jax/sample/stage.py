@@ -45,7 +45,8 @@ class Inputs:
         negative_prompt: what guidance leads away from.
         low_res: small pictures, for an upsampler.
         inpaint_image, inpaint_mask: pictures of which the part with mask 1 is kept, for an inpainting model.
-        init_image: pictures to start from, as far as `SampleOptions.strength` leaves them.
+        init_image: pictures to start from, as far as `SampleOptions.strength` leaves them; an upsampler starts from
+            its enlarged `low_res` where there is none.
         x_t: noise to start from, of unit variance, in place of drawn noise.
     """
 
@@ -138,12 +139,12 @@ class Stage:
         Returns:
             Pictures in [-1, 1].
         """
-        from_picture = inputs.init_image is not None and options.strength < 1
-        grid = self.grid(options, from_picture=from_picture)
+        picture = self._starting_picture(inputs) if options.strength < 1 else None
+        grid = self.grid(options, from_picture=picture is not None)
         if grid is None:
-            return jnp.asarray(inputs.init_image)
+            assert picture is not None
+            return picture
         solver, plan = options.plan(grid)
-        picture = self._put(inputs.init_image) if from_picture else None
         method = self._method(options)
         request = self._request(params, inputs, options, seed, clip_params)
         x_t = None if inputs.x_t is None else self._put(inputs.x_t)
@@ -166,6 +167,14 @@ class Stage:
         picture = self._put(inputs.init_image)
         carry = (solver.init(picture), (initial_memory(method, picture), jnp.zeros_like(picture)))
         return solver.finish(self._loop((solver, method, None), request, carry, plan, on_steps)[0])
+
+    def _starting_picture(self, inputs: Inputs) -> Image | None:
+        if inputs.init_image is not None:
+            return self._put(inputs.init_image)
+        if inputs.low_res is None:
+            return None
+        shape = (len(inputs.low_res), *self._shape())
+        return jnp.clip(jax.image.resize(self._put(inputs.low_res), shape, "cubic"), -1.0, 1.0)
 
     def _method(self, options: SampleOptions) -> Method:
         """A model without text has nothing to be guided by."""

@@ -17,7 +17,7 @@ from glide_jax.sample.cli import unseen_end
 from glide_jax.ui.drawing import Drawn, count_evaluations, draw
 from glide_jax.ui.jobs import Job, Progress
 from glide_jax.ui.models import Models
-from glide_jax.ui.request import MENU, Limits, Request, Task, check_fit, checked
+from glide_jax.ui.request import Limits, Request, Task, check_fit, checked
 from glide_jax.ui.results import bundle, save
 
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
@@ -33,7 +33,7 @@ class Studio:
         limits: the most a request may ask for.
         scorer: ranks, if there is one.
         examples: captions to try.
-        sampler: the one chosen first, and where a client names none.
+        defaults: settings in place of the usual ones, for the page to start with and where a client names none.
     """
 
     models: Models
@@ -42,7 +42,7 @@ class Studio:
     limits: Limits = field(default_factory=Limits)
     scorer: Scorer | None = None
     examples: Sequence[str] = ()
-    sampler: str = MENU[0]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def follow(studio: Studio, task: Task, values: Mapping[str, Any]) -> Iterator[Sh
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.
     """
-    request = checked(task, {**values, "sampler": values.get("sampler") or studio.sampler}, studio.limits)
+    given = {name: value for name, value in values.items() if value is not None}
+    request = checked(task, {**studio.defaults, **given}, studio.limits)
     yield Shown(_line("Getting the models ready …"), request.seed, pictures=[])
     pipeline = studio.models.pipeline(request.base, request.upsampler)
     check_fit(pipeline, request, studio.limits)

@@ -62,7 +62,7 @@ class _Page:
             with gr.Column(scale=1, min_width=340):
                 self._fields = self._prompts()
                 tabs = self._tabs()
-                self._fields |= settings_panels(studio.limits, studio.sampler, has_clip=studio.models.has_clip)
+                self._fields |= settings_panels(studio.limits, studio.defaults, has_clip=studio.models.has_clip)
             with gr.Column(scale=1, min_width=340):
                 self._results()
         self._connect(tabs)

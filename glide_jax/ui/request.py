@@ -90,6 +90,7 @@ def bounds(limits: Limits) -> dict[str, Bounds]:
         "clip_guidance_scale": Bounds(0, 1000, 0.0, blank=False),
         "upsampler_num_steps": Bounds(1, limits.num_steps, whole=True),
         "upsampler_guidance_scale": Bounds(0, 30),
+        "upsampler_strength": Bounds(0, 1),
         "upsample_temp": Bounds(0.5, 1.5),
     }
 

@@ -1,6 +1,6 @@
 """The panels that say how to draw: components by the names that `request.checked` reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glide_jax.ui.request import CHOICES, OPTIONAL, Bounds, Limits, bounds, options_in_force
@@ -9,11 +9,17 @@ _SAMPLER_HELP = "dpmpp_2m and unipc need fewest steps; ddpm adds fresh noise, wh
 _OF_APG = ("apg_eta", "apg_momentum", "apg_norm_threshold")
 
 
-def settings_panels(limits: Limits, sampler: str, *, has_clip: bool) -> dict[str, Any]:
-    """Builds the panels inside a `gr.Blocks`, with that sampler chosen; returns the components by name."""
+def settings_panels(limits: Limits, defaults: Mapping[str, Any], *, has_clip: bool) -> dict[str, Any]:
+    """Builds the panels inside a `gr.Blocks`; returns the components by name.
+
+    Args:
+        limits: the most that may be asked for.
+        defaults: what some fields start with, in place of their usual values.
+        has_clip: whether there is a noised CLIP to guide by.
+    """
     import gradio as gr  # noqa: PLC0415
 
-    made = _Panels(gr, bounds(limits))
+    made = _Panels(gr, bounds(limits), defaults)
     with gr.Row():
         made.slider("num_images", "Pictures")
         made.number("seed", "Seed", "blank: a new one each time", placeholder="random")
@@ -21,7 +27,7 @@ def settings_panels(limits: Limits, sampler: str, *, has_clip: bool) -> dict[str
         made.slider("num_steps", "Steps", "more take longer")
         made.slider("guidance_scale", "Guidance", "how hard to follow the prompt; 1 is twice as fast", step=0.1)
     with gr.Accordion("Sampler", open=False):
-        _sampler(gr, made, sampler)
+        _sampler(gr, made)
     with gr.Accordion("Guidance and range", open=False):
         _guidance(gr, made, has_clip)
     with gr.Accordion("Upsampler", open=False):
@@ -33,8 +39,9 @@ def settings_panels(limits: Limits, sampler: str, *, has_clip: bool) -> dict[str
 class _Panels:
     """Makes fields within their bounds and keeps them by name."""
 
-    def __init__(self, gr: Any, bounds: dict[str, Bounds]) -> None:
-        self._gr, self._bounds, self.fields = gr, bounds, dict[str, Any]()
+    def __init__(self, gr: Any, bounds: dict[str, Bounds], defaults: Mapping[str, Any]) -> None:
+        self._gr, self._bounds, self._defaults = gr, bounds, defaults
+        self.fields: dict[str, Any] = {}
 
     def slider(self, name: str, label: str, info: str | None = None, **options: Any) -> None:
         bound = self._bounds[name]
@@ -45,27 +52,27 @@ class _Panels:
 
     def number(self, name: str, label: str, info: str | None = None, **options: Any) -> None:
         """A field that may be blank: a text, as Gradio's number fields read blank as 0."""
-        default = self._bounds[name].default
+        default = self._defaults.get(name, self._bounds[name].default)
         self.fields[name] = self._gr.Textbox(
             "" if default is None else f"{default:g}", label=label, info=info, max_lines=1, max_length=40,
             min_width=140, elem_id=name, **({"placeholder": "default"} | options),
         )  # fmt: skip
 
-    def menu(self, name: str, label: str, info: str | None = None, blank: str = "", chosen: str = "") -> None:
+    def menu(self, name: str, label: str, info: str | None = None, blank: str = "") -> None:
         choices = [(choice or blank, choice) for choice in CHOICES[name]]
-        value = chosen or choices[0][1]
+        value = self._defaults.get(name, choices[0][1])
         self.fields[name] = self._gr.Dropdown(choices, value=value, label=label, info=info, min_width=180)
 
 
-def _sampler(gr: Any, made: _Panels, chosen: str) -> None:
-    in_force = options_in_force(chosen, "")
+def _sampler(gr: Any, made: _Panels) -> None:
+    with gr.Row():
+        made.menu("sampler", "Sampler", _SAMPLER_HELP)
+        made.menu("schedule", "Schedule", "which noise levels to visit", blank="the sampler's own")
+    in_force = options_in_force(*(made.fields[name].value for name in ("sampler", "schedule")))
 
     def optional(name: str, info: str) -> None:
         made.number(name, name, info, visible=name in in_force)
 
-    with gr.Row():
-        made.menu("sampler", "Sampler", _SAMPLER_HELP, chosen=chosen)
-        made.menu("schedule", "Schedule", "which noise levels to visit", blank="the sampler's own")
     with gr.Row():
         optional("eta", "share of fresh noise")
         optional("s_churn", "noise added before steps")
@@ -107,6 +114,7 @@ def _upsampler(gr: Any, made: _Panels) -> None:
     with gr.Row():
         made.number("upsampler_num_steps", "Steps")
         made.number("upsampler_guidance_scale", "Guidance")
+        made.number("upsampler_strength", "Strength", "below 1: from the enlarged picture")
         made.number("upsample_temp", "Temperature")
 
 

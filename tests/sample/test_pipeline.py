@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from glide_jax.diffusion.solvers import SAMPLERS
 from glide_jax.errors import GlideError
@@ -36,6 +37,31 @@ def draw(loaded, prompts, batch_size=4, **options):
 
 def assert_close(a, b):
     assert (np.abs(a.astype(int) - b.astype(int)) <= 1).mean() > 0.999
+
+
+def test_below_strength_1_an_upsampler_starts_from_what_it_enlarges(upsampler, photo):
+    pipeline = Pipeline(upsampler=upsampler)
+    enlarge = lambda strength: pipeline.upsample([photo], "a cat", strength=strength, num_steps=20).images[0]  # noqa: E731
+    left, upper = 5, 0
+    square = (
+        Image.fromarray(photo).crop((left, upper, left + 30, upper + 30)).resize((16, 16), Image.Resampling.BICUBIC)
+    )
+    interpolated = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC), float)
+    distances = [np.abs(enlarge(strength) - interpolated).mean() for strength in (0.0, 0.05, 0.5, 1.0)]
+    assert distances[0] < 4
+    assert distances == sorted(distances)
+    assert distances[-1] > 2 * distances[1]
+
+
+def test_the_levels_skipped_are_not_counted(loaded, upsampler):
+    both = Pipeline(loaded, upsampler)
+    steps = {"num_steps": 4}
+    assert both.count_evaluations(2, steps, {"num_steps": 20, "strength": 0.5}) == 2 * (4 + 10)
+    assert both.count_evaluations(2, steps, {"num_steps": 20}) == 2 * (4 + 20)
+    reported = []
+    options = {"num_steps": 20, "strength": 0.5}
+    both("a cat", num_images=2, upsampler_options=options, on_steps=lambda done, _: reported.append(done), **steps)
+    assert sum(reported) == 28
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde"])

@@ -64,11 +64,11 @@ def test_pictures_are_those_of_the_command_line(studio, models):
     }  # fmt: skip
 
 
-def test_a_client_that_names_no_sampler_gets_the_one_chosen_first(studio):
-    _, _, entries = drawn(replace(studio, sampler="ddpm"))
-    assert entries[0]["sampler"] == "ddpm"
-    _, _, entries = drawn(replace(studio, sampler="ddpm"), sampler="plms")
-    assert entries[0]["sampler"] == "plms"
+def test_a_client_that_names_no_sampler_gets_the_studios(studio):
+    other = replace(studio, defaults={"sampler": "ddpm"})
+    for sampler, expected in ((None, "ddpm"), ("plms", "plms")):
+        _, _, entries = drawn(other, sampler=sampler)
+        assert entries[0]["sampler"] == expected
 
 
 def test_the_seed_shown_draws_the_same_again(studio):
