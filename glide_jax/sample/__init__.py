@@ -11,8 +11,8 @@ from glide_jax.sample.loading import checkpoint_step as checkpoint_step
 from glide_jax.sample.options import SampleOptions as SampleOptions
 from glide_jax.sample.pipeline import Pipeline as Pipeline
 from glide_jax.sample.pipeline import Samples as Samples
-from glide_jax.sample.shipped import SHIPPED_SAMPLER as SHIPPED_SAMPLER
+from glide_jax.sample.shipped import SHIPPED_SETTINGS as SHIPPED_SETTINGS
 from glide_jax.sample.shipped import parse_with_shipped as parse_with_shipped
-from glide_jax.sample.shipped import shipped_model as shipped_model
+from glide_jax.sample.shipped import shipped_models as shipped_models
 from glide_jax.sample.stage import Inputs as Inputs
 from glide_jax.sample.stage import Stage as Stage

@@ -1,31 +1,34 @@
-"""The small model that comes with the repository."""
+"""The small models that come with the repository."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from glide_jax.errors import GlideError
 
-_BASE = Path("checkpoints/emoji/base")
-# It is small and was trained for hours, not weeks: fresh noise at every step mends many of its mistakes.
-SHIPPED_SAMPLER = "ddpm"
+_FOLDER = Path("checkpoints/emoji")
+# They are small and were trained for hours, not weeks: fresh noise at every step mends many mistakes of the base model,
+# and the upsampler is not precise enough at high noise to keep a picture's colours.
+SHIPPED_SETTINGS: Mapping[str, Any] = {"sampler": "ddpm", "upsampler_strength": 0.5}
 
 
-def shipped_model() -> str:
-    """The checkpoint of the base model in `checkpoints/emoji`, for when none is given.
+def shipped_models() -> tuple[str, str]:
+    """The checkpoints of the base model and of the upsampler in `checkpoints/emoji`, for when none is given.
 
     Raises:
         GlideError: the working directory is not the repository's.
     """
-    if not _BASE.is_dir():
-        raise GlideError(f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_BASE}")
-    return str(_BASE)
+    if not _FOLDER.is_dir():
+        raise GlideError(f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_FOLDER}")
+    return str(_FOLDER / "base"), str(_FOLDER / "upsample")
 
 
 def parse_with_shipped(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line that may name no model: then the shipped one draws, by `ddpm` where it names no sampler."""
+    """Parses a command line; where it names no model, the shipped ones draw, by their settings if it gives none."""
     args = parse.parse_args(argv)
     if args.checkpoint is None and args.upsampler is None:
-        parse.set_defaults(checkpoint=shipped_model(), sampler=SHIPPED_SAMPLER)
+        base, upsampler = shipped_models()
+        parse.set_defaults(checkpoint=base, upsampler=upsampler, **SHIPPED_SETTINGS)
         args = parse.parse_args(argv)
     return args

@@ -10,11 +10,11 @@ from glide_jax.cache import keep_compiled_programs
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.cli import NOISED, scorer_loader
-from glide_jax.sample import SHIPPED_SAMPLER, LoadedClip, shipped_model
+from glide_jax.sample import SHIPPED_SETTINGS, LoadedClip, shipped_models
 from glide_jax.sample.cli import read_prompts
 from glide_jax.ui.following import Studio
 from glide_jax.ui.models import Models
-from glide_jax.ui.request import MENU, Limits
+from glide_jax.ui.request import Limits
 from glide_jax.ui.uploads import FILE_SIZE
 
 _EXAMPLES = """\
@@ -106,8 +106,7 @@ def make_studio(args: argparse.Namespace, limits: Limits) -> Studio:
         raise GlideError(f"no model in {', '.join(map(str, args.models))}: give --checkpoint DIR")
     names = (base.name if base else "", fitting[0].name if fitting else "")
     models.pipeline(names[0] or None, names[1] or None)
-    sampler = SHIPPED_SAMPLER if args.emoji else MENU[0]
-    return Studio(models, *names, limits, scorer, _captions(args), sampler)
+    return Studio(models, *names, limits, scorer, _captions(args), SHIPPED_SETTINGS if args.emoji else {})
 
 
 def serve(studio: Studio, host: str, port: int, *, block: bool = True) -> Any:
@@ -144,10 +143,10 @@ def _require_gradio() -> None:
 
 
 def _set_defaults(args: argparse.Namespace) -> None:
-    """With nothing given: the model in `checkpoints/emoji`."""
+    """With nothing given: the models in `checkpoints/emoji`."""
     args.emoji = not (args.checkpoint or args.upsampler or args.models)
     if args.emoji:
-        args.checkpoint = [shipped_model()]
+        args.checkpoint, args.upsampler = ([path] for path in shipped_models())
 
 
 def _limits(args: argparse.Namespace) -> Limits:

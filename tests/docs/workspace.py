@@ -60,9 +60,11 @@ def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) ->
     for name in ("emoji", "emoji_finetune", "base64", "mine"):
         shutil.copytree(runs / "emoji", folder / "runs" / name)
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
-    shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
+    for name in ("emoji_upsample", "emoji_upsample_parts"):
+        shutil.copytree(models / "upsample", folder / "runs" / name)
     shutil.copy(ROOT / "checkpoints/emoji/captions.txt", folder / "checkpoints" / "emoji")
     (folder / "checkpoints" / "emoji" / "base").symlink_to(runs / "emoji")
+    (folder / "checkpoints" / "emoji" / "upsample").symlink_to(models / "upsample")
     shutil.copytree(runs / "evaluated", folder / "out" / "evaluate" / "00000")
     for name in FOREIGN:
         (folder / f"{name}.pt").symlink_to(torch_files / f"{name}.pt")

@@ -1,4 +1,4 @@
-"""The model in `checkpoints/emoji`: small, of the committed page, and used where none is given."""
+"""The models in `checkpoints/emoji`: small, of the committed pages, and used where none is given."""
 
 import json
 from dataclasses import asdict
@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import emoji
+from configs import emoji, emoji_upsample
 from glide_jax.checkpoint import read_record
 from glide_jax.config import from_ml_collections
+from glide_jax.data import DataConfig, open_validation
 from glide_jax.sample import Pipeline
 from tests.integration.test_train_and_sample import ROOT, run
 
-BASE = "checkpoints/emoji/base"
+BASE, UPSAMPLER = "checkpoints/emoji/base", "checkpoints/emoji/upsample"
 
 
 def test_all_of_it_takes_little_room():
@@ -21,8 +22,9 @@ def test_all_of_it_takes_little_room():
     assert 1_000_000 < sum(file.stat().st_size for file in files) <= 12_000_000
 
 
-def test_it_is_of_the_committed_page():
-    config, record = from_ml_collections(emoji.get_config()), read_record(ROOT / BASE)
+@pytest.mark.parametrize(("page", "path"), [(emoji, BASE), (emoji_upsample, UPSAMPLER)], ids=["base", "upsampler"])
+def test_it_is_of_the_committed_page(page, path):
+    config, record = from_ml_collections(page.get_config()), read_record(ROOT / path)
     assert record["model"] == json.loads(json.dumps(asdict(config.model)))
     assert record["diffusion"] == asdict(config.diffusion)
 
@@ -32,8 +34,9 @@ def test_a_caption_alone_draws_its_picture(tmp_path):
     result = run("sample.py", "--prompt", "a 3d render of a turtle", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     picture = Image.open(tmp_path / "0000.png")
-    assert picture.size == (32, 32)
-    assert {name: picture.text[name] for name in ("checkpoint", "sampler")} == {"checkpoint": BASE, "sampler": "ddpm"}
+    assert picture.size == (128, 128)
+    used = {"checkpoint": BASE, "upsampler": UPSAMPLER, "sampler": "ddpm", "upsampler_strength": "0.5"}
+    assert {name: picture.text[name] for name in used} == used
     assert_green_on_white(np.asarray(picture, float))
 
 
@@ -47,6 +50,22 @@ def test_colours_follow_the_caption():
     assert red > 1.5 * green
     red, green, blue = colour_of(banana)
     assert min(red, green) > 1.3 * blue
+
+
+@pytest.mark.slow
+def test_the_upsampler_knows_more_than_interpolation():
+    data = DataConfig(validation_path=str(ROOT / "datasets/emoji/val-food-3d.tar"), cache_mb=0)
+    batch = next(iter(open_validation(data, image_size=128, text_ctx=16, batch_size=4)))
+    true = batch.arrays["image"].astype(float)
+    small = [Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC) for picture in batch.arrays["image"]]
+    pipeline = Pipeline.from_checkpoints(upsampler=ROOT / UPSAMPLER)
+    large = pipeline.upsample(small, batch.captions, seed=0, strength=0.5).images.astype(float)
+    bicubic = np.stack([picture.resize((128, 128), Image.Resampling.BICUBIC) for picture in small]).astype(float)
+    assert np.abs(large.mean((1, 2)) - true.mean((1, 2))).max() < 8  # its colours, each within a few grey levels
+    # Edges of the true height are missing from what is interpolated.
+    steep = [np.quantile(np.abs(np.diff(pictures, axis=2)), 0.99) for pictures in (bicubic, large, true)]
+    assert steep[0] < 0.8 * steep[2]
+    assert steep[1] > 1.2 * steep[0]
 
 
 def assert_green_on_white(picture):

@@ -1,4 +1,4 @@
-"""Models taken back to PyTorch draw the same there: a converted one after fine-tuning, and the shipped one."""
+"""Models taken back to PyTorch draw the same there: a converted one after fine-tuning, and the shipped ones."""
 
 import json
 import subprocess
@@ -18,7 +18,6 @@ creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a 3d render of a banana"
-SHIPPED = "checkpoints/emoji/base"
 PAGE = """
 from glide_jax.config import default_config
 
@@ -80,33 +79,41 @@ def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comp
     )
 
 
-def test_the_shipped_model_draws_the_same_there(tmp_path, comparison):
-    run("-m", "convert", "to-torch", SHIPPED, "--output", tmp_path / "shipped.pt")
-    ours = LoadedModel.from_checkpoint(ROOT / SHIPPED)
+@pytest.mark.parametrize("name", ["base", "upsample"])
+def test_the_shipped_model_draws_the_same_there(name, tmp_path, comparison):
+    shipped = ROOT / "checkpoints" / "emoji" / name
+    run("-m", "convert", "to-torch", shipped, "--output", tmp_path / "shipped.pt")
+    ours = LoadedModel.from_checkpoint(shipped)
     config = ours.stage.model.config
     options = {name: getattr(config, name) for name in manifest("tiny", "base")["options"] if hasattr(config, name)}
-    options |= {"cache_text_emb": False, "use_fp16": False}
-    for name in ("channel_mult", "attention_resolutions"):
-        options[name] = ",".join(map(str, options[name]))
+    # create_model allows one size for a number of levels, and takes only the levels of attention from it.
+    size = 2 ** (len(config.channel_mult) + 2)
+    attention = [side * size // config.image_size for side in config.attention_resolutions]
+    options |= {"image_size": size, "attention_resolutions": attention, "cache_text_emb": False, "use_fp16": False}
+    for listed in ("channel_mult", "attention_resolutions"):
+        options[listed] = ",".join(map(str, options[listed]))
     theirs = creation.create_model(**options)
     theirs.load_state_dict(torch.load(tmp_path / "shipped.pt", weights_only=True), strict=True)
     x_t = draw("shipped/x_T", (1, 3, config.image_size, config.image_size))
-    assert_same_picture(ours, theirs, x_t, comparison, "shipped model")
+    small = (1, 3, config.low_res_size, config.low_res_size)
+    low_res = np.tanh(draw("shipped/low_res", small)) if config.super_res else None
+    assert_same_picture(ours, theirs, x_t, comparison, f"shipped model, {name}", low_res)
 
 
-def assert_same_picture(ours, theirs, x_t, comparison, title):
+def assert_same_picture(ours, theirs, x_t, comparison, title, low_res=None):
     drawn = ours.stage.sample(
         ours.params,
-        Inputs([PROMPT], [0], x_t=nhwc(x_t)),
+        Inputs([PROMPT], [0], low_res=None if low_res is None else nhwc(low_res), x_t=nhwc(x_t)),
         SampleOptions(timestep_respacing="ddim10", guidance_scale=1.0),
     )
     text_ctx = ours.stage.model.config.text_ctx
     tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), text_ctx)
-    diffusion = creation.create_gaussian_diffusion(1000, "squaredcos_cap_v2", "ddim10")
+    more = {} if low_res is None else {"low_res": torch.from_numpy(low_res)}
+    diffusion = creation.create_gaussian_diffusion(1000, ours.stage.diffusion.noise_schedule, "ddim10")
     with torch.no_grad():
         reference = diffusion.ddim_sample_loop(
             theirs.eval(), x_t.shape, noise=torch.from_numpy(x_t), device="cpu",
-            model_kwargs={"tokens": torch.tensor([tokens]), "mask": torch.tensor([mask])},
+            model_kwargs={"tokens": torch.tensor([tokens]), "mask": torch.tensor([mask]), **more},
         )  # fmt: skip
     comparison.check(title, "tiny", np.asarray(drawn).transpose(0, 3, 1, 2), reference, 3e-4)
     grey = [to_uint8(image).astype(int) for image in (np.asarray(drawn), nhwc(reference.numpy()))]

@@ -42,13 +42,15 @@ def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
         cli.main([])
 
 
-def test_it_starts_on_the_shipped_model(started, folder, tmp_path, monkeypatch):
+def test_it_starts_on_the_shipped_models(started, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
+    shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")
     cli.main([])
     [(shipped, host, port)] = started
     assert (host, port) == ("127.0.0.1", 7860)
-    assert (shipped.base, shipped.upsampler, shipped.sampler) == ("emoji/base", "", "ddpm")
+    assert (shipped.base, shipped.upsampler) == ("emoji/base", "emoji/upsample")
+    assert shipped.defaults == {"sampler": "ddpm", "upsampler_strength": 0.5}
     assert "a 3d render of a banana" in shipped.examples
 
 
@@ -58,7 +60,7 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
     more = ["--examples", tmp_path / "captions.txt", "--max_images", 2, "--host", "0.0.0.0"]
     cli.main(list(map(str, [*given, *more])))
     [(studio, host, _)] = started
-    assert (studio.base, studio.upsampler, studio.sampler) == (f"{folder.name}/inpaint", "more/up", "ddim")
+    assert (studio.base, studio.upsampler, studio.defaults) == (f"{folder.name}/inpaint", "more/up", {})
     assert [found.name for found in studio.models.bases] == [studio.base, "base"]
     assert (studio.limits.num_images, studio.examples, host) == (2, ["a cup", "a hat"], "0.0.0.0")
 
