@@ -1,6 +1,8 @@
-"""GFLOP/s of a 3x3 convolution at the base model's widths, and of its two gradients, in XLA and in PyTorch on a CPU.
+"""GFLOP/s of a 3x3 convolution, of its gradient in the picture and of that in the kernel, here and in PyTorch on a CPU.
 
 python tests/benchmarks/convolutions.py
+
+Widths are those of the small models and of the base model. The gradient in the kernel is ours, beside XLA's own.
 """
 
 import time
@@ -11,8 +13,10 @@ import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
 
-BATCH = 2
-SHAPES = ((192, 64), (384, 32), (576, 16), (768, 8))  # channels, side
+from glide_jax.models.convolution import kernel_gradient
+
+# Pictures, channels, side.
+SHAPES = ((4, 64, 128), (16, 64, 32), (2, 192, 64), (2, 384, 32), (2, 576, 16), (2, 768, 8))
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -29,16 +33,17 @@ def fastest(run: Callable[[], object], times: int = 4) -> float:
     return min(taken)
 
 
-def ours(channels: int, side: int) -> list[Callable[[], object]]:
-    x, w = jnp.ones((BATCH, side, side, channels)), jnp.ones((3, 3, channels, channels))
+def ours(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
+    x, w = jnp.ones((batch, side, side, channels)), jnp.ones((3, 3, channels, channels))
     forward = jax.jit(convolve)
     of_picture = jax.jit(lambda x, w, g: jax.vjp(lambda x: convolve(x, w), x)[1](g)[0])
-    of_kernel = jax.jit(lambda x, w, g: jax.vjp(lambda w: convolve(x, w), w)[1](g)[0])
-    return [lambda: forward(x, w), lambda: of_picture(x, w, x), lambda: of_kernel(x, w, x)]
+    of_kernel = jax.jit(lambda x, g: kernel_gradient(x, g, 3))
+    by_xla = jax.jit(lambda x, w, g: jax.vjp(lambda w: convolve(x, w), w)[1](g)[0])
+    return [lambda: forward(x, w), lambda: of_picture(x, w, x), lambda: of_kernel(x, x), lambda: by_xla(x, w, x)]
 
 
-def theirs(channels: int, side: int) -> list[Callable[[], object]]:
-    x, w = torch.ones(BATCH, channels, side, side), torch.ones(channels, channels, 3, 3)
+def theirs(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
+    x, w = torch.ones(batch, channels, side, side), torch.ones(channels, channels, 3, 3)
     return [
         lambda: F.conv2d(x, w, padding=1),
         lambda: torch.nn.grad.conv2d_input(x.shape, w, x, padding=1),
@@ -47,13 +52,17 @@ def theirs(channels: int, side: int) -> list[Callable[[], object]]:
 
 
 def main() -> None:
-    print("| channels, side | XLA | oneDNN | ratio |\n|---|---|---|---|")
-    for channels, side in SHAPES:
-        gflop = 2 * 9 * BATCH * (side * channels) ** 2 / 1e9
-        pairs = zip(ours(channels, side), theirs(channels, side), strict=True)
-        rates = [(gflop / fastest(mine), gflop / fastest(other)) for mine, other in pairs]
-        xla, onednn = (", ".join(f"{rate:.0f}" for rate in column) for column in zip(*rates, strict=True))
-        print(f"| {channels}, {side} | {xla} | {onednn} | {', '.join(f'{a / b:.2f}' for a, b in rates)} |", flush=True)
+    print("| pictures, channels, side | ours | in the kernel, XLA | oneDNN | ratio |\n|---|---|---|---|---|")
+    for batch, channels, side in SHAPES:
+        gflop = 2 * 9 * batch * (side * channels) ** 2 / 1e9
+        *mine, by_xla = (gflop / fastest(run) for run in ours(batch, channels, side))
+        other = [gflop / fastest(run) for run in theirs(batch, channels, side)]
+        ratios = [a / b for a, b in zip(mine, other, strict=True)]
+        cells = [", ".join(f"{rate:.0f}" for rate in rates) for rates in (mine, [by_xla], other)]
+        print(
+            f"| {batch}, {channels}, {side} | {' | '.join(cells)} | {', '.join(f'{r:.2f}' for r in ratios)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
