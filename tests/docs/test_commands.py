@@ -33,6 +33,8 @@ UNRUNNABLE = {
     r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
+# Runs that other runs start from.
+STARTS = ("emoji_upsample_parts",)
 COMMANDS = commands()
 EXCEPTIONS = [command for command in COMMANDS if any(re.search(pattern, command.text) for pattern in UNRUNNABLE)]
 # Once each, where it first appears.
@@ -56,6 +58,8 @@ def shortened(words: list[str]) -> list[str]:
         model = _TINY_UPSAMPLER if any("upsample" in word for word in words) else _TINY
         options = {f"model.{name}": value for name, value in model.items()}
         options |= {f"train.{name}": value for name, value in _SHORT.items()}
+        # A tuple given twice is joined, not replaced.
+        words = [word for word in words if not word.startswith("--config.model.")]
         return [*words, *(f"--config.{name}={value}" for name, value in options.items())]
     if words[0] == "sample.py":
         few = ["--steps", "4"] if "--compare" in words else ["--num_steps", "3"]
@@ -147,7 +151,9 @@ def workspace(tmp_path, monkeypatch, models, torch_files, runs):
 def make_way(words: list[str], workspace: Path) -> None:
     """Removes what the command is to make and what stands for its result in other commands."""
     if words[0] == "train.py":
-        shutil.rmtree(workspace / "runs")
+        for run in (workspace / "runs").iterdir():
+            if run.name not in STARTS:
+                shutil.rmtree(run)
     if "to-flax" in words:
         output = workspace / words[words.index("--output") + 1]
         output.unlink(missing_ok=True)

@@ -25,10 +25,11 @@ _CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_imag
 
 
 def make_models(folder: Path) -> None:
-    """The folders that the converter makes of published files."""
+    """The folders that the converter makes of published files, and what a run of the small upsampler starts from."""
     save_model(folder / "base")
     save_model(folder / "base-inpaint", replace(BASE, inpaint=True))
     save_model(folder / "upsample", UPSAMPLER, noise_schedule="linear")
+    save_model(folder / "parts", replace(UPSAMPLER, resblock_updown=False), noise_schedule="linear")
     for name, path in zip(("clip-text", "clip-image"), save_clip(folder), strict=True):
         Path(path).rename(folder / name)
 
@@ -60,8 +61,8 @@ def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) ->
     for name in ("emoji", "emoji_finetune", "base64", "mine"):
         shutil.copytree(runs / "emoji", folder / "runs" / name)
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
-    for name in ("emoji_upsample", "emoji_upsample_parts"):
-        shutil.copytree(models / "upsample", folder / "runs" / name)
+    shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
+    shutil.copytree(models / "parts", folder / "runs" / "emoji_upsample_parts")
     shutil.copy(ROOT / "checkpoints/emoji/captions.txt", folder / "checkpoints" / "emoji")
     (folder / "checkpoints" / "emoji" / "base").symlink_to(runs / "emoji")
     (folder / "checkpoints" / "emoji" / "upsample").symlink_to(models / "upsample")
