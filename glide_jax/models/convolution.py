@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Image = Float[Array, "batch height width channels"]
-Kernel = Float[Array, "size size channels features"]
+# Parameters that are constants of a program may be NumPy's.
+Kernel = Float[Array | np.ndarray, "size size channels features"]
 
 # So many pixels of shifted copies stay in a core's cache.
 _BLOCK_PIXELS = 1024

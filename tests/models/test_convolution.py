@@ -72,3 +72,11 @@ def test_gradients_of_gradients_pass_through():
     direction, step = jnp.asarray(draw(1, 8, 8, 4)), 1e-2
     numeric = (slope(x + step * direction) - slope(x - step * direction)) / (2 * step)
     np.testing.assert_allclose(jnp.vdot(jax.grad(slope)(x), direction), numeric, rtol=1e-2)
+
+
+def test_parameters_of_numpy_are_constants_of_the_program():
+    layer = conv(4, 4, 3, jnp.float32, nnx.Rngs(0))
+    graph, params = nnx.split(layer)
+    constants = jax.tree.map(np.asarray, params)
+    x = jnp.asarray(draw(1, 8, 8, 4))
+    np.testing.assert_array_equal(jax.jit(nnx.merge(graph, constants))(x), jax.jit(layer)(x))
