@@ -9,17 +9,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Image = Float[Array, "batch height width channels"]
-# Parameters that are constants of a program may be NumPy's.
-Kernel = Float[Array | np.ndarray, "size size channels features"]
+Kernel = Float[Array, "size size channels features"]
+NumPyKernel = Float[np.ndarray, "size size channels features"]
 
 # So many pixels of shifted copies stay in a core's cache.
 _BLOCK_PIXELS = 1024
 
 
 def convolve(
-    x: Image, kernel: Kernel, strides: tuple[int, int], padding: Any, **options: Any
+    x: Image, kernel: Kernel | NumPyKernel, strides: tuple[int, int], padding: Any, **options: Any
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it.
+    """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it; a kernel of NumPy is a constant.
 
     On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA convolves
     with a kernel as large as the picture there, and is up to fourteen times as slow.
@@ -29,7 +29,7 @@ def convolve(
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     same = strides == (1, 1) and padding == [(kernel.shape[0] // 2,) * 2] * 2
-    return _with_quick_gradient(plain)(x, kernel) if same else plain(x, kernel)
+    return (_with_quick_gradient(plain) if same else plain)(x, jnp.asarray(kernel))
 
 
 def kernel_gradient(
