@@ -105,7 +105,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_killed_in_the_middle_of_a_save_the_one_before_is_the_latest(tmp_path):
     process = start(KILLED_WHILE_SAVING, tmp_path)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert any(path.name.startswith("2.") for path in tmp_path.iterdir()), "the save had ended before the kill"
     assert read_record(tmp_path) == {"step": 1}
@@ -140,7 +140,7 @@ run_cli(main)
 
 def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path):
     process = start(DISK_FULL, tmp_path)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     reason = os.strerror(27)  # EFBIG: the limit that stands in for the disk's
     assert errors == (

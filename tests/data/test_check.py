@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "glide_jax.data", "check", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 

@@ -123,5 +123,5 @@ def test_a_process_ends_while_its_loader_hangs(ending):
         assert next(prefetcher) == 1
         {ending}
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=90, check=False)
     assert done.returncode == (3 if ending else 0)

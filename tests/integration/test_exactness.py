@@ -107,7 +107,7 @@ def test_sigterm_saves_at_that_update_and_has_an_exit_code_of_its_own(whole_run,
     process = begin(tmp_path, "--config.train.max_steps=1000000")
     wait_until(process, lambda: (tmp_path / "log.jsonl").exists() and losses(tmp_path))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, err
     (step,) = complete_steps(tmp_path / "checkpoints")
     assert f"stopped by SIGTERM after {step} updates; run the same command to go on" in out
@@ -127,7 +127,7 @@ def together(run_dir, *arguments):
 
 
 def ends(processes):
-    results = [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    results = [(*process.communicate(timeout=600), process.returncode) for process in processes]
     return [code for *_, code in results], "\n".join(error for _, error, _ in results)
 
 

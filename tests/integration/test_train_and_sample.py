@@ -38,7 +38,7 @@ TINY = [
 def run(script, *arguments, env=None):
     return subprocess.run(
         [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=os.environ | (env or {}),
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ | (env or {}),
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole_run, tmp_path):
     while (time.monotonic() < deadline and not (run_dir / "log.jsonl").exists()) or not losses(run_dir):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode in (0, 130), err
     if process.returncode == 130:
         assert "run the same command to go on" in out

@@ -28,7 +28,7 @@ def start(program: str, *arguments: object, devices: int = 1, **environment: obj
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Waits for a program that must succeed and returns what it printed."""
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output
 

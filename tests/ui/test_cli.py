@@ -27,7 +27,7 @@ def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(tmp_pat
     if not HAS_GRADIO:
         pytest.skip("needs gradio: uv sync --extra app")
     done = subprocess.run(
-        [sys.executable, ROOT / "app.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, ROOT / "app.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 2
     assert done.stdout == ""
@@ -92,6 +92,6 @@ def test_a_port_in_use_is_said(folder):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, "app.py", "--models", str(folder), "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: cannot listen on 127.0.0.1:")
