@@ -169,12 +169,17 @@ class Stage:
         return solver.finish(self._loop((solver, method, None), request, carry, plan, on_steps)[0])
 
     def _starting_picture(self, inputs: Inputs) -> Image | None:
+        """What sampling starts from below strength 1; the known part of it is as it is known."""
         if inputs.init_image is not None:
-            return self._put(inputs.init_image)
-        if inputs.low_res is None:
+            picture = self._put(inputs.init_image)
+        elif inputs.low_res is not None:
+            shape = (len(inputs.low_res), *self._shape())
+            picture = jnp.clip(jax.image.resize(self._put(inputs.low_res), shape, "cubic"), -1.0, 1.0)
+        else:
             return None
-        shape = (len(inputs.low_res), *self._shape())
-        return jnp.clip(jax.image.resize(self._put(inputs.low_res), shape, "cubic"), -1.0, 1.0)
+        if inputs.inpaint_image is None or inputs.inpaint_mask is None:
+            return picture
+        return paste(picture, self._put(inputs.inpaint_image), self._put(inputs.inpaint_mask))
 
     def _method(self, options: SampleOptions) -> Method:
         """A model without text has nothing to be guided by."""

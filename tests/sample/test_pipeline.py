@@ -9,7 +9,9 @@ from PIL import Image
 
 from glide_jax.diffusion.solvers import SAMPLERS
 from glide_jax.errors import GlideError
+from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
+from glide_jax.sample.pictures import load_picture
 from tests.sample.models import BASE, random_clip, random_model
 
 UPSAMPLER = replace(BASE, image_size=32, super_res=True, low_res_size=16)
@@ -182,14 +184,17 @@ def test_the_upsampler_takes_pictures_of_any_size(upsampler, photo):
     assert Pipeline(None, upsampler).upsample([photo], num_steps=2).images.shape == (1, 32, 32, 3)
 
 
-def test_inpainting_keeps_known_pixels_in_both_stages(photo):
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_inpainting_keeps_known_pixels_in_both_stages(photo, strength):
     inpaint = random_model(replace(BASE, inpaint=True))
     up = random_model(replace(UPSAMPLER, inpaint=True), noise_schedule="linear")
     mask = np.full((30, 40), 255, np.uint8)
     mask[:, :20] = 0
     pipeline = Pipeline(inpaint, up)
-    samples = pipeline("a cat", image=photo, mask=mask, num_steps=3, upsampler_options={"num_steps": 3})
-    other = pipeline("a dog", image=photo, mask=mask, num_steps=3, seed=1, upsampler_options={"num_steps": 3})
+    up_options = {"num_steps": 3, "strength": strength}
+    options = {"image": photo, "mask": mask, "num_steps": 3, "upsampler_options": up_options}
+    samples, other = pipeline("a cat", **options), pipeline("a dog", seed=1, **options)
+    assert_close(samples.images[0][:, 16:], to_uint8(load_picture(photo, 32))[:, 16:])
     for first, second in ((samples.small, other.small), (samples.images, other.images)):
         half = first.shape[2] // 2
         np.testing.assert_array_equal(first[:, :, half:], second[:, :, half:])
