@@ -65,7 +65,9 @@ def _add_run(parse: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="DIR",
         help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
         "checkpoints/emoji/base)")  # fmt: skip
-    add("--upsampler", metavar="DIR", help="upsampler that enlarges what the base model draws")
+    add("--upsampler", metavar="DIR",
+        help="upsampler that enlarges what the base model draws (default: none, but checkpoints/emoji/upsample where "
+        "--checkpoint is not given either)")  # fmt: skip
     prompts = group.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", metavar="A|B", help="captions with | between them")
     prompts.add_argument("--prompt_file", type=Path, metavar="FILE", help="text file with one caption a line")

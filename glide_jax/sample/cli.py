@@ -54,7 +54,9 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="DIR",
         help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
         "checkpoints/emoji/base)")  # fmt: skip
-    add("--upsampler", metavar="DIR", help="upsampler that enlarges what the base model draws")
+    add("--upsampler", metavar="DIR",
+        help="upsampler that enlarges what the base model draws (default: none, but checkpoints/emoji/upsample where "
+        "--checkpoint is not given either)")  # fmt: skip
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
     add("--prompt", action="append", default=[], help="caption to draw; may be given several times")
     add("--prompt_file", type=Path, metavar="FILE", help="text file with one caption a line")
@@ -133,7 +135,7 @@ def add_upsampler_options(parse: argparse.ArgumentParser) -> None:
     add("--upsampler_guidance_scale", type=float, help="as --guidance_scale (default: 1)")
     add("--upsampler_strength", type=float,
         help="below 1: start from the small picture, enlarged and noised, and go through this share of the steps; "
-        "quicker, keeps its colours (default: 1, from noise)")  # fmt: skip
+        "quicker, keeps its colours (default: 1, from noise; for checkpoints/emoji/upsample 0.5)")  # fmt: skip
     add("--upsample_temp", type=float, help=f"factor of its starting noise (default: {UPSAMPLER_DEFAULTS.temperature})")
 
 
@@ -160,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common = {"seed": args.seed, "upsampler_options": upsampler_options(args)}
     if args.checkpoint is None:
         samples = _enlarge(pipeline, args, prompts)
-        _write(samples, args.output, {"upsampler": args.upsampler})
+        _write(samples, args.output, upsampler_metadata(args))
         return 0
     pictures = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
     if samplers:
@@ -247,10 +249,16 @@ def picture_metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[
     kept = {"sampler", "num_steps", "schedule", "guidance_scale"}
     named = {name: value for name, value in options.items() if name in kept or value != getattr(_DEFAULTS, name)}
     named["schedule"] = SampleOptions(**options).spacing
-    for name in ("checkpoint", "upsampler", "negative_prompt", "init_image", "image", "mask", *_UP_OPTIONS, "dtype"):
+    for name in ("checkpoint", "negative_prompt", "init_image", "image", "mask", "dtype"):
         if (value := getattr(args, name, None)) not in (None, ""):
             named[name] = value
-    return {name: str(value) for name, value in named.items()}
+    return {name: str(value) for name, value in named.items()} | upsampler_metadata(args)
+
+
+def upsampler_metadata(args: argparse.Namespace) -> dict[str, str]:
+    """What tells how a picture was enlarged: everything but defaults; nothing where it was not."""
+    given = {name: getattr(args, name, None) for name in ("upsampler", *_UP_OPTIONS)}
+    return {name: str(value) for name, value in given.items() if value not in (None, "")} if given["upsampler"] else {}
 
 
 def _write(samples: Samples, output: Path, metadata: dict[str, str]) -> None:

@@ -25,10 +25,14 @@ def shipped_models() -> tuple[str, str]:
 
 
 def parse_with_shipped(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line; where it names no model, the shipped ones draw, by their settings if it gives none."""
+    """Parses a command line; where it names no model, the shipped ones draw, by their settings if it gives none.
+
+    The shipped upsampler has its strength behind other base models too.
+    """
     args = parse.parse_args(argv)
     if args.checkpoint is None and args.upsampler is None:
         base, upsampler = shipped_models()
         parse.set_defaults(checkpoint=base, upsampler=upsampler, **SHIPPED_SETTINGS)
-        args = parse.parse_args(argv)
-    return args
+    elif args.upsampler is not None and Path(args.upsampler).resolve() == (_FOLDER / "upsample").resolve():
+        parse.set_defaults(upsampler_strength=SHIPPED_SETTINGS["upsampler_strength"])
+    return parse.parse_args(argv)

@@ -64,12 +64,14 @@ class PreviewConfig:
         prompts: captions to draw; empty takes the first training captions.
         count: how many training captions that is.
         upsampler: checkpoint of an upsampler that enlarges what a base model draws; empty shows it as it is.
-        options: how they are drawn; the upsampler goes by GLIDE's own settings.
+        upsampler_strength: in [0, 1]; below 1 it starts from the picture it enlarges. Its other settings are GLIDE's.
+        options: how they are drawn.
     """
 
     prompts: tuple[str, ...] = ()
     count: int = 16
     upsampler: str = ""
+    upsampler_strength: float = 1.0
     options: SampleOptions = field(default_factory=lambda: SampleOptions(num_steps=25))
 
 

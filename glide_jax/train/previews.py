@@ -1,5 +1,7 @@
 """Picture grids drawn while training: what the averaged weights make of fixed captions."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ class Previews:
         if len(columns) > 1:
             columns.append(self._true)
         if self._upsampler is not None:
-            large = _enlarge(self._upsampler, self._prompts, drawn)
+            large = _enlarge(self._upsampler, self._prompts, drawn, self._config.upsampler_strength)
             columns = [*(_repeated(column, large.shape[1]) for column in columns), large]
         strips = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
         return grid(strips, self._prompts, cell=_CELL * len(columns))
@@ -97,9 +99,10 @@ def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedM
     return LoadedModel(Stage(loaded.stage.model, loaded.stage.diffusion), params)
 
 
-def _enlarge(upsampler: LoadedModel, prompts: list[str], small: np.ndarray) -> np.ndarray:
+def _enlarge(upsampler: LoadedModel, prompts: list[str], small: np.ndarray, strength: float) -> np.ndarray:
     inputs = Inputs(prompts, range(len(prompts)), low_res=from_uint8(small))
-    return to_uint8(jax.device_get(upsampler.stage.sample(upsampler.params, inputs, UPSAMPLER_DEFAULTS)))
+    options = replace(UPSAMPLER_DEFAULTS, strength=strength)
+    return to_uint8(jax.device_get(upsampler.stage.sample(upsampler.params, inputs, options)))
 
 
 def _repeated(pictures: np.ndarray, size: int) -> np.ndarray:

@@ -45,9 +45,10 @@ class _Panels:
 
     def slider(self, name: str, label: str, info: str | None = None, **options: Any) -> None:
         bound = self._bounds[name]
+        default = self._defaults.get(name, bound.default)
         step = options.pop("step", 1 if bound.whole else 0.01)
         self.fields[name] = self._gr.Slider(
-            bound.low, bound.high, bound.default, step=step, label=label, info=info, min_width=200, **options
+            bound.low, bound.high, default, step=step, label=label, info=info, min_width=200, **options
         )
 
     def number(self, name: str, label: str, info: str | None = None, **options: Any) -> None:

@@ -49,11 +49,15 @@ def test_what_was_given_drawn_and_true(changes, columns):
     assert (previews.draw(model.params) == sheet).all()
 
 
-def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
-    config = PreviewConfig(upsampler=save_model(tmp_path / "up", UPSAMPLER), options=OPTIONS)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_base_model_is_shown_through_a_given_upsampler_too(strength, tmp_path):
+    config = PreviewConfig(
+        upsampler=save_model(tmp_path / "up", UPSAMPLER), upsampler_strength=strength, options=OPTIONS
+    )
     base = random_model()
     sheet = Previews(base.stage, config, examples(None), load_preview_upsampler(config, BASE)).draw(base.params)
-    drawn = Pipeline(base, random_model(UPSAMPLER))(["a cat", "a dog"], num_steps=2, guidance_scale=1.0)
+    pipeline, options = Pipeline(base, random_model(UPSAMPLER)), {"strength": strength}
+    drawn = pipeline(["a cat", "a dog"], num_steps=2, guidance_scale=1.0, upsampler_options=options)
     first = sheet[4:, 4:][:96:3, :192:3]
     np.testing.assert_array_equal(first[::2, :32:2], drawn.small[0])
     assert (np.abs(first[:, 32:].astype(int) - drawn.images[0]) <= 1).all()
