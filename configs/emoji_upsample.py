@@ -4,7 +4,8 @@
     python train.py --config configs/emoji_upsample.py
 
 First it learns from 64 px parts of the pictures: a batch of four whole ones has four noise levels in it, one of as many
-pixels in parts has sixteen. Then it sees them whole. Other sizes are a matter of `image_size` and `low_res_size`.
+pixels in parts has sixteen. Then it sees them whole. Other sizes are a matter of `image_size`, `low_res_size` and
+`attention_resolutions`.
 """
 
 from ml_collections import ConfigDict

@@ -31,16 +31,23 @@ def require_same(
 def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
     """Checks that a model of `config` can start from weights of another, by the model entry of their record.
 
-    It may inpaint where theirs cannot, and draw another size: a UNet's weights know none, as long as attention stays at
-    the same fractions of it.
+    It may inpaint where theirs cannot, and draw another size: a UNet's weights know none, as long as attention and an
+    upsampler's input stay at the same fractions of it.
 
     Raises:
         GlideError: they differ in more; every difference is listed.
     """
     ignore = ["inpaint"] if config.inpaint else []
     size = theirs.get("image_size", config.image_size)
-    fractions = {side / size for side in theirs.get("attention_resolutions", ())}
-    if fractions == {side / config.image_size for side in config.attention_resolutions}:
+    if size != config.image_size:
+        scale = config.image_size / size
+        attention = tuple(round(side * scale) for side in theirs.get("attention_resolutions", ()))
+        wanted: dict[str, Any] = {"attention_resolutions": attention}
+        if config.super_res:
+            wanted["low_res_size"] = round(theirs.get("low_res_size", 0) * scale)
+        wrong = [f"{k} {v}, not {getattr(config, k)}" for k, v in wanted.items() if v != getattr(config, k)]
+        if wrong:
+            raise GlideError(f"{where} draws {size} pixels; for {config.image_size} it needs {', '.join(wrong)}")
         ignore += ["image_size", "low_res_size", "attention_resolutions"]
     require_same("model", asdict(config), theirs, where, tuple(ignore))
 

@@ -1,6 +1,6 @@
 """Where a run begins: fresh, from other weights, with a part of them made anew; and what is refused."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
@@ -43,6 +43,17 @@ def test_starting_weights_are_read_and_their_source_is_kept(tmp_path):
     origin = Origin.of(run)
     assert (origin.continues, origin.position, origin.source) == (False, 0, {"source": {"file": "base.pt"}})
     assert not (tmp_path / "run").exists()
+
+
+def test_starting_weights_may_be_of_another_size(tmp_path):
+    run = config(tmp_path / "run", tmp_path / "weights")
+    half = tuple(side // 2 for side in MODEL.attention_resolutions)
+    small = replace(MODEL, image_size=MODEL.image_size // 2, attention_resolutions=half)
+    save_weights(tmp_path / "weights", make_params(1), {"model": asdict(small), "diffusion": asdict(run.diffusion)})
+    assert not Origin.of(run).continues
+    save_weights(tmp_path / "run" / "checkpoints" / "1", make_params(1), {"model": asdict(small), "position": 8})
+    with pytest.raises(GlideError, match=r"image_size: 4 there, 8 here"):
+        Origin.of(run)
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,18 @@ def test_a_model_of_another_size_starts_from_the_same_weights(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, weights)
 
 
-def test_attention_at_another_level_is_refused(tmp_path):
-    save_weights(tmp_path / "small", random_weights(Glide(BASE).abstract_params()), {"model": asdict(BASE)})
-    large = Glide(replace(BASE, image_size=32))
-    with pytest.raises(GlideError, match="image_size: 16 there, 32 here"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"low_res_size": 16}, r"it needs attention_resolutions \(16,\), not \(8,\)$"),
+        ({"attention_resolutions": (16,)}, "it needs low_res_size 16, not 8$"),
+    ],
+    ids=["attention at another level", "another factor"],
+)
+def test_another_size_has_the_same_fractions(change, message, tmp_path):
+    save_weights(tmp_path / "small", random_weights(Glide(UPSAMPLER).abstract_params()), {"model": asdict(UPSAMPLER)})
+    large = Glide(replace(UPSAMPLER, image_size=32, **change))
+    with pytest.raises(GlideError, match=message):
         load_starting_weights(str(tmp_path / "small"), large.config, large.abstract_params())
 
 
