@@ -19,23 +19,27 @@ _BLOCK_PIXELS = 1024
 def convolve(
     x: Image, kernel: Kernel | NumPyKernel, strides: tuple[int, int], padding: Any, **options: Any
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it; a kernel of NumPy is a constant.
+    """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it without dilation or groups.
 
-    On CPUs the kernel's gradient of a convolution that keeps the size is computed by `kernel_gradient`: XLA convolves
-    with a kernel as large as the picture there, and is up to fourteen times as slow.
+    A NumPy kernel is a constant. On a CPU the kernel's gradient of a convolution that keeps the size is computed by
+    `kernel_gradient`: XLA convolves with a kernel as large as the picture there, and is up to fourteen times as slow.
+    Of several devices the sum over each block of rows would be one over all of them, so there XLA's own stays.
     """
 
     def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
-    same = strides == (1, 1) and padding == [(kernel.shape[0] // 2,) * 2] * 2
-    return (_with_quick_gradient(plain) if same else plain)(x, jnp.asarray(kernel))
+    kernel = jnp.asarray(kernel)
+    size = kernel.shape[0]
+    keeps_size = size % 2 == 1 and strides == (1, 1) and [*map(tuple, padding)] == [(size // 2,) * 2] * 2
+    quick = keeps_size and jax.device_count() == 1
+    return (_with_quick_gradient(plain) if quick else plain)(x, kernel)
 
 
 def kernel_gradient(
     x: Image, gradient: Float[Array, "batch height width features"], size: int
 ) -> Float[Array, "size size channels features"]:
-    """Gradient in the kernel of a zero-padded convolution of odd `size` and stride 1, accumulated in float32.
+    """Gradient in the kernel of a zero-padded convolution of odd `size` and stride 1, summed in float32 at least.
 
     dW[i, j] = sum_p x[p + (i, j) - size // 2]^T gradient[p]. Moving x along the rows and the gradient along the columns
     makes all of them one matrix product, of `size` times the channels by `size` times the features, over all pixels;
@@ -47,15 +51,16 @@ def kernel_gradient(
     rows = max(n for n in range(1, min(most, height) + 1) if height % n == 0)
     x = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (half, half), (0, 0), (0, 0)))
+    kind = jnp.promote_types(x.dtype, jnp.float32)
 
     def add_block(block: Any, total: Array) -> Array:
         some_x = jax.lax.dynamic_slice_in_dim(x, block * rows, rows, axis=1)
         some_g = jax.lax.dynamic_slice_in_dim(gradient, block * rows, rows + 2 * half, axis=1)
         moved_x = jnp.concatenate([some_x[:, :, j : j + width] for j in range(size)], axis=-1)
         moved_g = jnp.concatenate([some_g[:, i : i + rows] for i in reversed(range(size))], axis=-1)
-        return total + jnp.einsum("bhwc,bhwd->cd", moved_x, moved_g, preferred_element_type=jnp.float32)
+        return total + jnp.einsum("bhwc,bhwd->cd", moved_x, moved_g, preferred_element_type=kind)
 
-    total = jnp.zeros((size * channels, size * features), jnp.float32)
+    total = jnp.zeros((size * channels, size * features), kind)
     total = jax.lax.fori_loop(0, height // rows, add_block, total)
     return total.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
 

@@ -35,7 +35,8 @@ def peak_flops(device_kind: str, peak_tflops: float = 0.0) -> float | None:
 def step_flops(compiled: jax.stages.Compiled, gradient_accumulation_steps: int = 1) -> float:
     """FLOPs of one device in one step, by XLA's count: recomputation is in it, the inside of custom kernels is not.
 
-    XLA counts the body of a loop once, so micro-batches are multiplied by their number.
+    XLA counts the body of a loop once, so micro-batches are multiplied by their number. Of the gradient in a kernel,
+    which is a loop over blocks of rows on CPUs, one block is counted.
     """
     costs: Any = compiled.cost_analysis()
     return float(costs["flops"]) * gradient_accumulation_steps

@@ -74,6 +74,14 @@ def test_gradients_of_gradients_pass_through():
     np.testing.assert_allclose(jnp.vdot(jax.grad(slope)(x), direction), numeric, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("size", "stride", "quick"), [(1, 1, True), (3, 1, True), (3, 2, False)])
+def test_layers_that_keep_the_size_have_the_quick_gradient(size, stride, quick):
+    graph, params = nnx.split(conv(4, 4, size, jnp.float32, nnx.Rngs(0), stride=stride))
+    gradient = jax.grad(lambda params, x: nnx.merge(graph, params)(x).sum())
+    program = str(jax.make_jaxpr(gradient)(params, jnp.zeros((1, 8, 8, 4))))
+    assert ("platform_index" in program) == quick
+
+
 def test_parameters_of_numpy_are_constants_of_the_program():
     layer = conv(4, 4, 3, jnp.float32, nnx.Rngs(0))
     graph, params = nnx.split(layer)
