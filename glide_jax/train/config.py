@@ -74,6 +74,10 @@ class PreviewConfig:
     upsampler_strength: float = 1.0
     options: SampleOptions = field(default_factory=lambda: SampleOptions(num_steps=25))
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.upsampler_strength <= 1.0:
+            raise GlideError(f"preview.upsampler_strength must be in [0, 1], not {self.upsampler_strength}")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:

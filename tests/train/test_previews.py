@@ -76,3 +76,8 @@ def test_an_upsampler_that_does_not_fit_is_refused(tmp_path, upsampler, model, m
     config = PreviewConfig(upsampler=save_model(tmp_path / "up", upsampler))
     with pytest.raises(GlideError, match=message):
         load_preview_upsampler(config, model)
+
+
+def test_an_impossible_strength_is_refused_before_training():
+    with pytest.raises(GlideError, match=r"upsampler_strength must be in \[0, 1\], not 1.5"):
+        PreviewConfig(upsampler_strength=1.5)
