@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -91,7 +92,9 @@ def execute(words: list[str]) -> None:
                 convert(words[2:])
             elif words[0] == "-m":
                 sys.argv = words[1:]
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+                # Else runpy keeps what jaxtyping's import hook compiled as the module's ordinary bytecode.
+                with mock.patch.object(sys, "dont_write_bytecode", new=True):
+                    runpy.run_module(words[1], run_name="__main__", alter_sys=True)
             else:
                 runpy.run_path(str(ROOT / words[0]), run_name="__main__")
         except SystemExit as end:
