@@ -1,7 +1,7 @@
 """Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
 
 from glide_jax.parallel.collectives import collective_bytes
-from glide_jax.parallel.distributed import initialize_from_environment
+from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
 from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
     batch_sharding,
@@ -27,5 +27,6 @@ __all__ = [
     "process_rows",
     "put_batch",
     "state_shardings",
+    "wait_for_all",
     "with_shardings",
 ]

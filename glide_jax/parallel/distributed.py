@@ -1,8 +1,9 @@
-"""The start of a run of several processes, before JAX touches a device."""
+"""Runs of several processes: their start, before JAX touches a device, and a place to meet."""
 
 import os
 
 import jax
+from orbax.checkpoint import multihost
 
 from glide_jax.errors import GlideError
 
@@ -38,6 +39,25 @@ def initialize_from_environment(
         raise GlideError("give coordinator_address, num_processes and process_id together, or none of them")
     else:
         _join(timeout, *explicit)
+
+
+def wait_for_all(place: str, timeout: int = 3600) -> None:
+    """Returns once every process of the run is here; alone, it does nothing.
+
+    To be called before the first program with collectives runs: one process may have compiled it for minutes where
+    another had it from the cache on disk, and CPUs wait for each other's first connection for 30 seconds only.
+
+    Args:
+        place: a name, the same for every process, and met at once in a run.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        GlideError: some process did not come.
+    """
+    try:
+        multihost.get_barrier_sync_fn()(key=place, timeout_ms=1000 * timeout)
+    except RuntimeError as error:
+        raise GlideError(f"not all processes came to {place!r}: {str(error).splitlines()[0]}") from error
 
 
 def _started_by_launcher() -> bool:

@@ -16,7 +16,7 @@ from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore
 from glide_jax.data.batch import Batch
 from glide_jax.errors import GlideError
-from glide_jax.parallel import make_mesh, put_batch
+from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage
 from glide_jax.train.flops import peak_flops, step_flops
 from glide_jax.train.goodput import Goodput
@@ -80,6 +80,7 @@ class Trainer:
             stack.enter_context(self.data)
             self._bar = stack.enter_context(progress.bar("training", train.max_steps, self.step, quiet=not _is_first()))
             step_fn = self.program.compile()
+            wait_for_all(f"{self.run_dir}, update {self.step}")
             self._begin(step_fn)
             self._train(step_fn, interrupt)
             return self._finish(interrupt)

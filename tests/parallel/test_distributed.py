@@ -22,7 +22,19 @@ batch = put_batch({"images": images[rows]}, mesh)["images"]
 assert batch.shape == (8, 3)
 weights = np.arange(1.0, 9.0, dtype=np.float32)[:, None]
 total = jax.jit(lambda x: (x * weights).sum())(batch)
-print(rows.tolist(), float(total) == float((images * weights).sum()))
+import time
+from glide_jax.errors import GlideError
+if jax.process_index() == 0:
+    try:
+        wait_for_all("nobody else comes", timeout=1)
+    except GlideError as error:
+        assert str(error).startswith("not all processes came to 'nobody else comes': "), error
+    else:
+        raise AssertionError("it did not wait")
+time.sleep(jax.process_index())
+arrived = time.monotonic()
+wait_for_all("here")
+print(rows.tolist(), float(total) == float((images * weights).sum()), arrived, time.monotonic())
 """
 
 
@@ -32,11 +44,13 @@ def _slurm(process: int, port: int) -> dict[str, object]:
     return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"} | {f"SLURM_{k}": v for k, v in names.items()}
 
 
-def test_two_slurm_tasks_feed_one_global_batch():
+def test_two_slurm_tasks_feed_one_global_batch_and_wait_for_each_other():
     port = free_port()
     processes = [start(TWO_PROCESSES, devices=2, **_slurm(i, port)) for i in range(2)]
     last_lines = [finish(process).splitlines()[-1] for process in processes]  # gloo prints before them
-    assert last_lines == ["[0, 1, 4, 5] True", "[2, 3, 6, 7] True"]
+    results, arrived, left = zip(*(line.rsplit(maxsplit=2) for line in last_lines), strict=True)
+    assert results == ("[0, 1, 4, 5] True", "[2, 3, 6, 7] True")
+    assert min(map(float, left)) >= max(map(float, arrived))
 
 
 # Once a device is in use jax refuses to join other processes, so what follows shows whether it was asked to.
