@@ -1,6 +1,8 @@
-"""For every test: shapes are checked at run time, ranks never promoted, compiled programs kept on disk."""
+"""For every test: shapes checked at run time, ranks never promoted, programs compiled quickly and kept on disk."""
 
 import os
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
+# Tiny models run a few times each: what XLA saves by optimising them is a hundredth of what it costs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+if version("jaxlib") < "0.11":  # later ones know only these emitters' successors, and die of the flag
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 
@@ -23,3 +29,16 @@ install_import_hook("glide_jax", f"{check_arrays.__module__}.{check_arrays.__qua
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("needs a CUDA GPU and jax[cuda12] or jax[cuda13]")
+
+
+@pytest.fixture(autouse=True)
+def _full_width_is_optimised(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Published sizes take longer to run than to compile."""
+    optimise = request.node.get_closest_marker("slow") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
+    if not optimise:
+        yield
+        return
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
