@@ -15,8 +15,6 @@ from functools import partial
 from itertools import count
 from typing import IO
 
-from webdataset.gopen import gopen
-
 from glide_jax.data.captions import Span, caption_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.draws import generator
@@ -107,6 +105,8 @@ class ShardStream:
                 raise GlideError(f"no usable sample in a pass over {len(self._shards)} shards ({listed(self.counts)})")
 
     def _samples_of(self, shard: str) -> Iterator[Sample]:
+        from webdataset.gopen import gopen  # noqa: PLC0415 (imports torch where there is one, which takes seconds)
+
         with gopen(shard) as file:
             for key, members, data in _grouped(file):
                 try:
