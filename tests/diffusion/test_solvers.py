@@ -248,15 +248,30 @@ def test_inversion_then_ddim_returns_with_an_error_that_halves():
         assert 0.4 < fine / coarse < 0.6
 
 
+STOCHASTIC = (
+    "ddpm",
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_last_step_is_free_of_noise(sampler):
+def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
     grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
-    _, plan = SolverOptions(sampler).plan(grid)
-    if sampler == "ddpm":
-        assert plan.rows.noisy[-1] == 0
-        return
-    noise = plan.rows.matrix[-1, 0, len(plan.rows.matrix[0]) + 1 :] if "ancestral" in sampler else [0.0]
-    np.testing.assert_allclose(noise[-1:], 0.0, atol=1e-12)
+    rows = len(SolverOptions(sampler).plan(grid)[1])
+    noise = np.random.RandomState(0).standard_normal((rows, 1, 1, 1, 1))
+
+    def with_other_noise(changed):
+        other = noise.copy()
+        other[changed] += 1
+        return final(sampler, grid, other)
+
+    assert with_other_noise(slice(-1, None)) == final(sampler, grid, noise)
+    assert (with_other_noise(slice(-1)) != final(sampler, grid, noise)) == (sampler in STOCHASTIC)
 
 
 def test_names_aliases_and_options():

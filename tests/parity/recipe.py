@@ -2,14 +2,16 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from convert.keymap import clip_keymap, glide_keymap
-from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
+from glide_jax.models import ClipImageConfig, ClipTextConfig, Conditioning, Glide, ModelConfig, NoisedClip, Params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("base", "upsample", "base-inpaint", "upsample-inpaint")
@@ -97,7 +99,24 @@ def inpaint_mask(batch: int, side: int) -> np.ndarray:
     return mask
 
 
+def network(model: Glide, params: Params, conditioning: Conditioning) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(x, t) -> output, compiled even where `jax.disable_jit` lets solvers go on one operation at a time."""
+    run = jax.jit(lambda x, t: model(params, x, t, conditioning))
+
+    def compiled(x: jax.Array, t: jax.Array) -> jax.Array:
+        with jax.disable_jit(False):
+            return run(x, t)
+
+    return compiled
+
+
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     """max |a - b| / max |b| of an array."""
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return float(np.max(np.abs(np.asarray(ours, np.float64) - reference)) / np.max(np.abs(reference)))
+
+
+def root_mean_square_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square of a - b, relative to that of b."""
+    difference = np.asarray(ours, np.float64) - reference
+    return float(np.sqrt(np.square(difference).mean() / np.square(reference).mean()))

@@ -26,7 +26,9 @@ from tests.parity.recipe import (
     golden_params,
     inpaint_mask,
     model_config,
+    network,
     relative_error,
+    root_mean_square_error,
 )
 
 TOLERANCE, PNDM_TOLERANCE = 3e-4, 1e-4
@@ -46,19 +48,20 @@ SAMPLERS = {
 @pytest.fixture(scope="module")
 def base():
     model = Glide(model_config("tiny", "base"))
-    return model, golden_params(model, "tiny/base")
+    params, golden = golden_params(model, "tiny/base"), golden_arrays("samplers_tiny")
+    return model, params, jax.jit(model.encode_text)(params, golden["tokens"], golden["mask"])
+
+
+@pytest.fixture(scope="module")
+def guided_base(base):
+    return guided_by_text(*base)
 
 
 def guided_by_text(model, params, text, **pictures):
-    """Classifier-free guidance over rows [cond, cond, uncond, uncond]."""
+    """Classifier-free guidance over rows [cond, cond, uncond, uncond]; it never asks for the condition alone."""
     twice = {name: jnp.concatenate([picture, picture]) for name, picture in pictures.items()}
-    conditional = Conditioning(jax.tree.map(lambda x: x[:2], text), **pictures)
-    return guided(
-        GUIDANCE.method,
-        GUIDANCE.strengths,
-        lambda x, t: model(params, x, t, conditional),
-        lambda x, t: model(params, x, t, Conditioning(text, **twice)),
-    )
+    paired = network(model, params, Conditioning(text, **twice))
+    return guided(GUIDANCE.method, GUIDANCE.strengths, paired, paired)
 
 
 def recorded_noise(name, rows):
@@ -68,20 +71,24 @@ def recorded_noise(name, rows):
 def trajectory(denoise, solver, plan, x_t, recorded=None):
     """The picture after every row, [rows, batch, channels, height, width]."""
     rows = plan.on_device()
-    run = jax.jit(lambda carry, k: run_steps(solver, denoise, lambda k: recorded[k], carry, rows, k, k + 1))
-    carry, pictures = (solver.init(x_t * np.float32(plan.start.noise_alone)), None), []
-    for k in range(len(plan)):
-        carry = run(carry, k)
-        pictures.append(solver.finish(carry[0]))
+    carry, pictures = (solver.init(jnp.asarray(x_t * np.float32(plan.start.noise_alone))), None), []
+    with jax.disable_jit():
+        for k in range(len(plan)):
+            carry = run_steps(solver, denoise, lambda k: recorded[k], carry, rows, k, k + 1)
+            pictures.append(solver.finish(carry[0]))
     return np.asarray(pictures).transpose(0, 1, 4, 2, 3)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_guided_sampling_equals_the_reference(name, base):
+def quick_or_slow(name):
+    """A step with a network costs half a second: of methods that differ in a coefficient, the default run takes one."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name in ("ddim_eta0", "prk") else [])
+
+
+@pytest.mark.parametrize("name", [*map(quick_or_slow, SAMPLERS)])
+def test_guided_sampling_equals_the_reference(name, guided_base):
     golden = golden_arrays("samplers_tiny")
     solver, plan = SAMPLERS[name]
-    text = jax.jit(base[0].encode_text)(base[1], golden["tokens"], golden["mask"])
-    denoise = denoiser(guided_by_text(*base, text), Thresholding())
+    denoise = denoiser(guided_base, Thresholding())
     recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name not in ("plms", "prk") else None
     pictures = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
     # The rows that end a step: each fourth of a Runge-Kutta step.
@@ -110,37 +117,49 @@ def test_inpainting_equals_the_reference():
     assert relative_error(pictures[-1], golden["inpaint|final"]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_upsampling_equals_the_reference():
     golden = golden_arrays("samplers_tiny")
     model = Glide(model_config("tiny", "upsample"))
     params = golden_params(model, "tiny/upsample")
     text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
     low_res = np.rint((np.tanh(draw_image("samplers/low_res", (2, 3, 64, 64))) + 1) * 127.5) / 127.5 - 1
-    denoise = denoiser(
-        unguided(lambda x, t: model(params, x, t, Conditioning(text, jnp.asarray(low_res, jnp.float32)))),
-        Thresholding(),
-    )
+    given = Conditioning(text, jnp.asarray(low_res, jnp.float32))
+    denoise = denoiser(unguided(network(model, params, given)), Thresholding())
     linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
     grid = Grid.from_options(linear, GridOptions(timestep_respacing="fast27"))
     x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
     final = trajectory(denoise, *ddim(grid), x_t)[-1]
-    assert relative_error(final[:, :, ::2, ::2], golden["upsample|final_stride2"]) < TOLERANCE
+    # The reference in float32 is 1.5e-4 from itself in float64, and moves by 1.7e-4 between one thread and two.
+    seen, expected = final[:, :, ::2, ::2], golden["upsample|final_stride2"]
+    assert relative_error(seen, expected) < 1e-3
+    assert root_mean_square_error(seen, expected) < 2e-5
     assert relative_error(final.mean((2, 3)), golden["upsample|mean"]) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "solver"), [("ddpm", ddpm(GRID)), ("ddim", ddim(GRID))])
-def test_clip_guidance_equals_the_reference(name, solver, base):
-    golden = golden_arrays("samplers_tiny")
-    model, params = base
-    text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
+@pytest.fixture(scope="module")
+def base_and_wish(base):
+    """The base model, unguided by text, and the noised CLIP's gradient."""
+    model, params, text = base
+    noise = unguided(network(model, params, Conditioning(jax.tree.map(lambda x: x[:2], text))))
     clip = clip_model("tiny")
     weights = jax.tree.map(jnp.asarray, clip_params(clip, "tiny"))
     wish = jax.jit(clip.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
-    denoise = denoiser(
-        unguided(lambda x, t: model(params, x, t, Conditioning(text))),
-        Thresholding(),
-        partial(clip.guidance, weights, text=wish, scale=5.0),
-    )
+    run = jax.jit(partial(clip.guidance, weights, text=wish, scale=5.0))
+
+    def gradient(x, t):
+        with jax.disable_jit(False):
+            return run(x, t)
+
+    return noise, gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"), [pytest.param("ddpm", ddpm(GRID), marks=pytest.mark.slow), ("ddim", ddim(GRID))]
+)
+def test_clip_guidance_equals_the_reference(name, solver, base_and_wish):
+    noise, gradient = base_and_wish
+    denoise = denoiser(noise, Thresholding(), gradient)
     recorded = jnp.asarray(recorded_noise(f"clip_guided/{name}", 2))
     final = trajectory(denoise, *solver, draw_image("clip_guided/x_T", (2, 3, 64, 64)), recorded)[-1]
     assert relative_error(final, golden_arrays("clip_guided_tiny")[f"{name}|final"]) < TOLERANCE

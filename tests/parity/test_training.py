@@ -3,17 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from convert.keymap import glide_keymap
-from glide_jax.diffusion.losses import LossConfig
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import OptimizerConfig, TrainConfig
 from glide_jax.train.draws import Draws
 from glide_jax.train.optimizer import make_optimizer
-from glide_jax.train.step import batch_losses, make_train_step, state_from_params
+from glide_jax.train.step import make_train_step, state_from_params
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
 
 STEPS = 3
@@ -63,22 +63,22 @@ def test_three_steps_equal_the_reference(kind):
     batch = make_batch(kind, model)
     state = state_from_params(jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}")), optimizer)
 
-    def mean_loss(params):
-        return batch_losses(model, schedule, LossConfig(), draws(jnp.int32(0), None, None), params, batch).total.mean()
-
-    grads = torch_leaves(jax.jit(jax.grad(mean_loss))(state["params"]), model)
-    norms = {k.removeprefix("grad_norm|"): v for k, v in golden.items() if k.startswith("grad_norm|")}
-    assert norms.keys() == grads.keys()
-    for key, norm in norms.items():
-        ours = np.linalg.norm(grads[key].astype(np.float64))
-        assert ours < 1e-6 if norm < 1e-6 else abs(ours - norm) < 1e-4 * norm, (key, ours, norm)
-
     step = jax.jit(
         make_train_step(model, schedule, TrainConfig(optimizer=OPTIMIZER), optimizer, draws), donate_argnums=0
     )
     for i in range(STEPS):
         state, metrics = step(state, batch)
         assert abs(metrics["loss"] - golden[f"loss|{i}"]) < 1e-5 * golden[f"loss|{i}"]
+        if i == 0:  # Adam's first moment is then the gradient, but for its factor
+            mean = optax.tree.get(state["opt"], "mu")
+            grads = torch_leaves(jax.tree.map(lambda x: np.asarray(x) / (1 - OPTIMIZER.b1), mean), model)
+
+    norms = {k.removeprefix("grad_norm|"): v for k, v in golden.items() if k.startswith("grad_norm|")}
+    assert norms.keys() == grads.keys()
+    for key, norm in norms.items():
+        ours = np.linalg.norm(grads[key].astype(np.float64))
+        # The reference sums in float32, 8e-5 off.
+        assert ours < 1e-6 if norm < 1e-6 else abs(ours - norm) < 2e-4 * norm, (key, ours, norm)
 
     trees = {
         "grad": grads,
