@@ -7,7 +7,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from tests.programs import ROOT
+
 FOLDERS = ("glide_jax", "convert", "configs", "datasets", "tests")
 ENTRY_POINTS = ("train.py", "sample.py", "evaluate.py", "app.py")
 
@@ -47,8 +48,9 @@ CONFINED = {
     "tensorflow": (),
     "ml_collections": ("configs", "glide_jax/config.py", *ENTRY_POINTS, "tests"),
 }
-# Libraries that come with an extra: imported inside the function that needs them.
-LAZY = {"gradio", "wandb", "tensorboardX", "open_clip"}
+# Libraries that come with an extra or take seconds to import: imported inside the function that needs them.
+LAZY = {"gradio", "wandb", "tensorboardX", "open_clip", "tensorflow_datasets", "webdataset"}
+SCRIPTS = ("datasets", "tests/benchmarks")
 
 MOST_LINES_IN_A_FILE = 450
 MOST_LINES_IN_A_FUNCTION = 90
@@ -150,6 +152,7 @@ def test_the_table_has_no_cycle_and_names_every_part():
 
 def test_libraries_are_imported_only_where_they_belong():
     confined = [found for found in imports() if found.library in CONFINED]
+    assert {found.library for found in confined} >= {"torch", "ml_collections"}
     assert_none(
         [
             str(found)
@@ -159,8 +162,12 @@ def test_libraries_are_imported_only_where_they_belong():
     )
 
 
-def test_libraries_of_the_extras_are_imported_inside_functions():
-    assert_none([str(found) for found in imports() if found.library in LAZY and not found.lazy])
+def test_libraries_of_the_extras_and_slow_ones_are_imported_inside_functions():
+    needed = [
+        found for found in imports() if found.library in LAZY and not any(map(found.path.is_relative_to, SCRIPTS))
+    ]
+    assert {found.library for found in needed} == LAZY
+    assert_none([str(found) for found in needed if not found.lazy])
 
 
 def test_no_file_is_too_long():

@@ -1,5 +1,8 @@
+import errno
 import os
+import resource
 import signal
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -120,32 +123,35 @@ def test_killed_in_the_middle_of_a_save_the_one_before_is_the_latest(tmp_path):
         assert store.steps() == [1, 2]
 
 
-DISK_FULL = """
-import resource, sys
-import jax.numpy as jnp
-from glide_jax.checkpoint import CheckpointStore
-from glide_jax.errors import run_cli
-
-def main():
-    with CheckpointStore(sys.argv[1]) as store:
-        store.save(1, {"params": jnp.ones(1000)}, {"step": 1})
-        store.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-        store.save(2, {"params": jnp.ones(2**20)}, {"step": 2})
-        store.wait()
-
-run_cli(main)
-"""
+@contextmanager
+def files_no_larger_than(limit):
+    """The disk is full, as far as this process can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path):
-    process = start(DISK_FULL, tmp_path)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    reason = os.strerror(27)  # EFBIG: the limit that stands in for the disk's
-    assert errors == (
-        f"error: cannot write checkpoint {tmp_path / '2'}: {reason}; what was saved before is untouched\n"
+def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path, capfd):
+    small, large = {"params": jnp.ones(1000)}, {"params": jnp.ones(2**20)}
+
+    def save_both():
+        with CheckpointStore(tmp_path) as store:
+            store.save(1, small, {"step": 1})
+            store.wait()
+            with files_no_larger_than(2**20):
+                store.save(2, large, {"step": 2})
+                store.wait()
+
+    with pytest.raises(GlideError) as caught:
+        save_both()
+    reason = os.strerror(errno.EFBIG)  # the limit that stands in for the disk's
+    assert str(caught.value) == (
+        f"cannot write checkpoint {tmp_path / '2'}: {reason}; what was saved before is untouched"
     )
+    assert capfd.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert read_record(tmp_path) == {"step": 1}
 
@@ -218,7 +224,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
 
 
 def test_a_record_that_is_not_json_is_refused_at_once(tmp_path):
-    with CheckpointStore(tmp_path) as store, pytest.raises(TypeError):
+    with CheckpointStore(tmp_path) as store, pytest.raises(TypeError, match="not JSON serializable"):
         store.save(1, {"params": jnp.zeros(2)}, {"array": jnp.zeros(2)})
 
 

@@ -74,7 +74,7 @@ def test_weights_never_replace_what_is_there(tmp_path):
 
 def test_weights_under_a_file_are_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(GlideError, match=r"^cannot write checkpoint .*/file/base: (Not a directory|File exists); "):
+    with pytest.raises(GlideError, match=r"^cannot write checkpoint .*/file/base: File exists; "):
         save_weights(tmp_path / "file" / "base", {"kernel": jnp.zeros(2)}, {})
 
 

@@ -1,39 +1,24 @@
 """Every page of configs/, and the edge between ml_collections and the dataclasses."""
 
 import importlib
-import math
-from pathlib import Path
+import json
+import re
+import shlex
+import sys
+import warnings
+from operator import attrgetter
 
-import jax
 import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from glide_jax.config import default_config, from_ml_collections
 from glide_jax.errors import GlideError
-from glide_jax.models import Glide, ModelConfig
+from glide_jax.models import ModelConfig
 from glide_jax.train import RunConfig
+from tests.programs import ROOT, as_a_program
 
-PAGES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
-PUBLISHED = {
-    "base": 385_030_726,
-    "upsample": 398_361_286,
-    "base-inpaint": 385_037_638,
-    "upsample-inpaint": 398_368_198,
-}
-
-
-def page(name):
-    return from_ml_collections(importlib.import_module(f"configs.{name}").get_config())
-
-
-def parameters(config):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Glide(config).abstract_params()))
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_every_page_is_a_valid_run(name):
-    assert page(name).run_dir == f"runs/{name}"
-
-
+PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 FULL_PAGES = {
     "base64": "base",
     "upsample256": "upsample",
@@ -42,17 +27,80 @@ FULL_PAGES = {
 }
 
 
+def page(name, *arguments):
+    return from_ml_collections(importlib.import_module(f"configs.{name}").get_config(*arguments))
+
+
+def commands(name):
+    """The commands in a page's docstring, continuation lines joined, as words."""
+    text = importlib.import_module(f"configs.{name}").__doc__.replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+
+
+def parsed(words):
+    """The configuration that train.py would make of its arguments."""
+    with as_a_program():
+        page = config_flags.DEFINE_config_file("config")
+        warnings.simplefilter("ignore", DeprecationWarning)  # ml_collections loads a page in an old way
+        sys.argv = words
+        assert flags.FLAGS(words) == words[:1], "more than options"
+        return from_ml_collections(page.value)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_is_a_valid_run(name):
+    assert page(name).run_dir == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_are_those_of_a_run_by_it(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = commands(name)
+    assert runs
+    for python, *words in runs:
+        assert [python, *words[:2]] == ["python", "train.py", "--config"]
+        assert re.fullmatch(rf"configs/{name}\.py(:\w+)?", words[2])
+        config = parsed(words)
+        assert config.run_dir.startswith(f"runs/{name}")
+        assert config.data.path
+        for word in words[3:]:
+            key, value = word.removeprefix("--config.").split("=")
+            assert attrgetter(key)(config) == value
+
+
+def test_every_option_that_a_page_speaks_of_exists():
+    pages = [importlib.import_module(f"configs.{name}") for name in PAGES]
+    keys = {key for page in pages for key in re.findall(r"--config\.([\w.]*\w)", page.__doc__)}
+    assert {"data.path", "train.remat"} <= keys
+    assert keys <= {*names_in(default_config())}
+
+
+def names_in(config):
+    for name, value in config.items():
+        yield from (f"{name}.{inner}" for inner in names_in(value)) if isinstance(value, ConfigDict) else [name]
+
+
+def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(AttributeError, match=r'Did you mean "path" instead of "paths"'):
+        parsed(["train.py", "--config", "configs/emoji.py", "--config.data.paths=x"])
+
+
 @pytest.mark.parametrize(("name", "kind"), FULL_PAGES.items())
 def test_the_full_pages_are_the_published_models(name, kind):
     config = page(name)
-    assert parameters(config.model) == PUBLISHED[kind]
     assert config.model == ModelConfig.published(kind)
     assert config.diffusion.noise_schedule == ("linear" if kind.startswith("upsample") else "squaredcos_cap_v2")
+    parameters = json.loads((ROOT / "tests" / "golden" / f"manifest_full_{kind}.json").read_text())["parameters"]
+    assert f"{parameters:,} parameters" in importlib.import_module(f"configs.{name}").get_config.__doc__
 
 
-@pytest.mark.parametrize("kind", PUBLISHED)
-def test_parameter_counts_of_the_published_models(kind):
-    assert parameters(ModelConfig.published(kind)) == PUBLISHED[kind]
+@pytest.mark.parametrize(("name", "kind"), FULL_PAGES.items())
+def test_the_full_pages_have_small_widths_for_a_trial(name, kind):
+    small, full = page(name, "tiny"), page(name)
+    assert small.model.num_channels == 32
+    assert (small.model.kind, small.model.image_size) == (kind, full.model.image_size)
+    assert (small.data, small.diffusion) == (full.data, full.diffusion)
 
 
 def test_fine_tuning_defaults():
@@ -76,31 +124,44 @@ def test_a_changed_size_takes_its_own_channel_multipliers():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.batch_size", "8", "train.batch_size cannot be '8': it takes int"),
-        ("train.batch_size", True, "train.batch_size cannot be True"),
-        ("train.remat", "some", "'none', 'full', 'dots'"),
-        ("train", 3, "config.train is a group"),
-        ("model.attention_resolutions", ("8",), "config.model.attention_resolutions cannot be"),
-        ("model.image_size", 48, "model.channel_mult must be given"),
-        ("model.dropout", 1.0, r"in \[0, 1\)"),
-        ("train.optimizer.ema_decay", 1.0, "optimizer.ema_decay"),
-        ("train.loss.kind", "l1", "loss.kind|'simple', 'hybrid'"),
-        ("diffusion.noise_schedule", "cosine", "squaredcos_cap_v2"),
-        ("parallel.fsdp", 0, "parallel.fsdp"),
+        ("train.batch_size", "8", "config.train.batch_size cannot be '8': it takes int"),
+        ("train.batch_size", True, "config.train.batch_size cannot be True: it takes int"),
+        ("train.remat", "some", "config.train.remat cannot be 'some': it takes 'none', 'full', 'dots'"),
+        ("train", 3, "config.train is a group of options; set one of them (config.train.NAME=...)"),
+        ("model.attention_resolutions", ("8",), "config.model.attention_resolutions cannot be ('8',): it takes tuple"),
+        ("model.image_size", 48, "model.channel_mult must be given for image_size 48 (known: 64, 128, 256)"),
+        ("model.dropout", 1.0, "model.dropout must be in [0, 1), not 1.0"),
+        ("train.optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), not 1.0"),
+        ("train.loss.kind", "l1", "config.train.loss.kind cannot be 'l1': it takes 'simple', 'hybrid'"),
+        (
+            "diffusion.noise_schedule",
+            "cosine",
+            "diffusion.noise_schedule 'cosine' is unknown (known: linear, squaredcos_cap_v2)",
+        ),
+        ("parallel.fsdp", 0, "parallel.fsdp=0: must be at least 1, or -1 for the devices that are left"),
     ],
 )
 def test_impossible_values_are_refused(key, value, message):
     config = default_config()
     with config.ignore_type():
         config.update_from_flattened_dict({key: value}) if "." in key else config.__setattr__(key, value)
-    with pytest.raises(GlideError, match=message) as caught:
+    with pytest.raises(GlideError, match=f"^{re.escape(message)}") as caught:
         from_ml_collections(config)
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_keys_are_refused_with_the_nearest_name():
+@pytest.mark.parametrize(("unknown", "near"), [("batchsize", "batch_size"), ("max_step", "max_steps")])
+def test_unknown_keys_are_refused_with_the_nearest_name(unknown, near):
     config = default_config()
     with config.unlocked():
-        config.train.batchsize = 8
-    with pytest.raises(GlideError, match=r"config.train.batchsize is unknown; did you mean batch_size"):
+        config.train[unknown] = 8
+    with pytest.raises(GlideError, match=rf"^config\.train\.{unknown} is unknown; did you mean {near}\?$"):
+        from_ml_collections(config)
+
+
+def test_a_key_like_no_other_is_refused_with_all_names():
+    config = default_config()
+    with config.unlocked():
+        config.parallel.zzz = 8
+    with pytest.raises(GlideError, match=r"^config\.parallel\.zzz is unknown; did you mean data or fsdp.*\?$"):
         from_ml_collections(config)

@@ -32,7 +32,8 @@ def clip_sizes(tower: str) -> dict[str, int]:
     return {f"n_head_{tower}": 2, f"n_head_state_{tower}": 4, f"n_xf_blocks_{tower}": 2}
 
 
-ALL_KINDS = (*KINDS, "clip/text-enc", "clip/image-enc")
+TOWERS = ("clip/text-enc", "clip/image-enc")
+ALL_KINDS = (*KINDS, *TOWERS)
 
 
 def options(model: Architecture) -> dict[str, object]:
@@ -66,6 +67,7 @@ def assert_same_state_dict(ours: dict[str, np.ndarray], theirs: dict[str, np.nda
         assert ours[key].tobytes() == array.tobytes(), key
 
 
+@cache
 def manifests() -> dict[str, tuple[dict[str, object], dict[str, tuple[int, ...]]]]:
     """Options and shapes of every golden model, by "size/kind"."""
     found = {}

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,53 +11,53 @@ from convert.cli import main
 from convert.tensor_file import read_tensors, write_tensors
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import architecture, assert_same_state_dict, options, state_dict
+from tests.programs import ROOT
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
-
-ROOT = Path(__file__).parents[2]
-MODEL = architecture("upsample", xf_width=0)
+pytestmark = pytest.mark.usefixtures("torch")
 
 
-def convert(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def model():
+    return architecture("upsample")
 
 
 @pytest.fixture
-def files(tmp_path):
-    write_tensors(tmp_path / "model.pt", state_dict(MODEL, "float16"))
-    (tmp_path / "options.json").write_text(json.dumps({"options": options(MODEL)}))
+def files(tmp_path, model):
+    write_tensors(tmp_path / "model.pt", state_dict(model, "float16"))
+    (tmp_path / "options.json").write_text(json.dumps({"options": options(model)}))
     return tmp_path
 
 
-def test_there_and_back_again(files):
-    there = convert("to-flax", files / "model.pt", "--output", files / "flax", "--options", files / "options.json")
-    assert there.returncode == 0, there.stderr
-    assert "sha256 " in there.stdout
-    assert there.stdout.splitlines()[-1] == f"upsample model written to {files}/flax"
-    back = convert("to-torch", files / "flax", "--output", files / "back.pt")
-    assert back.returncode == 0, back.stderr
-    assert back.stdout == f"upsample model (params) written to {files}/back.pt\n"
-    assert_same_state_dict(read_tensors(files / "back.pt"), state_dict(MODEL, "float16"))
+def test_there_and_back_again(files, model, capsys):
+    main(["to-flax", f"{files}/model.pt", "--output", f"{files}/flax", "--options", f"{files}/options.json"])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("sha256 ")
+    assert last == f"upsample model written to {files}/flax"
+    main(["to-torch", f"{files}/flax", "--output", f"{files}/back.pt"])
+    assert capsys.readouterr().out == f"upsample model (params) written to {files}/back.pt\n"
+    assert_same_state_dict(read_tensors(files / "back.pt"), state_dict(model, "float16"))
 
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path):
-    failed = convert("to-flax", "nothing", "--output", tmp_path / "flax")
+    """In a process of its own: the entry point itself."""
+    failed = subprocess.run(
+        [sys.executable, "-m", "convert", "to-flax", "nothing", "--output", str(tmp_path / "flax")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert failed.stderr.startswith("error: nothing is neither a file nor a published name")
     assert failed.stderr.count("\n") == 1
 
 
-def test_inspect_tells_kind_parameters_dtypes_and_shapes(files, capsys):
+def test_inspect_tells_kind_parameters_dtypes_and_shapes(files, model, capsys):
     main(["inspect", str(files / "model.pt"), "--options", str(files / "options.json")])
     lines = capsys.readouterr().out.splitlines()
-    count = sum(int(np.prod(shape)) for shape in MODEL.torch_shapes.values())
+    count = sum(int(np.prod(shape)) for shape in model.torch_shapes.values())
     assert lines[0].startswith("sha256 ")
     assert "float16   32x6x3x3         input_blocks.0.0.weight" in lines
-    assert len(lines) == 2 + len(MODEL.torch_shapes)
-    assert lines[-1] == f"upsample model, {count:,} parameters in {len(MODEL.torch_shapes)} float16 tensors"
+    assert len(lines) == 2 + len(model.torch_shapes)
+    assert lines[-1] == f"upsample model, {count:,} parameters in {len(model.torch_shapes)} float16 tensors"
 
 
 def test_what_had_to_be_assumed_is_told(tmp_path, capsys):
@@ -75,8 +74,8 @@ def test_what_had_to_be_assumed_is_told(tmp_path, capsys):
     assert "; assumed as published: image_size 64, " in capsys.readouterr().out
 
 
-def test_inspect_still_lists_what_does_not_fit(files, capsys):
-    arrays = state_dict(MODEL, "float16")
+def test_inspect_still_lists_what_does_not_fit(files, model, capsys):
+    arrays = state_dict(model, "float16")
     del arrays["out.2.bias"]
     write_tensors(files / "broken.pt", arrays)
     with pytest.raises(GlideError, match=r"does not fit the upsample model: missing: out.2.bias"):

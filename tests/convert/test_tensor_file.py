@@ -12,7 +12,7 @@ from convert.tensor_file import read_tensors, write_tensors
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import assert_same_state_dict, random_bits
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
+pytestmark = pytest.mark.usefixtures("torch")
 
 
 def tensors():
@@ -22,11 +22,13 @@ def tensors():
 
 
 def as_torch(arrays):
+    import torch
+
     halves = {key: a.view(np.int16) if a.dtype.name == "bfloat16" else a for key, a in arrays.items()}
     return {key: torch.from_numpy(a).view(getattr(torch, arrays[key].dtype.name)) for key, a in halves.items()}
 
 
-def test_writing_and_reading_keeps_bytes_dtypes_and_order(tmp_path):
+def test_writing_and_reading_keeps_bytes_dtypes_and_order(tmp_path, torch):
     write_tensors(tmp_path / "new" / "model.pt", tensors())
     assert_same_state_dict(read_tensors(tmp_path / "new" / "model.pt"), tensors())
     loaded = torch.load(tmp_path / "new" / "model.pt", weights_only=True)
@@ -35,7 +37,7 @@ def test_writing_and_reading_keeps_bytes_dtypes_and_order(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_both_formats_of_torch_save_are_read(tmp_path, zipped):
+def test_both_formats_of_torch_save_are_read(tmp_path, zipped, torch):
     torch.save(as_torch(tensors()), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
     assert_same_state_dict(read_tensors(tmp_path / "model.pt"), tensors())
 
@@ -50,7 +52,7 @@ def test_safetensors_are_read_in_the_order_of_the_file(tmp_path):
         read_tensors(tmp_path / "cut.safetensors")
 
 
-def test_views_and_parameters_are_read_by_value(tmp_path):
+def test_views_and_parameters_are_read_by_value(tmp_path, torch):
     base = torch.arange(6.0).reshape(2, 3)
     torch.save({"transposed": base.T, "parameter": torch.nn.Parameter(base[1])}, tmp_path / "model.pt")
     read = read_tensors(tmp_path / "model.pt")
@@ -58,7 +60,7 @@ def test_views_and_parameters_are_read_by_value(tmp_path):
     np.testing.assert_array_equal(read["parameter"], [3, 4, 5])
 
 
-def test_names_of_compiled_modules_lose_their_prefix(tmp_path):
+def test_names_of_compiled_modules_lose_their_prefix(tmp_path, torch):
     torch.save({"_orig_mod.a": torch.ones(1), "b._orig_mod.c": torch.ones(2)}, tmp_path / "compiled.pt")
     assert list(read_tensors(tmp_path / "compiled.pt")) == ["a", "b.c"]
     torch.save({"_orig_mod.a": torch.ones(1), "a": torch.ones(2)}, tmp_path / "both.pt")
@@ -77,7 +79,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
-def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, how):
+def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, how, torch):
     mark, path = tmp_path / "mark", tmp_path / "model.pt"
     content = {"weight": torch.ones(2), "more": Malicious(mark)}
     if how == "bare":
@@ -92,7 +94,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, how):
         assert mark.exists()
 
 
-def test_a_file_cut_short_is_refused_in_one_line(tmp_path):
+def test_a_file_cut_short_is_refused_in_one_line(tmp_path, torch):
     path = tmp_path / "model.pt"
     torch.save(as_torch(tensors()), path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -101,7 +103,7 @@ def test_a_file_cut_short_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_what_is_no_state_dict_is_refused(tmp_path, torch):
     path = tmp_path / "model.pt"
     for content, message in [
         (torch.ones(3), "holds Tensor, not a state_dict"),
@@ -118,7 +120,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     with pytest.raises(GlideError, match="cannot be read as a PyTorch file"):
         read_tensors(path)
     path.write_text("not a model")
-    with pytest.raises(GlideError, match=r"is refused|cannot be read"):
+    with pytest.raises(GlideError, match=r"is refused, nothing of it was run: it is no plain file of tensors"):
         read_tensors(path)
 
 
@@ -137,7 +139,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch, torch):
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
     for use in (lambda: read_tensors(tmp_path / "model.pt"), lambda: write_tensors(tmp_path / "new.pt", tensors())):

@@ -12,7 +12,7 @@ from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
 from tests.convert.state_dicts import architecture, options, state_dict
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
+pytestmark = pytest.mark.usefixtures("torch")
 
 
 @pytest.fixture

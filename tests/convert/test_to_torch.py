@@ -14,18 +14,22 @@ from glide_jax.checkpoint import CheckpointStore, load_weights, read_record, sav
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import architecture, assert_same_state_dict, options, state_dict
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
-
-MODEL = architecture("base", xf_width=0)
+pytestmark = pytest.mark.usefixtures("torch")
 
 
-@pytest.fixture
-def converted(tmp_path):
+@pytest.fixture(scope="module")
+def model():
+    return architecture("base")
+
+
+@pytest.fixture(scope="module")
+def converted(model, torch, tmp_path_factory):
     """A checkpoint converted from half-precision tensors in an order of their own."""
-    arrays = dict(reversed(state_dict(MODEL, "float16").items()))
-    write_tensors(tmp_path / "source.pt", arrays)
-    to_flax(open_source(str(tmp_path / "source.pt")), tmp_path / "flax", parse_options(options(MODEL)))
-    return tmp_path / "flax", arrays
+    folder = tmp_path_factory.mktemp("converted")
+    arrays = dict(reversed(state_dict(model, "float16").items()))
+    write_tensors(folder / "source.pt", arrays)
+    to_flax(open_source(str(folder / "source.pt")), folder / "flax", parse_options(options(model)))
+    return folder / "flax", arrays
 
 
 def trained_run(folder, record, params, ema):
@@ -34,9 +38,9 @@ def trained_run(folder, record, params, ema):
     return folder / "run"
 
 
-def test_after_training_float32_ema_is_written_in_the_order_of_the_source(tmp_path, converted):
+def test_after_training_float32_ema_is_written_in_the_order_of_the_source(tmp_path, converted, model):
     flax, arrays = converted
-    params = load_weights(flax, MODEL.params)
+    params = load_weights(flax, model.params)
     ema = jax.tree.map(lambda x: x * 1.001, params)
     run = trained_run(tmp_path, read_record(flax), params, ema)
     to_torch(run, tmp_path / "ema.pt")
@@ -47,19 +51,19 @@ def test_after_training_float32_ema_is_written_in_the_order_of_the_source(tmp_pa
     np.testing.assert_array_equal(written[key], np.float32(1.001) * arrays[key].astype(np.float32))
 
 
-def test_a_run_from_scratch_is_written_in_the_order_of_the_reference(tmp_path):
-    arrays = state_dict(MODEL)
-    params = convert_arrays(dict(arrays), MODEL)
-    run = trained_run(tmp_path, MODEL.record, params, jax.tree.map(np.zeros_like, params))
+def test_a_run_from_scratch_is_written_in_the_order_of_the_reference(tmp_path, model):
+    arrays = state_dict(model)
+    params = convert_arrays(dict(arrays), model)
+    run = trained_run(tmp_path, model.record, params, jax.tree.map(np.zeros_like, params))
     assert to_torch(run, tmp_path / "params.pt", "params")[1] == "params"
     assert_same_state_dict(read_tensors(tmp_path / "params.pt"), arrays)
     assert to_torch(run, tmp_path / "ema.pt")[1] == "ema"
     assert not any(array.any() for array in read_tensors(tmp_path / "ema.pt").values())
 
 
-def test_one_changed_value_makes_all_of_it_float32(tmp_path, converted):
+def test_one_changed_value_makes_all_of_it_float32(tmp_path, converted, model):
     flax, _ = converted
-    params = load_weights(flax, MODEL.params)
+    params = load_weights(flax, model.params)
     params["unet"]["out_conv"]["bias"] = params["unet"]["out_conv"]["bias"] + 1e-4
     save_weights(tmp_path / "changed", params, read_record(flax))
     to_torch(tmp_path / "changed", tmp_path / "changed.pt")
@@ -74,10 +78,10 @@ def test_a_dtype_can_be_asked_for(tmp_path, converted, dtype):
     assert_same_state_dict(read_tensors(tmp_path / "out.pt"), rounded)
 
 
-def test_a_dtype_that_cannot_hold_a_value_is_refused(tmp_path):
-    params = convert_arrays(state_dict(MODEL), MODEL)
+def test_a_dtype_that_cannot_hold_a_value_is_refused(tmp_path, model):
+    params = convert_arrays(state_dict(model), model)
     params["unet"]["out_conv"]["bias"][0] = 1e6
-    save_weights(tmp_path / "flax", params, MODEL.record)
+    save_weights(tmp_path / "flax", params, model.record)
     with pytest.raises(GlideError, match=r"has values too large for float16: choose another --dtype"):
         to_torch(tmp_path / "flax", tmp_path / "out.pt", dtype="float16")
     assert not (tmp_path / "out.pt").exists()

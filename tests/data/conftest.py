@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 
 
@@ -30,6 +29,7 @@ def encode():
 @pytest.fixture
 def write_shard(tmp_path):
     """Writes a tar with the webdataset package; samples are dicts of member ending to bytes, str or dict."""
+    import webdataset  # not above: it imports torch
 
     def write_shard(name, samples):
         path = tmp_path / name

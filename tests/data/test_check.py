@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +8,11 @@ from PIL import Image
 from glide_jax.data.check import check, contact_sheet, describe, survey
 from glide_jax.data.config import DataConfig
 from glide_jax.data.pipeline import open_data, open_source
+from tests.programs import ROOT, call
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "glide_jax.data", "check", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+def check_in_process(*arguments):
+    return call("-m", "glide_jax.data", "check", *arguments)
 
 
 def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, tmp_path):
@@ -26,7 +21,11 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
     write_shard("b.tar", [{"txt": "no picture"}])
     (tmp_path / "c.tar").write_bytes(b"<html>" * 999)
     sheet = tmp_path / "sheet.png"
-    result = run(tmp_path / "?.tar", "--sheet", sheet, "--image_size", 8, "--text_ctx", 32)
+    result = subprocess.run(
+        [sys.executable, "-m", "glide_jax.data", "check", f"{tmp_path}/?.tar", f"--sheet={sheet}", "--image_size=8",
+         "--text_ctx=32"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = {line[:24].strip(): line[24:].split() for line in result.stdout.splitlines()}
     assert result.stdout.startswith("20 usable samples\n")
@@ -42,20 +41,23 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
         assert picture.width > 8 * 90
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    result = run(tmp_path / "none.tar")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f"error: shard {tmp_path}/none.tar does not exist; correct the data path\n"
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert check_in_process(tmp_path / "none.tar") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error: shard {tmp_path}/none.tar does not exist; correct the data path\n"
 
 
-def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path):
+def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path, capsys):
     path = write_shard("a.tar", [numbered(i) | {"txt": word} for i, word in enumerate(["red", "blue", "a red cat"])])
     filters = ["--filters.skip_words", "blue", "green", "--filters.min_caption_length", "4"]
-    result = run(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters)
-    assert result.stdout.startswith("1 usable samples\n"), result.stderr
-    assert "  left out, caption length: 1\n" in result.stdout
-    refused = run(path, "--filters.min_aspect", "3", "--filters.max_aspect", "2")
-    assert refused.stderr == "error: data.filters.min_aspect 3.0 must be below max_aspect 2.0\n"
+    assert check_in_process(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("1 usable samples\n")
+    assert "  left out, words: 1\n" in shown
+    assert "  left out, caption length: 1\n" in shown
+    assert check_in_process(path, "--filters.min_aspect", "3", "--filters.max_aspect", "2") == 2
+    assert capsys.readouterr().err == "error: data.filters.min_aspect 3.0 must be below max_aspect 2.0\n"
 
 
 def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):

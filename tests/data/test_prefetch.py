@@ -82,9 +82,9 @@ def test_an_error_in_a_thread_is_raised_at_its_turn(error):
 
 def test_a_loader_that_stands_still_raises_within_the_stated_time():
     hold = threading.Event()
-    prefetcher = Prefetcher(iter([("never", [hold.wait])]), threads=1, depth=1, stall_seconds=0.2)
+    prefetcher = Prefetcher(iter([("never", [hold.wait])]), threads=1, depth=1, stall_seconds=0.05)
     begun = time.monotonic()
-    with pytest.raises(GlideError, match=r"no batch for 0\.2 s"):
+    with pytest.raises(GlideError, match=r"no batch for 0\.05 s"):
         next(prefetcher)
     assert time.monotonic() - begun < 3.0
     hold.set()
@@ -112,16 +112,15 @@ def test_threads_end_when_the_iterator_is_dropped():
     assert not loading_threads()
 
 
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)"])
-def test_a_process_ends_while_its_loader_hangs(ending):
-    program = f"""
+def test_a_process_ends_while_its_loader_hangs():
+    program = """
         import threading
         from glide_jax.data.prefetch import Prefetcher
         never = threading.Event()
         jobs = iter([(1, []), (2, [never.wait]), (3, [never.wait])])
         prefetcher = Prefetcher(jobs, threads=1, depth=3, stall_seconds=100.0)
         assert next(prefetcher) == 1
-        {ending}
+        raise SystemExit(3)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=90, check=False)
-    assert done.returncode == (3 if ending else 0)
+    assert done.returncode == 3

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import webdataset
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import FilterConfig
@@ -36,6 +35,7 @@ def img2dataset(key, **changes):
 @pytest.fixture
 def write(tmp_path):
     """Writes samples, by key, to shards of three with the webdataset package, and returns the folder."""
+    import webdataset  # not above: it imports torch
 
     def write(samples):
         (tmp_path / "shards").mkdir()

@@ -9,15 +9,15 @@ import sys
 import warnings
 from collections import Counter
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 
-EMOJI = Path(__file__).parents[2] / "datasets" / "emoji"
+from tests.programs import ROOT
+
+EMOJI = ROOT / "datasets" / "emoji"
 SPLITS = ("train", "val")
 GROUPS = ("animals", "food", "travel", "objects", "activities")
 SIDES = {"3d": 256, "flat": 64, "drawing": 64}
@@ -27,6 +27,8 @@ SHARDS = {f"{split}-{group}-{style}.tar" for split, group, style in product(SPLI
 
 def read(pattern: str) -> list[dict[str, Any]]:
     """Returns the raw samples of the shards that a brace pattern names, in their order."""
+    import webdataset  # not above: it imports torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves closing its files to Python
         return list(webdataset.WebDataset(str(EMOJI / pattern), shardshuffle=False))
