@@ -6,18 +6,12 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.train.config import TrainConfig
-from tests.train.tiny import make_batch, make_config, make_params, make_state, make_step
-
-
-def one_update(steps, params):
-    config = make_config(gradient_accumulation_steps=steps)
-    step, optimizer = make_step(config)
-    return jax.jit(step)(make_state(config, optimizer, params), make_batch())
+from tests.tiny.training import make_batch, make_config, make_state, updated
 
 
 def test_four_micro_batches_equal_the_whole_batch():
-    params = make_params()
-    (whole, expected), (split, metrics) = (one_update(steps, params) for steps in (1, 4))
+    configs = [make_config(gradient_accumulation_steps=steps) for steps in (1, 4)]
+    (whole, expected), (split, metrics) = (updated(config, make_state(config), make_batch()) for config in configs)
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
     assert int(split["step"]) == int(whole["step"]) == 1

@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from glide_jax.parallel import ParallelConfig, make_mesh
 from glide_jax.train.flops import PEAK_FLOPS, peak_flops, step_flops
 from glide_jax.train.goodput import Goodput
 from glide_jax.train.meter import Meter
-from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
-from tests.train.tiny import MODEL, make_config
+from tests.tiny.training import MODEL, compiled_step, make_config
 
 
 class Clock:
@@ -84,14 +81,11 @@ def test_peak_of_a_device():
 
 
 def test_micro_batches_do_not_change_the_flops_of_a_step():
-    mesh = make_mesh(ParallelConfig())
-
     def flops(steps):
-        config = RunConfig(model=MODEL, train=make_config(gradient_accumulation_steps=steps))
-        return step_flops(Program(config, mesh).compile(), steps)
+        return step_flops(compiled_step(make_config(gradient_accumulation_steps=steps)), steps)
 
     whole = flops(1)
-    embedding = 50257 * 32  # nearly all parameters of so small a model
+    embedding = 50257 * MODEL.xf_width  # nearly all parameters of so small a model
     # Optimizer and average, some 50 FLOPs a parameter, are counted four times.
     assert 0 <= flops(4) - whole < 3 * 60 * 1.2 * embedding
     # At least the 3 x 3 convolutions, forward and twice backward: 5 of them in and out of 2 + 1 + 2 blocks.

@@ -8,12 +8,10 @@ import pytest
 
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
-from glide_jax.parallel import make_mesh
 from glide_jax.train.origin import Origin
-from glide_jax.train.program import Program
 from glide_jax.train.run_config import RunConfig
 from glide_jax.train.trainable import split
-from tests.train.tiny import MODEL, make_config, make_params
+from tests.tiny.training import MODEL, make_config, make_params, make_program
 
 
 def config(run_dir, init_from="", **changes):
@@ -25,8 +23,7 @@ def same(a, b):
 
 
 def test_only_the_trained_part_is_made_anew(tmp_path):
-    run = config(tmp_path, "weights", trainable="text", reinitialize=True)
-    program = Program(run, make_mesh(run.parallel))
+    program = make_program(make_config(trainable="text", reinitialize=True))
     given = make_params(1)
     state = program.state_from(given)
     trained, frozen = split(state["params"], "text")

@@ -1,35 +1,31 @@
-"""The compiled step in use: nothing moves unasked, inputs are really given up, one program serves every batch."""
+"""The compiled training step: the state is donated, nothing is moved unasked, one program serves every batch."""
 
 import jax
 import numpy as np
 
-from glide_jax.parallel import make_mesh, put_batch
-from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
-from tests.train.tiny import MODEL, make_batch, make_config, make_params
+from glide_jax.parallel import put_batch
+from tests.tiny.training import compiled_step, make_batch, make_config, make_program, make_state
+
+CONFIG = make_config()
 
 
 def test_twenty_updates_transfer_nothing_unasked_and_donate_everything():
-    config = RunConfig(model=MODEL, train=make_config())
-    mesh = make_mesh(config.parallel)
-    program = Program(config, mesh)
     # An executable cannot compile again: a batch or state of another shape would be an error.
-    step = program.compile()
-    state = program.state_from(make_params())
+    step, mesh = compiled_step(CONFIG), make_program(CONFIG).mesh
+    state, losses = make_state(CONFIG), set()
     with jax.transfer_guard("disallow"):
         for i in range(20):
-            batch = put_batch(make_batch(first=8 * i) | {"weight": np.ones(8, np.float32)}, mesh)
+            batch = put_batch(make_batch(first=8 * i), mesh)
             before, (state, metrics) = state, step(state, batch)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    assert int(state["step"]) == 20
-    assert np.isfinite(metrics["loss"])
+            losses.add(jax.device_get(metrics["loss"]).item())
+    assert int(state["step"]) == len(losses) == 20
+    assert np.isfinite([*losses, metrics["grad_norm"]]).all()
     assert int(metrics["skipped_updates"]) == 0
 
 
 def test_the_abstract_batch_is_what_the_data_package_makes():
-    program = Program(RunConfig(model=MODEL, train=make_config()), make_mesh(RunConfig().parallel))
-    expected = make_batch() | {"weight": np.ones(8, np.float32)}
-    batch = program.abstract_batch()
+    batch, expected = make_program(CONFIG).abstract_batch(), make_batch()
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in expected.items()
     }

@@ -11,7 +11,7 @@ from glide_jax.parallel import ParallelConfig, make_mesh
 from glide_jax.sample import Inputs, SampleOptions, Stage
 from glide_jax.train import RunConfig
 from glide_jax.train.program import Program
-from tests.train.tiny import make_config
+from tests.tiny.training import make_config
 
 SMALL = ModelConfig(
     image_size=128, num_channels=32, num_res_blocks=1, channel_mult=(1, 1), attention_resolutions=(),
@@ -25,6 +25,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_one_update_and_one_picture(name):
     model = SIZES[name]
