@@ -1,32 +1,34 @@
-"""Every command of README and docs: run in miniature, or, where that is impossible for a stated reason, parsed."""
+"""Every command of README and docs is understood by its program, and one of each kind runs in miniature."""
 
+import argparse
 import re
-import runpy
 import shlex
 import shutil
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from absl import flags
 
-from convert.cli import main as convert
 from glide_jax.config import from_ml_collections
-from glide_jax.evaluate.cli import parser as evaluate_parser
-from glide_jax.ui.cli import parser as app_parser
-from tests.docs.blocks import PAGES, ROOT, commands, fenced, without_blocks
-from tests.docs.workspace import make_models, make_torch_files, make_workspace
+from glide_jax.diffusion.solvers import canonical_name
+from glide_jax.sample.cli import sample_options
+from tests.docs.blocks import PAGES, commands, fenced, without_blocks
+from tests.docs.workspace import FROM_ELSEWHERE, make_models, make_run, make_torch_files, make_workspace
+from tests.integration.runs import compiled_once
+from tests.programs import call
+from tests.tiny.models import UPSAMPLER
+from tests.tiny.training import MODEL, make_config
 
-# Why a command cannot run here; none may be without use.
-UNRUNNABLE = {
+# Why a command is no program of ours, or cannot run here; none may be without use.
+FOREIGN = {
     r"uv run pytest": "it is this run",
     r"uv sync|pip install -e|uv pip install": "it installs",
     r"sphinx-build": "test_site.py runs it",
     r"^ssh ": "it needs another machine",
+}
+UNRUNNABLE = FOREIGN | {
     r"srun ": "it needs SLURM",
     r"gcloud ": "it needs TPUs",
     r"--coordinator_address": "it needs two machines",
@@ -34,148 +36,124 @@ UNRUNNABLE = {
     r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
+# The first command of each of these kinds stands for the others, which `pytest -m slow` runs.
+KINDS = (
+    r"train\.py", r"sample\.py --prompt", r"sample\.py .*--mask", r"evaluate\.py --prompt_file", r"convert to-flax",
+    r"convert to-torch", r"convert inspect", r"convert shrink", r"data check",
+)  # fmt: skip
 # Runs that other runs start from.
 STARTS = ("emoji_upsample_parts",)
-COMMANDS = commands()
-EXCEPTIONS = [command for command in COMMANDS if any(re.search(pattern, command.text) for pattern in UNRUNNABLE)]
-# Once each, where it first appears.
-RUNNABLE = list({command.text: command for command in COMMANDS[::-1] if command not in EXCEPTIONS}.values())[::-1]
 
-_TINY = {
-    "image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "attention_resolutions": (8,),
-    "num_head_channels": 16, "dropout": 0.0, "text_ctx": 8, "xf_width": 32, "xf_layers": 1, "xf_heads": 2,
-}  # fmt: skip
-_TINY_UPSAMPLER = _TINY | {"image_size": 32, "low_res_size": 16}
+
+COMMANDS = commands()
+
+
+def matching(patterns):
+    return [command for command in COMMANDS if any(re.search(pattern, command.text) for pattern in patterns)]
+
+
+# Once each, where it first appears.
+UNIQUE = list({command.text: command for command in COMMANDS[::-1]}.values())[::-1]
+RUNNABLE = [command for command in UNIQUE if command not in matching(UNRUNNABLE)]
+CHOSEN = [next((command for command in RUNNABLE if re.search(kind, command.text)), None) for kind in KINDS]
+
 _SHORT = {
-    "max_steps": 1, "batch_size": 4, "validate_every": 1, "save_every": 1, "preview.count": 2,
+    "max_steps": 1, "batch_size": 8, "validate_every": 1, "save_every": 1, "preview.count": 2,
     "preview.options.num_steps": 2,
 }  # fmt: skip
 
 
-def shortened(words: list[str]) -> list[str]:
-    """The same command with a tiny model, few steps and few shards."""
-    words = [word.replace("{00000..00331}", "{00000..00001}") for word in words]
+def shortened(command):
+    """Its words, with a tiny model, few steps and few shards."""
+    words = [word.replace("{00000..00331}", "{00000..00001}") for word in command.words]
     if words[0] == "train.py":
-        model = _TINY_UPSAMPLER if any("upsample" in word for word in words) else _TINY
+        model = asdict(MODEL)
+        if any("upsample" in word for word in words):
+            model = asdict(UPSAMPLER)
+            del model["resblock_updown"]  # pages differ in it, and so do the models that they start from
+        train = dict(_SHORT)
+        if command in CHOSEN:  # with the step that other tests compile too
+            train |= {f"{part}.{name}": value for part in ("loss", "optimizer")
+                      for name, value in asdict(getattr(make_config(), part)).items()}  # fmt: skip
         options = {f"model.{name}": value for name, value in model.items()}
-        options |= {f"train.{name}": value for name, value in _SHORT.items()}
+        options |= {f"train.{name}": value for name, value in train.items()}
         # A tuple given twice is joined, not replaced.
         words = [word for word in words if not word.startswith("--config.model.")]
         return [*words, *(f"--config.{name}={value}" for name, value in options.items())]
+    upsampler = ["--upsampler_num_steps", "2"]
     if words[0] == "sample.py":
-        few = ["--steps", "4"] if "--compare" in words else ["--num_steps", "3"]
-        return [*words, *few, *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
+        return [*words, *(["--steps", "4"] if "--compare" in words else ["--num_steps", "3", *upsampler])]
     if words[0] == "evaluate.py" and "--resume" not in words:
-        return [*words, "--num_steps", "2", *(["--upsampler_num_steps", "2"] if "--upsampler" in words else [])]
+        return [*words, "--num_images", "2", "--batch_size", "4", "--num_steps", "3", *upsampler]
     return words
 
 
-@contextmanager
-def as_a_program() -> Iterator[None]:
-    """Warnings as a user gets them; the flags of train.py are forgotten, for its next run defines them anew."""
-    known = set(flags.FLAGS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        try:
-            yield
-        finally:
-            for name in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, name)
-
-
-def execute(words: list[str]) -> None:
-    """Runs a Python program of ours in this process, which saves its start; raises what it raises."""
-    sys.argv, code = words, None
-    with as_a_program():
-        try:
-            if words[:2] == ["-m", "convert"]:
-                convert(words[2:])
-            elif words[0] == "-m":
-                sys.argv = words[1:]
-                # Else runpy keeps what jaxtyping's import hook compiled as the module's ordinary bytecode.
-                with mock.patch.object(sys, "dont_write_bytecode", new=True):
-                    runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-    assert not code, f"exit code {code}"
+@pytest.fixture
+def _full_width_is_optimised():
+    """Models are tiny here, in what is slow too."""
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make_models(folder)
-    return folder
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
 def torch_files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("torch")
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return folder
-    make_torch_files(folder)
-    return folder
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
+    return make_torch_files(tmp_path_factory.mktemp("torch"))
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """What README's first commands leave behind."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, "argv", [])
-        train = ["train.py", "--config", "configs/emoji.py", f"--config.run_dir={folder / 'emoji'}"]
-        execute(shortened(train))
-        drawn = ["--prompts", "a cat|a dog", "--output_format", "png", "--output_dir", str(folder)]
-        execute(shortened(["evaluate.py", "--checkpoint", str(folder / "emoji"), *drawn]))
-    (folder / "00000").rename(folder / "evaluated")
-    return folder
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def evaluated(models, tmp_path_factory):
+    """What an evaluation leaves behind."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    given = ["--checkpoint", models / "base", "--prompts", "a cat|a dog", "--num_steps", 2]
+    assert call("evaluate.py", *given, "--output_format", "png", "--output_dir", folder) == 0
+    return folder / "00000"
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch, models, torch_files, runs):
-    make_workspace(tmp_path, models, torch_files, runs)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def workspace(tmp_path, monkeypatch, models, run):
+    make_workspace(tmp_path, models, run)
     monkeypatch.setenv("HOME", str(tmp_path))
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for path in torch_files.glob("*.pt"):
-        shutil.copy(path, cache)
-    monkeypatch.setenv("GLIDE_JAX_CACHE", str(cache))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # evaluate.py may set it
     return tmp_path
 
 
-def make_way(words: list[str], workspace: Path) -> None:
-    """Removes what the command is to make and what stands for its result in other commands."""
+def make_ready(words, workspace, request, monkeypatch):
+    """Removes what the command is to make and what stands for its result in other commands; adds what it needs."""
     if words[0] == "train.py":
-        for run in (workspace / "runs").iterdir():
-            if run.name not in STARTS:
-                shutil.rmtree(run)
+        for folder in (workspace / "runs").iterdir():
+            if folder.name not in STARTS:
+                shutil.rmtree(folder)
+    if "--resume" in words:
+        shutil.copytree(request.getfixturevalue("evaluated"), workspace / words[words.index("--resume") + 1])
+    if words[:2] == ["-m", "convert"]:
+        cache = shutil.copytree(request.getfixturevalue("torch_files"), workspace / "cache")
+        monkeypatch.setenv("GLIDE_JAX_CACHE", str(cache))
+        for name in FROM_ELSEWHERE:
+            (workspace / f"{name}.pt").symlink_to(cache / f"{name}.pt")
     if "to-flax" in words:
-        output = workspace / words[words.index("--output") + 1]
-        output.unlink(missing_ok=True)
+        (workspace / words[words.index("--output") + 1]).unlink(missing_ok=True)
 
 
 def marked(command):
-    """Training is the slowest: of the pages' many runs, README's and those of the first steps stand for the others."""
-    slow = command.words[:1] == ["train.py"] and command.page not in ("README.md", "start.md")
-    return pytest.param(command, id=str(command), marks=[pytest.mark.slow] if slow else [])
+    slow = [] if command in CHOSEN else [pytest.mark.slow]
+    return pytest.param(command, id=str(command), marks=slow)
 
 
 @pytest.mark.parametrize("command", [marked(command) for command in RUNNABLE])
-def test_a_command_runs(command, workspace):
-    assert command.words, f"{command} is no program of ours: {command.text}; say in UNRUNNABLE why it cannot run"
-    if "convert" in command.words:
-        pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
-    make_way(command.words, workspace)
+def test_a_command_runs(command, workspace, request, monkeypatch):
+    make_ready(command.words, workspace, request, monkeypatch)
     before = files(workspace)
-    execute(shortened(command.words))
+    with compiled_once():
+        assert call(*shortened(command), folder=workspace) == 0
     assert "inspect" in command.words or files(workspace) - before, "it wrote nothing"
 
 
@@ -183,29 +161,45 @@ def files(folder: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
+def test_every_kind_of_command_is_on_the_pages():
+    assert [kind for kind, command in zip(KINDS, CHOSEN, strict=True) if command is None] == []
+
+
 @pytest.mark.parametrize("pattern", UNRUNNABLE)
 def test_every_exception_is_in_use(pattern):
-    assert [command for command in COMMANDS if re.search(pattern, command.text)]
+    assert matching([pattern])
 
 
-PARSERS = {"evaluate": evaluate_parser, "app": app_parser}
-OTHERS = [command for command in EXCEPTIONS if re.search(r"python \w+\.py", command.text)]
+class Understood(Exception):
+    """Raised in place of what a program would do with its checked command line."""
 
 
-@pytest.mark.parametrize("command", OTHERS, ids=str)
-def test_a_command_that_cannot_run_is_understood(command, monkeypatch):
-    words = shlex.split(command.text, comments=True)
-    inner = [word for word in words if "python " in word]  # a whole command in quotes
-    script, rest = re.search(r"python (\w+)\.py(.*)", inner[0] if inner else command.text).groups()
-    arguments = [word for word in shlex.split(rest, comments=True) if word != "..."]
-    if script in PARSERS:
-        PARSERS[script]().parse_args(arguments)
-        return
-    assert script == "train"
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with as_a_program():
-        from_ml_collections(runpy.run_path("train.py")["_parse"](sys.argv))
+@pytest.mark.parametrize("command", [command for command in UNIQUE if command not in matching(FOREIGN)], ids=str)
+def test_a_command_is_understood(command):
+    inner = [word for word in shlex.split(command.text, comments=True) if "python " in word]  # a command in quotes
+    text = re.search(r"python (\S+\.py .*|\S+\.py$|-m .*)", inner[0] if inner else command.text)
+    assert text, f"{command} is no program of ours: {command.text}; say in FOREIGN what it is"
+    words = [word for word in shlex.split(text[1], comments=True) if word != "..."]
+    parse = argparse.ArgumentParser.parse_args
+
+    def checked(self, arguments=None, namespace=None):
+        given = parse(self, arguments, namespace)
+        if hasattr(given, "sampler") and hasattr(given, "thresholding"):
+            sample_options(given)
+        for sampler in (getattr(given, "compare", None) or "ddim").split(","):
+            canonical_name(sampler)
+        raise Understood
+
+    def page(config):
+        from_ml_collections(config)
+        raise Understood
+
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", checked),
+        mock.patch("glide_jax.config.from_ml_collections", page),
+        pytest.raises(Understood),
+    ):
+        pytest.fail(f"it ended with exit code {call(*words)}")
 
 
 def test_python_blocks_run(workspace):
@@ -213,7 +207,9 @@ def test_python_blocks_run(workspace):
     blocks = [content for _, _, content in fenced("python") if "gradio_client" not in content]
     assert blocks
     for content in blocks:
-        exec(content.replace("num_steps=25", "num_steps=2, upsampler_options={'num_steps': 2}"), {})
+        shorter = content.replace("num_steps=25", "num_steps=2, upsampler_options={'num_steps': 2}")
+        with chdir(workspace):
+            exec(shorter.replace("num_images=4", "num_images=2"), {})
     assert (workspace / "bicycle.png").exists()
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.programs import ROOT
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: uv sync --group docs")
 

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 import glide_jax
-from tests.docs.blocks import ROOT
+from tests.programs import ROOT
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("sphinx", reason="Sphinx is not installed: uv sync --group docs")
 
 

@@ -3,38 +3,50 @@
 import json
 import shutil
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from PIL import Image
 
 from convert.architecture import clip_architecture, glide_architecture
 from convert.tensor_file import write_tensors
+from glide_jax.checkpoint import CheckpointStore
+from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.models import ClipImageConfig, ClipTextConfig
 from tests.convert.state_dicts import COSINE, LINEAR, state_dict
-from tests.docs.blocks import ROOT
-from tests.evaluate.checkpoints import UPSAMPLER, save_clip, save_model
-from tests.sample.models import BASE
+from tests.programs import ROOT
+from tests.tiny.models import BASE, INPAINT, UPSAMPLER, save_clip, save_model
+from tests.tiny.training import MODEL, make_config, make_params, make_state
 
 FOOD = ROOT / "datasets/emoji/train-food-3d.tar"
 _PROGRAMS = ("train.py", "sample.py", "evaluate.py", "configs", "convert", "datasets", "glide_jax", "tests")
 # Files that did not come from the published address.
-FOREIGN = ("glide-ft-0x60000", "wide")
+FROM_ELSEWHERE = ("glide-ft-0x60000", "wide")
 _CLIP_TEXT = ClipTextConfig(n_vocab=11, max_text_len=5, n_embd=4, n_head_text=1, n_xf_blocks_text=1)
 _CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_image=1, n_xf_blocks_image=1)
 
 
-def make_models(folder: Path) -> None:
+def make_models(folder: Path) -> Path:
     """The folders that the converter makes of published files, and what a run of the small upsampler starts from."""
-    save_model(folder / "base")
-    save_model(folder / "base-inpaint", replace(BASE, inpaint=True))
+    save_model(folder / "base", MODEL)
+    save_model(folder / "base-inpaint", INPAINT)
     save_model(folder / "upsample", UPSAMPLER, noise_schedule="linear")
     save_model(folder / "parts", replace(UPSAMPLER, resblock_updown=False), noise_schedule="linear")
     for name, path in zip(("clip-text", "clip-image"), save_clip(folder), strict=True):
         Path(path).rename(folder / name)
+    return folder
 
 
-def make_torch_files(folder: Path) -> None:
+def make_run(folder: Path) -> Path:
+    """A run of one update from the command line, but for its log."""
+    state = make_state(make_config(), make_params())
+    record = {"model": asdict(MODEL), "diffusion": asdict(DiffusionConfig()), "position": 8, "step": 1}
+    with CheckpointStore(folder / "checkpoints") as store:
+        store.save(1, state, record)
+    return folder
+
+
+def make_torch_files(folder: Path) -> Path:
     """The published files, and two from elsewhere, as PyTorch saves them."""
     # Of GLIDE's heads of 64 channels, as a file does not tell how wide its heads are.
     base, upsampler = (replace(model, num_channels=64, num_head_channels=64) for model in (BASE, UPSAMPLER))
@@ -46,12 +58,13 @@ def make_torch_files(folder: Path) -> None:
     tensors = {name: state_dict(glide_architecture(*kind)) for name, kind in kinds.items()}
     tensors |= {"clip_text_enc": state_dict(clip_architecture(_CLIP_TEXT))}
     tensors |= {"clip_image_enc": state_dict(clip_architecture(_CLIP_IMAGE))}
-    tensors |= dict.fromkeys(FOREIGN, tensors["base"])
+    tensors |= dict.fromkeys(FROM_ELSEWHERE, tensors["base"])
     for name, arrays in tensors.items():
         write_tensors(folder / f"{name}.pt", arrays)
+    return folder
 
 
-def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) -> None:
+def make_workspace(folder: Path, models: Path, run: Path) -> None:
     """Links to what is only read, copies of what a command may write to."""
     for name in _PROGRAMS:
         (folder / name).symlink_to(ROOT / name)
@@ -59,16 +72,13 @@ def make_workspace(folder: Path, models: Path, torch_files: Path, runs: Path) ->
     for model in models.iterdir():
         (folder / "models" / model.name).symlink_to(model)
     for name in ("emoji", "emoji_finetune", "base64", "mine"):
-        shutil.copytree(runs / "emoji", folder / "runs" / name)
+        shutil.copytree(run, folder / "runs" / name)
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
     shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
     shutil.copytree(models / "parts", folder / "runs" / "emoji_upsample_parts")
     shutil.copy(ROOT / "checkpoints/emoji/captions.txt", folder / "checkpoints" / "emoji")
-    (folder / "checkpoints" / "emoji" / "base").symlink_to(runs / "emoji")
+    (folder / "checkpoints" / "emoji" / "base").symlink_to(run)
     (folder / "checkpoints" / "emoji" / "upsample").symlink_to(models / "upsample")
-    shutil.copytree(runs / "evaluated", folder / "out" / "evaluate" / "00000")
-    for name in FOREIGN:
-        (folder / f"{name}.pt").symlink_to(torch_files / f"{name}.pt")
     (folder / "wide.json").write_text(json.dumps({"options": {"image_size": 128, "noise_schedule": "linear"}}))
     for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
         Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)

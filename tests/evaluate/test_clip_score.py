@@ -12,7 +12,7 @@ from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.clip_score import InceptionFeatures, ModelName, OpenClipScorer, find_model, parse_name
 from glide_jax.evaluate.scorer import score
-from tests.evaluate.checkpoints import save_model
+from tests.tiny.models import save_model
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 try:
@@ -68,9 +68,9 @@ def test_scores_are_the_models_cosines_in_any_batch(folder, images):
 
 def test_evaluation_ranks_by_them(folder, tmp_path):
     base = save_model(tmp_path / "base")
-    main(["--checkpoint", base, "--prompts", "a cat|a dog", "--output_dir", str(tmp_path / "out"), "--num_steps", "2",
-          "--output_format", "png", "--clip_rerank", "--clip_model", str(folder), "--clip_candidates", "4",
-          "--clip_top_k", "4"])  # fmt: skip
+    main(["--checkpoint", base, "--prompts", "a cat|a dog", "--output_dir", str(tmp_path / "out"), "--num_steps", "3",
+          "--batch_size", "4", "--output_format", "png", "--clip_rerank", "--clip_model", str(folder),
+          "--clip_candidates", "4", "--clip_top_k", "4"])  # fmt: skip
     for i, prompt in enumerate(("a cat", "a dog")):
         record = json.loads((tmp_path / "out" / "00000" / f"prompt_{i:03d}" / "metadata.json").read_text())
         files = [tmp_path / "out" / "00000" / f"prompt_{i:03d}" / image["filename"] for image in record["images"]]

@@ -13,7 +13,7 @@ from glide_jax.evaluate.extractor import ClipFeatures, distance_names
 from glide_jax.evaluate.reference import reference_features
 from glide_jax.evaluate.scorer import NoisedClipScorer
 from glide_jax.sample import LoadedClip
-from tests.evaluate.checkpoints import save_clip, save_model
+from tests.tiny.models import BASE, save_clip, save_model
 
 SHARD = "datasets/emoji/val-food-3d.tar"
 
@@ -25,7 +25,7 @@ def towers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor(towers):
-    return ClipFeatures(NoisedClipScorer(LoadedClip.from_checkpoints(*towers)))
+    return ClipFeatures(NoisedClipScorer(LoadedClip.from_checkpoints(*towers), batch_size=4))
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,8 @@ def test_only_inception_gives_fid_and_kid(extractor):
 
 def test_an_evaluation_writes_scores_that_can_be_computed_again(tmp_path, towers, extractor, capsys):
     base = save_model(tmp_path / "base")
-    common = ["--checkpoint", base, "--prompts", "a cat|a dog|a hat", "--output_dir", str(tmp_path), "--num_steps", "2"]
+    common = ["--checkpoint", base, "--prompts", "a cat|a dog|a hat", "--output_dir", str(tmp_path)]
+    common += ["--num_steps", "3", "--batch_size", "4"]
     noised = ["--clip_rerank", "--clip_model", "noised", "--clip_candidates", "3", "--clip_top_k", "2", "--clip"]
     with pytest.raises(GlideError, match="--output_format png"):
         main([*common, *noised, *towers, "--reference", SHARD])
@@ -122,7 +123,7 @@ def test_an_evaluation_writes_scores_that_can_be_computed_again(tmp_path, towers
     assert scores["CLIP score, kept (noised CLIP)"]["value"] == pytest.approx(kept)
     files = sorted(folder.glob("prompt_*/image_rank_*.png"))
     x = extractor.image_features([np.asarray(Image.open(file)) for file in files])
-    y = reference_features(SHARD, extractor, 16)
+    y = reference_features(SHARD, extractor, BASE.image_size)
     assert scores["Fréchet distance (noised CLIP)"]["value"] == pytest.approx(frechet(x, y), rel=1e-4)
     estimate = scores["kernel distance (noised CLIP)"]
     assert estimate["value"] == pytest.approx(kernel(x, y), rel=1e-4)
@@ -132,8 +133,8 @@ def test_an_evaluation_writes_scores_that_can_be_computed_again(tmp_path, towers
 
 def test_a_finished_run_is_scored_without_drawing_again(tmp_path, towers):
     base = save_model(tmp_path / "base")
-    main(["--checkpoint", base, "--prompts", "a cat|a dog", "--output_dir", str(tmp_path), "--num_steps", "1",
-          "--output_format", "png"])  # fmt: skip
+    main(["--checkpoint", base, "--prompts", "a cat|a dog", "--output_dir", str(tmp_path), "--num_steps", "3",
+          "--num_images", "2", "--batch_size", "4", "--output_format", "png"])  # fmt: skip
     folder = tmp_path / "00000"
     assert not (folder / "scores.json").exists()
     drawn = (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns

@@ -12,7 +12,7 @@ from glide_jax.checkpoint import read_record
 from glide_jax.config import from_ml_collections
 from glide_jax.data import DataConfig, open_validation
 from glide_jax.sample import Pipeline
-from tests.integration.test_train_and_sample import ROOT, run
+from tests.programs import ROOT, run
 
 BASE, UPSAMPLER = "checkpoints/emoji/base", "checkpoints/emoji/upsample"
 

@@ -2,67 +2,21 @@
 
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import tarfile
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-FOOD = "datasets/emoji/train-food-3d.tar"
-TINY = [
-    "--config=configs/emoji.py",
-    "--config.model.image_size=16",
-    "--config.model.channel_mult=(1,1)",
-    "--config.model.attention_resolutions=(8,)",
-    "--config.model.text_ctx=12",
-    "--config.model.xf_width=32",
-    "--config.model.xf_layers=1",
-    "--config.train.batch_size=4",
-    "--config.train.log_every=1",
-    "--config.train.sample_every=0",
-    "--config.train.validate_every=0",
-    "--config.train.save_every=0",
-    "--config.train.preview.count=2",
-    "--config.train.preview.options.num_steps=2",
-    f"--config.data.path={FOOD}",
-]
-
-
-def run(script, *arguments, env=None):
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ | (env or {}),
-    )  # fmt: skip
-
-
-def train(run_dir, *arguments):
-    return run("train.py", *TINY, f"--config.run_dir={run_dir}", *arguments)
-
-
-def losses(run_dir):
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    validation = ["--config.data.validation_path=datasets/emoji/val-food-3d.tar", "--config.train.validate_every=6"]
-    result = train(run_dir, "--config.train.max_steps=6", *validation)
-    assert result.returncode == 0, result.stderr
-    return run_dir
+from tests.integration.runs import FOOD, log, losses, sent_after, train
+from tests.programs import ROOT, call, run
+from tests.tiny.models import UPSAMPLER, save_model
+from tests.tiny.training import SIDE
 
 
 def test_a_run_leaves_log_grid_and_checkpoint(whole_run):
-    assert sorted(losses(whole_run)) == [1, 2, 3, 4, 5, 6]
-    assert any("validation_mse" in line for line in (whole_run / "log.jsonl").read_text().splitlines())
+    assert sorted(log(whole_run, "validation_mse")) == [6]
     assert (whole_run / "samples" / "grid_00000006.png").stat().st_size > 0
     assert list((whole_run / "tensorboard").iterdir())
     assert [p.name for p in (whole_run / "checkpoints").iterdir()] == ["6"]
@@ -84,54 +38,24 @@ def test_the_published_page_trains_on_the_embedded_shards_with_tiny_widths(tmp_p
     assert '"data/usable": 784' in (tmp_path / "run" / "log.jsonl").read_text()
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole_run, tmp_path):
-    run_dir = tmp_path / "split"
-    command = [sys.executable, "train.py", *TINY, f"--config.run_dir={run_dir}", "--config.train.max_steps=6"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while (time.monotonic() < deadline and not (run_dir / "log.jsonl").exists()) or not losses(run_dir):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode in (0, 130), err
-    if process.returncode == 130:
-        assert "run the same command to go on" in out
-    result = train(run_dir, "--config.train.max_steps=6")
-    assert result.returncode == 0, result.stderr
-    assert losses(run_dir) == losses(whole_run)
-
-
-def test_training_may_start_from_another_checkpoint(whole_run, tmp_path):
-    result = train(tmp_path / "fresh", "--config.train.max_steps=1")
-    assert result.returncode == 0, result.stderr
-    result = train(tmp_path / "tuned", "--config.train.max_steps=1", f"--config.init_from={whole_run}")
-    assert result.returncode == 0, result.stderr
-    fresh, tuned = (losses(tmp_path / name)[1][0] for name in ("fresh", "tuned"))
-    assert losses(whole_run)[1][0] == fresh
-    assert tuned != fresh
-    result = train(tmp_path / "wide", f"--config.init_from={whole_run}", "--config.model.num_channels=32")
-    assert result.returncode == 2
-    assert "num_channels: 64 there, 32 here" in result.stderr.strip().splitlines()[-1]
-    assert not (tmp_path / "wide").exists()
-
-
-def test_fine_tuning_shows_what_it_began_with_and_what_came_of_it(whole_run, tmp_path):
-    def validation(run_dir):
-        lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
-        return {line["step"]: line["validation_mse"] for line in lines if "validation_mse" in line}
-
-    validated = ["--config.data.validation_path=datasets/emoji/val-food-3d.tar", "--config.train.validate_every=2"]
-    given = [*validated, f"--config.init_from={whole_run}", "--config.train.optimizer.ema_decay=0.5"]
-    assert train(tmp_path, *given, "--config.train.max_steps=2").returncode == 0
+def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_of_it(whole_run, tmp_path, capsys):
+    given = [f"--config.init_from={whole_run}", "--config.train.validate_every=1000000"]
+    with sent_after(signal.SIGINT, lambda: (tmp_path / "log.jsonl").exists() and losses(tmp_path)):
+        assert train(tmp_path, *given, "--config.train.max_steps=300") == 128 + signal.SIGINT
+    stopped = max(losses(tmp_path))
+    assert stopped < 300
+    assert f"stopped by SIGINT after {stopped} updates; run the same command to go on" in capsys.readouterr().out
+    assert losses(tmp_path)[1] != losses(whole_run)[1]
     # It goes on to the end, and still knows the beginning.
-    result = train(tmp_path, *given, "--config.train.max_steps=4")
-    assert result.returncode == 0, result.stderr
-    found = validation(tmp_path)
-    assert sorted(found) == [0, 2, 4]
-    assert found[0] == pytest.approx(validation(whole_run)[6], rel=1e-5)
-    assert f"validation loss {found[0]:.4f} before, {found[4]:.4f} after" in result.stdout
-    assert "done: 4 updates; before_after.png and the grids are in" in result.stdout
-    names = ("data_00000000", "grid_00000000", "grid_00000004")
+    last = stopped + 2
+    assert train(tmp_path, *given, f"--config.train.max_steps={last}") == 0
+    assert sorted(losses(tmp_path)) == list(range(1, last + 1))
+    found, out = log(tmp_path, "validation_mse"), capsys.readouterr().out
+    assert sorted(found) == [0, last]
+    assert found[0] == pytest.approx(log(whole_run, "validation_mse")[6], rel=1e-5)
+    assert f"validation loss {found[0]:.4f} before, {found[last]:.4f} after" in out
+    assert f"done: {last} updates; before_after.png and the grids are in" in out
+    names = ("data_00000000", "grid_00000000", f"grid_{last:08}")
     sheets = [Image.open(tmp_path / "samples" / f"{name}.png") for name in names]
     both = np.asarray(Image.open(tmp_path / "samples" / "before_after.png"))
     width = sheets[0].width
@@ -140,31 +64,40 @@ def test_fine_tuning_shows_what_it_began_with_and_what_came_of_it(whole_run, tmp
         assert (both[4 : 4 + sheet.height, left : left + width] == np.asarray(sheet)).all()
 
 
-def sample(checkpoint, output, *arguments):
-    return run("sample.py", "--checkpoint", checkpoint, "--output", output, "--num_steps", 3, *arguments)
-
-
-def test_sampling_is_the_same_in_any_batch(whole_run, tmp_path):
-    prompts = ["--prompt", "a 3d render of a banana", "--prompt", "a 3d render of a cherry"]
-    for name, size in (("one", 1), ("three", 3)):
-        result = sample(whole_run, tmp_path / name, *prompts, "--num_samples", 2, "--seed", 5, "--batch_size", size)
-        assert result.returncode == 0, result.stderr
-    for i in range(4):
-        one, three = (np.asarray(Image.open(tmp_path / name / f"{i:04d}.png"), np.int16) for name in ("one", "three"))
-        assert one.shape == (16, 16, 3)
-        close = np.abs(one - three) <= 1
-        assert close.mean() > 0.999
-    picture = Image.open(tmp_path / "one" / "0002.png")
-    assert picture.text["prompt"] == "a 3d render of a cherry"
-    assert picture.text["seed"] == "5"
-    assert (tmp_path / "one" / "grid.png").exists()
-
-
-def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path):
-    result = sample(whole_run, tmp_path, "--prompt", "a 3d render of a banana", "--compare", "ddim,dpm++", "--steps",
-                    "2,4,5")  # fmt: skip
+def test_a_run_is_sampled_from_a_picture_and_enlarged(whole_run, tmp_path):
+    Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "red.png")
+    upsampler = save_model(tmp_path / "upsampler", UPSAMPLER)
+    result = run(
+        "sample.py", "--checkpoint", whole_run, "--output", tmp_path / "out", "--upsampler", upsampler,
+        "--prompt", "a 3d render of a banana", "--prompt", "a 3d render of a cherry", "--num_samples", 2, "--seed", 5,
+        "--init_image", tmp_path / "red.png", "--strength", 0.5, "--sampler", "dpmpp_2m", "--num_steps", 4,
+        "--guidance_scale", 2, "--upsampler_num_steps", 2,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if " steps " in line]
+    pictures = [Image.open(tmp_path / "out" / f"{number:04d}.png") for number in range(4)]
+    assert {picture.size for picture in pictures} == {(UPSAMPLER.image_size, UPSAMPLER.image_size)}
+    assert len({np.asarray(picture).tobytes() for picture in pictures}) == 4
+    expected = {"prompt": "a 3d render of a cherry", "seed": "5", "sampler": "dpmpp_2m", "num_steps": "4",
+                "schedule": "karras", "guidance_scale": "2.0", "strength": "0.5", "checkpoint": str(whole_run),
+                "upsampler": upsampler, "upsampler_num_steps": "2"}  # fmt: skip
+    written = pictures[2].text
+    assert {name: written[name] for name in expected} == expected
+    assert (tmp_path / "out" / "grid.png").exists()
+
+
+def sample(checkpoint, output, *arguments):
+    return call("sample.py", "--checkpoint", checkpoint, "--output", output, *arguments)
+
+
+def test_at_strength_0_the_picture_stays(whole_run, tmp_path):
+    Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "red.png")
+    assert sample(whole_run, tmp_path, "--prompt", "a", "--init_image", tmp_path / "red.png", "--strength", 0) == 0
+    assert (np.asarray(Image.open(tmp_path / "0000.png")) == [255, 0, 0]).all()
+
+
+def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys):
+    assert sample(whole_run, tmp_path, "--prompt", "a banana", "--compare", "ddim,dpm++", "--steps", "2,4,5") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " steps " in line]
     assert [line.rsplit(maxsplit=2)[0] for line in lines] == [
         f"{sampler} {steps} steps" for sampler in ("ddim", "dpm++") for steps in (2, 4, 5)
     ]
@@ -173,21 +106,13 @@ def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path):
     assert height > 2 * 128
 
 
-def test_image_to_image_from_the_command_line(whole_run, tmp_path):
-    Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "red.png")
-    arguments = ["--prompt", "a 3d render of a banana", "--init_image", tmp_path / "red.png", "--num_steps", 10,
-                 "--sampler", "dpmpp_2m", "--guidance_scale", 2]  # fmt: skip
-    for strength in (0, 0.5):
-        result = sample(whole_run, tmp_path / str(strength), *arguments, "--strength", strength)
-        assert result.returncode == 0, result.stderr
-    same, changed = (Image.open(tmp_path / name / "0000.png") for name in ("0", "0.5"))
-    assert (np.asarray(same) == [255, 0, 0]).all()
-    assert (np.asarray(changed) != [255, 0, 0]).any()
-    written = changed.text
-    expected = {"sampler": "dpmpp_2m", "num_steps": "10", "schedule": "karras", "guidance_scale": "2.0",
-                "strength": "0.5", "seed": "0"}  # fmt: skip
-    assert {name: written[name] for name in expected} == expected
-    assert written["checkpoint"] == str(whole_run)
+def test_a_run_is_evaluated(whole_run, tmp_path):
+    given = ["--checkpoint", whole_run, "--prompts", "a cat|a dog", "--output_dir", tmp_path, "--num_steps", 2]
+    result = run("evaluate.py", *given)
+    assert result.returncode == 0, result.stderr
+    for number in range(2):
+        with Image.open(tmp_path / f"00000/prompt_{number:03}/image_rank_001.jpg") as picture:
+            assert picture.size == (SIDE, SIDE)
 
 
 def broken_shard(path, kind):
@@ -206,14 +131,22 @@ def broken_shard(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "truncated", "empty"])
-def test_faulty_shards_are_counted_and_do_not_end_training(kind, tmp_path):
+def test_faulty_shards_are_counted_and_do_not_end_training(kind, tmp_path, capsys):
     broken_shard(tmp_path / "shard.tar", kind)
-    result = train(tmp_path / "run", "--config.train.max_steps=6", f"--config.data.path={tmp_path / 'shard.tar'}",
-                   "--config.data.bad_share=0.5")  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    data = [f"--config.data.path={tmp_path / 'shard.tar'}", "--config.data.bad_share=0.5"]
+    assert train(tmp_path / "run", *data, "--config.train.max_steps=4") == 0
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert set(last) - {"step", "time", "data/usable", "data/read"}, f"the fault is not in the counters {last}"
-    assert "samples left out: " in result.stdout
+    assert "samples left out: " in capsys.readouterr().out
+
+
+def assert_one_clear_line(code, expected, capsys):
+    assert code == 2
+    error = capsys.readouterr().err.strip()
+    last = error.splitlines()[-1]
+    assert "error: " in last
+    assert expected in last
+    assert "Traceback" not in error
 
 
 MISTAKES = {
@@ -229,22 +162,19 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_clear_line(mistake, tmp_path):
+def test_a_mistake_gets_one_clear_line(mistake, tmp_path, capsys):
     arguments, expected = MISTAKES[mistake]
-    result = train(tmp_path / "run", *arguments)
-    assert result.returncode == 2
-    lines = result.stderr.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    assert expected in lines[-1]
-    assert "Traceback" not in result.stderr
+    assert_one_clear_line(train(tmp_path / "run", *arguments), expected, capsys)
 
 
-def test_a_checkpoint_of_another_size_is_refused(whole_run):
+def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
     before = sorted(p.name for p in whole_run.rglob("*"))
-    result = train(whole_run, "--config.model.num_channels=32")
-    assert result.returncode == 2
-    assert "num_channels: 64 there, 32 here" in result.stderr.strip().splitlines()[-1]
+    wider = "--config.model.num_channels=64"
+    assert_one_clear_line(train(whole_run, wider), "num_channels: 32 there, 64 here", capsys)
     assert sorted(p.name for p in whole_run.rglob("*")) == before
+    code = train(tmp_path / "wide", f"--config.init_from={whole_run}", wider)
+    assert_one_clear_line(code, "num_channels: 32 there, 64 here", capsys)
+    assert not (tmp_path / "wide").exists()
 
 
 @pytest.mark.parametrize(
@@ -259,14 +189,9 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run):
         (["--prompt", "x", "--image", "/nowhere.png", "--mask", "/nowhere.png"], "cannot inpaint"),
     ],
 )
-def test_sampling_mistakes_get_one_clear_line(whole_run, tmp_path, arguments, expected):
-    result = sample(whole_run, tmp_path, *arguments)
-    assert result.returncode == 2
-    assert expected in result.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in result.stderr
+def test_sampling_mistakes_get_one_clear_line(whole_run, tmp_path, capsys, arguments, expected):
+    assert_one_clear_line(sample(whole_run, tmp_path, *arguments), expected, capsys)
 
 
-def test_a_missing_checkpoint_gets_one_clear_line(tmp_path):
-    result = sample(tmp_path / "none", tmp_path, "--prompt", "x")
-    assert result.returncode == 2
-    assert "no checkpoint at" in result.stderr.strip().splitlines()[-1]
+def test_a_missing_checkpoint_gets_one_clear_line(tmp_path, capsys):
+    assert_one_clear_line(sample(tmp_path / "none", tmp_path, "--prompt", "x"), "no checkpoint at", capsys)

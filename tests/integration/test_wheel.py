@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT
+
 UV = os.environ.get("UV") or shutil.which("uv")
 
 PROGRAM = """
@@ -59,6 +60,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(UV is None, reason="needs uv to install the wheel")
 def test_the_installed_wheel_tokenises_loads_and_samples(wheel, tmp_path):
     run(UV, "venv", "--quiet", "--python", sys.executable, "env", cwd=tmp_path)

@@ -4,22 +4,18 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT
 
 
 def start(program: str, *arguments: object, devices: int = 1, **environment: object) -> subprocess.Popen[str]:
     """Starts `program` (source text) on so many simulated CPU devices, warnings as errors."""
-    variables = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        **{name: str(value) for name, value in environment.items()},
-    }
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={devices}"]
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags).strip()}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | variables,
+        env=os.environ | variables | {name: str(value) for name, value in environment.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

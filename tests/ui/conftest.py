@@ -4,37 +4,32 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from glide_jax.ui.models import Models
-from tests.evaluate.checkpoints import UPSAMPLER, save_clip, save_model
-from tests.sample.models import BASE
-
-ROOT = Path(__file__).parents[2]
+from tests.parallel.processes import ROOT, free_port
+from tests.tiny.models import INPAINT, UPSAMPLER, save_clip, save_model
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "base")
-    save_model(folder / "inpaint", replace(BASE, inpaint=True))
+    save_model(folder / "inpaint", INPAINT)
     save_model(folder / "more" / "up", UPSAMPLER, noise_schedule="linear")
     save_clip(folder / "clip")
     (folder / "notes").mkdir()
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(folder):
-    return Models([], [folder])
+    return Models([], [folder], batch_size=2)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +45,7 @@ def app(folder, tmp_path_factory):
     record.write_text(json.dumps(content))
     log = copies / "log.txt"
     command = [
-        sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(_free_port()),
+        sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(free_port()),
         "--clip", models / "clip" / "text", models / "clip" / "image", "--clip_model", "noised", "--batch_size", "1",
     ]  # fmt: skip
     environment = os.environ | {"GRADIO_TEMP_DIR": str(copies / "gradio")}
@@ -63,12 +58,6 @@ def app(folder, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(20)
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _address(process, log):

@@ -65,7 +65,7 @@ def encoded(image):
 
 def test_it_draws_and_the_files_say_how(app):
     status, seed, pictures, download = call(app, num_images=2)
-    assert "2 pictures of 16 x 16 pixels" in status
+    assert "2 pictures of 8 x 8 pixels" in status
     assert seed == "1"
     archive = zipfile.ZipFile(io.BytesIO(fetched(download)))
     assert archive.namelist() == ["glide-1-00.png", "glide-1-01.png"]
@@ -108,7 +108,7 @@ def test_files_of_the_server_are_not_to_be_had(app):
 
 
 def test_an_uploaded_picture_is_redrawn(app):
-    picture = noise(16, 16)
+    picture = noise(8, 8)
     _, _, pictures, _ = call(app, "redraw", picture=upload(app, encoded(picture)), strength=0)
     np.testing.assert_array_equal(pixels(pictures)[0], np.asarray(picture))
 
