@@ -47,6 +47,7 @@ def app(folder, tmp_path_factory):
     command = [
         sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(free_port()),
         "--clip", models / "clip" / "text", models / "clip" / "image", "--clip_model", "noised", "--batch_size", "1",
+        "--max_queue", "4",
     ]  # fmt: skip
     environment = os.environ | {"GRADIO_TEMP_DIR": str(copies / "gradio")}
     with log.open("w") as output:

@@ -219,7 +219,7 @@ def test_reloading_ends_the_drawing_and_starts_afresh(page):
 
 def test_a_second_person_waits_and_may_go_without_disturbing_the_first(page, browser, app):
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 8)
+    page.number("Pictures", 5)
     page.number("Steps", 250)
     page.one("#go-draw").click()
     page.wait(lambda: "Drawing" in page.status)
@@ -233,4 +233,4 @@ def test_a_second_person_waits_and_may_go_without_disturbing_the_first(page, bro
     second.wait(lambda: "Stopped" in second.status)
     browser.close()
     browser.switch_to.window(first)
-    assert len(page.finish()) == 8
+    assert len(page.finish()) == 5

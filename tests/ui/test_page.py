@@ -144,6 +144,19 @@ def test_two_users_at_once_get_their_own(app):
         assert seed == each["seed"]
 
 
+def test_only_so_many_requests_wait(app):
+    def answer():
+        try:
+            return len(call(app, num_steps=100)[2])
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    answers = concurrently(*[answer] * 12)
+    assert answers.count(1) >= 5, "one is drawn, four wait"
+    assert answers.count(1) + answers.count(503) == 12
+    assert 503 in answers
+
+
 def test_only_the_tasks_are_offered_to_clients(app):
     with urllib.request.urlopen(f"{app}/gradio_api/info", timeout=30) as answer:
         assert set(json.load(answer)["named_endpoints"]) == {"/draw", "/inpaint", "/redraw", "/enlarge", "/rank"}
