@@ -6,10 +6,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from glide_jax.config import from_ml_collections
 from glide_jax.errors import GlideError, run_cli
-from glide_jax.parallel import initialize_from_environment
-from glide_jax.train import Trainer, dry_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A page of configs/; change options by --config.NAME=VALUE."
@@ -24,7 +21,13 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, fro
 
 def main() -> int:
     """Parses the flags, checks the whole configuration, joins the other processes, then trains."""
-    config = from_ml_collections(_parse(sys.argv))
+    page = _parse(sys.argv)
+    # They take seconds to import; mistakes in flags and --help need not wait for them.
+    from glide_jax.config import from_ml_collections  # noqa: PLC0415
+    from glide_jax.parallel import initialize_from_environment  # noqa: PLC0415
+    from glide_jax.train import Trainer, dry_run  # noqa: PLC0415
+
+    config = from_ml_collections(page)
     initialize_from_environment(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     return dry_run(config) if _DRY_RUN.value else Trainer(config).run()
 

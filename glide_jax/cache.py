@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
-
 
 def cache_folder() -> Path:
     """GLIDE_JAX_CACHE, or ~/.cache/glide_jax."""
@@ -13,6 +11,8 @@ def cache_folder() -> Path:
 
 def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second start is quick; JAX_COMPILATION_CACHE_DIR overrules."""
+    import jax  # noqa: PLC0415 (takes a second, and command lines are read before)
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         # By default only what took a second: most of the small programs would be compiled again.

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from jaxtyping import Float, Int
 
+from glide_jax.diffusion.options import TIMESTEP_SCHEDULES, GridOptions
 from glide_jax.diffusion.respacing import space_timesteps
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.errors import GlideError
@@ -41,52 +42,7 @@ def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> Sigmas:
     return polyexponential(num_steps, sigma_min, sigma_max)
 
 
-_SIGMA_SCHEDULES = {"karras": karras, "exponential": exponential, "polyexponential": polyexponential}
-_TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
-SCHEDULES = (*_TIMESTEP_SPACINGS, *_SIGMA_SCHEDULES)
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """How many levels, and which.
-
-    Attributes:
-        num_steps: number of levels.
-        schedule: "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps,
-            where no network can tell x_0 and its guess tints the picture; "linspace" spans 0 to T - 1 evenly;
-            "trailing" counts down from T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891);
-            "karras", "exponential" and "polyexponential" space sigma from sigma_max to sigma_min. Empty is the choice
-            of `spacing`.
-        timestep_respacing: in place of both, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or "fast27".
-        sigma_min, sigma_max: ends of a sigma schedule; by default the model's own, with at most 80 at the top.
-        rho: power of "karras" (default 7) and "polyexponential" (default 1).
-    """
-
-    num_steps: int = 50
-    schedule: str = ""
-    timestep_respacing: str = ""
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    rho: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise GlideError(f"num_steps must be at least 1, not {self.num_steps}")
-        if self.schedule not in ("", *SCHEDULES):
-            raise GlideError(f"schedule {self.schedule!r} is unknown (known: {', '.join(SCHEDULES)})")
-        spaces_sigma = self.spacing in _SIGMA_SCHEDULES and not self.timestep_respacing
-        for name in ("sigma_min", "sigma_max", "rho"):
-            value = getattr(self, name)
-            if value is not None and (not spaces_sigma or (name == "rho" and self.spacing == "exponential")):
-                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.spacing
-                raise GlideError(f"{name} has no effect on {chosen}: leave it out, or choose schedule karras")
-            if value is not None and value <= 0:
-                raise GlideError(f"{name} must be positive, not {value}")
-
-    @property
-    def spacing(self) -> str:
-        """The schedule in force."""
-        return self.schedule or "leading"
+_SPACE_SIGMA = {"karras": karras, "exponential": exponential, "polyexponential": polyexponential}
 
 
 class HostLevel(NamedTuple):
@@ -128,7 +84,7 @@ class Grid:
         if options.timestep_respacing:
             timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
             return cls.from_timesteps(schedule, timesteps)
-        if options.spacing in _TIMESTEP_SPACINGS:
+        if options.spacing in TIMESTEP_SCHEDULES:
             return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, options))
         bottom, top = schedule.sigmas[[0, -1]]
         sigma_min = bottom if options.sigma_min is None else options.sigma_min
@@ -139,7 +95,7 @@ class Grid:
                 f" [{bottom:.4g}, {top:.4g}], the noise this model was trained on"
             )
         given = {} if options.rho is None else {"rho": options.rho}
-        return cls(schedule, _SIGMA_SCHEDULES[options.spacing](options.num_steps, sigma_min, sigma_max, **given))
+        return cls(schedule, _SPACE_SIGMA[options.spacing](options.num_steps, sigma_min, sigma_max, **given))
 
     def __len__(self) -> int:
         return len(self.sigmas)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,70 +10,10 @@ from jaxtyping import Array, Float
 
 from glide_jax.diffusion.denoiser import GuidedNoise, Network, NoisePredictor, unguided
 from glide_jax.diffusion.forward import Image, Level
-from glide_jax.errors import GlideError
+from glide_jax.diffusion.options import GuidanceOptions
 
 # A network over a batch of 2B rows, the first B under the condition and the last B without it.
 PairedNetwork = Callable[[Image, Float[Array, " rows"]], Float[Array, "rows height width 6"]]
-
-
-@dataclass(frozen=True)
-class GuidanceOptions:
-    """How hard and in what way the caption is followed.
-
-    Attributes:
-        guidance_scale: 1 follows the caption plainly, more follows it harder; 0 not at all.
-        guidance: "cfg" (Ho & Salimans 2022, arXiv:2207.12598); "cfg++", with a scale in [0, 1] and the unconditional
-            noise to go on with (Chung et al. 2024, arXiv:2406.08070; ddim, euler and euler_ancestral only); or "apg",
-            adaptive projected guidance, which does without the over-saturation of high scales (Sadat et al. 2024,
-            arXiv:2410.02416).
-        guidance_rescale: 0 to 1, how far the guided noise gets the spread of the conditional one (Lin et al. 2023,
-            arXiv:2305.08891).
-        guidance_interval: sigmas (low, high] between which to guide; outside, the caption is followed plainly and at
-            half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724).
-        apg_eta: share kept of the part of the update parallel to the prediction.
-        apg_momentum: of the average of updates; negative pushes away from earlier ones.
-        apg_norm_threshold: greatest length of an update, over a whole picture; 0 is none.
-    """
-
-    guidance_scale: float = 3.0
-    guidance: Literal["cfg", "cfg++", "apg"] = "cfg"
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, math.inf)
-    apg_eta: float = 0.0
-    apg_momentum: float = -0.5
-    apg_norm_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.guidance not in ("cfg", "cfg++", "apg"):
-            raise GlideError(f"guidance {self.guidance!r} is unknown: use cfg, cfg++ or apg")
-        if self.guidance == "cfg++" and not 0 <= self.guidance_scale <= 1:
-            raise GlideError(f"with guidance cfg++, guidance_scale must be in [0, 1], not {self.guidance_scale}")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise GlideError(f"guidance_rescale must be in [0, 1], not {self.guidance_rescale}")
-        if not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
-            raise GlideError(f"guidance_interval must ascend from at least 0, not {self.guidance_interval}")
-        if self.apg_norm_threshold < 0:
-            raise GlideError(f"apg_norm_threshold must be at least 0, not {self.apg_norm_threshold}")
-
-    @property
-    def method(self) -> "Method":
-        """What a compiled program fixes."""
-        if self.guidance_scale == 1 and self.guidance != "cfg++":
-            return Method("none")
-        return Method(self.guidance, self.guidance_rescale > 0, self.guidance_interval != (0.0, math.inf))
-
-    @property
-    def strengths(self) -> "Strengths":
-        """What a compiled program takes as arguments."""
-        numbers = (
-            self.guidance_scale,
-            self.guidance_rescale,
-            *self.guidance_interval,
-            self.apg_eta,
-            self.apg_momentum,
-            self.apg_norm_threshold or math.inf,
-        )
-        return Strengths(*(jnp.float32(number) for number in numbers))
 
 
 class Method(NamedTuple):
@@ -97,6 +36,26 @@ class Strengths(NamedTuple):
     apg_norm_threshold: Float[Array, ""]
 
 
+def method_of(options: GuidanceOptions) -> Method:
+    """What a compiled program fixes of the options."""
+    if options.guidance_scale == 1 and options.guidance != "cfg++":
+        return Method("none")
+    return Method(options.guidance, options.guidance_rescale > 0, options.guidance_interval != (0.0, math.inf))
+
+
+def strengths_of(options: GuidanceOptions) -> Strengths:
+    """What a compiled program takes of the options as arguments."""
+    numbers = (
+        options.guidance_scale,
+        options.guidance_rescale,
+        *options.guidance_interval,
+        options.apg_eta,
+        options.apg_momentum,
+        options.apg_norm_threshold or math.inf,
+    )
+    return Strengths(*(jnp.float32(number) for number in numbers))
+
+
 def initial_memory(method: Method, x: Image) -> Any:
     """What a guided run starts with: APG's average update, or nothing."""
     return jnp.zeros_like(x) if method.kind == "apg" else None
@@ -106,7 +65,7 @@ def guided(method: Method, strengths: Strengths, conditional: Network, paired: P
     """Wraps a network in guidance.
 
     Args:
-        method, strengths: of `GuidanceOptions`.
+        method, strengths: of `method_of` and `strengths_of`.
         conditional: the network under the condition.
         paired: the same over twice the rows, under the condition and without it; unused for method "none".
     """

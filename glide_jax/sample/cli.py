@@ -7,15 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from glide_jax import progress
+from glide_jax import progress, sample
 from glide_jax.cache import keep_compiled_programs
-from glide_jax.diffusion.grid import SCHEDULES
-from glide_jax.diffusion.solvers import SAMPLERS, canonical_name
+from glide_jax.diffusion.options import SAMPLERS, SCHEDULES, canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.images import grid, save_png
 from glide_jax.sample.compare import compare
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
-from glide_jax.sample.pipeline import Pipeline, Samples
 from glide_jax.sample.shipped import parse_with_shipped
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -154,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.init_image is None:
         del options["strength"]
     samplers, steps = _comparison(args)
-    pipeline = Pipeline.from_checkpoints(
+    pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size,
     )  # fmt: skip
@@ -197,7 +195,7 @@ def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     return samplers, steps
 
 
-def _enlarge(pipeline: Pipeline, args: argparse.Namespace, prompts: list[str]) -> Samples:
+def _enlarge(pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list[str]) -> "sample.Samples":
     if args.image is None:
         raise GlideError("an upsampler alone enlarges a picture: give --image FILE, or a base model with --checkpoint")
     options = upsampler_options(args)
@@ -230,14 +228,14 @@ def read_prompts(path: Path | None) -> list[str]:
         raise GlideError(f"cannot read --prompt_file {path}: {error}") from error
 
 
-def warn_of_cuts(prompts: Sequence[str], pipeline: Pipeline) -> None:
+def warn_of_cuts(prompts: Sequence[str], pipeline: "sample.Pipeline") -> None:
     """Says which ends of prompts the model does not see, if any."""
     for prompt in prompts:
         if cut := unseen_end(prompt, pipeline):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
 
 
-def unseen_end(prompt: str, pipeline: Pipeline) -> str:
+def unseen_end(prompt: str, pipeline: "sample.Pipeline") -> str:
     """The end of a prompt that is too long for the first model; empty if it sees all."""
     model = pipeline.base or pipeline.upsampler
     assert model is not None
@@ -261,7 +259,7 @@ def upsampler_metadata(args: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value not in (None, "")} if given["upsampler"] else {}
 
 
-def _write(samples: Samples, output: Path, metadata: dict[str, str]) -> None:
+def _write(samples: "sample.Samples", output: Path, metadata: dict[str, str]) -> None:
     for image, prompt, index in zip(samples.images, samples.prompts, samples.indices, strict=True):
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
         save_png(output / f"{index:04d}.png", image, own | metadata)

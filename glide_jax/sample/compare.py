@@ -4,15 +4,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from glide_jax import sample
 from glide_jax.images import Pixels, grid
 from glide_jax.progress import Bar
-from glide_jax.sample.pipeline import Pipeline
 
 _CELL = 128
 
 
 def compare(
-    pipeline: Pipeline, prompt: str, samplers: Sequence[str], steps: Sequence[int], bar: Bar, **options: Any
+    pipeline: "sample.Pipeline", prompt: str, samplers: Sequence[str], steps: Sequence[int], bar: Bar, **options: Any
 ) -> tuple[Pixels, list[str]]:
     """Draws `prompt` from the same noise in every way.
 

@@ -2,11 +2,20 @@
 
 from dataclasses import dataclass
 
-from glide_jax.diffusion.grid import GridOptions
-from glide_jax.diffusion.guidance import GuidanceOptions
-from glide_jax.diffusion.solvers import SAMPLERS_WITH_CFGPP, SolverOptions, canonical_name, default_schedule
-from glide_jax.diffusion.thresholding import Thresholding
+from glide_jax.diffusion.options import (
+    SAMPLERS,
+    SCHEDULES,
+    GridOptions,
+    GuidanceOptions,
+    SolverOptions,
+    Thresholding,
+    canonical_name,
+    default_schedule,
+    sampler_options,
+)
 from glide_jax.errors import GlideError
+
+__all__ = ["SAMPLERS", "SCHEDULES", "UPSAMPLER_DEFAULTS", "SampleOptions", "sampler_options"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,9 @@ class SampleOptions(SolverOptions, GridOptions, GuidanceOptions, Thresholding):
     def __post_init__(self) -> None:
         for part in (SolverOptions, GridOptions, GuidanceOptions, Thresholding):
             part.__post_init__(self)
-        if self.guidance == "cfg++" and canonical_name(self.sampler) not in SAMPLERS_WITH_CFGPP:
-            raise GlideError(f"guidance cfg++ works with {', '.join(SAMPLERS_WITH_CFGPP)}, not with {self.sampler}")
+        if self.guidance == "cfg++" and not SAMPLERS[canonical_name(self.sampler)].with_cfgpp:
+            able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.with_cfgpp)
+            raise GlideError(f"guidance cfg++ works with {able}, not with {self.sampler}")
         if not 0 <= self.strength <= 1:
             raise GlideError(f"strength must be in [0, 1], not {self.strength}")
         if self.temperature <= 0:

@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from glide_jax.diffusion.denoiser import Denoiser, Gradient, Prediction, denoiser
 from glide_jax.diffusion.forward import Image, Level
 from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.guidance import Method, Strengths, guided, initial_memory
+from glide_jax.diffusion.guidance import Method, Strengths, guided, initial_memory, method_of, strengths_of
+from glide_jax.diffusion.options import Thresholding
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
+from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddim import ddim_inversion
 from glide_jax.diffusion.solvers.solver import Plan, Solver, run_steps
-from glide_jax.diffusion.thresholding import Thresholding, paste
+from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Params
 from glide_jax.parallel import batch_sharding
@@ -113,7 +115,7 @@ class Stage:
     def count_evaluations(self, options: SampleOptions, *, from_picture: bool = False) -> int:
         """How often the model is evaluated for a picture; raises `GlideError` as `grid` does."""
         grid = self.grid(options, from_picture=from_picture)
-        return 0 if grid is None else len(options.plan(grid)[1])
+        return 0 if grid is None else len(plan_steps(options, grid)[1])
 
     def sample(
         self,
@@ -144,7 +146,7 @@ class Stage:
         if grid is None:
             assert picture is not None
             return picture
-        solver, plan = options.plan(grid)
+        solver, plan = plan_steps(options, grid)
         method = self._method(options)
         request = self._request(params, inputs, options, seed, clip_params)
         x_t = None if inputs.x_t is None else self._put(inputs.x_t)
@@ -183,7 +185,7 @@ class Stage:
 
     def _method(self, options: SampleOptions) -> Method:
         """A model without text has nothing to be guided by."""
-        return options.method if self.model.config.xf_width else Method("none")
+        return method_of(options) if self.model.config.xf_width else Method("none")
 
     def _loop(
         self,
@@ -215,7 +217,7 @@ class Stage:
             params,
             Conditioning(self._put(text), *twice),
             known,
-            options.strengths,
+            strengths_of(options),
             self._clip_guide(inputs.prompts, options.clip_guidance_scale, clip_params),
             jnp.int32(seed),
             self._put(jnp.asarray(inputs.indices, jnp.int32)),
@@ -298,7 +300,7 @@ class Stage:
 
         def process(x_0: Image) -> Image:
             if thresholding is not None:
-                x_0 = thresholding(x_0)
+                x_0 = threshold(x_0, thresholding)
             return x_0 if request.known is None else paste(x_0, *request.known)
 
         key = self._stream(request.seed, "sampler")

@@ -12,11 +12,12 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid, GridOptions
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.options import GridOptions, SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.diffusion.solvers import SolverOptions
+from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.solver import run_steps
-from glide_jax.diffusion.thresholding import Thresholding
+from glide_jax.diffusion.thresholding import threshold
 
 MEANS, STD = np.array([-0.8, -0.2, 0.3, 0.9]), 0.05
 COUNT = 4096
@@ -36,11 +37,11 @@ def mixture(x_t, level, memory):
 
 def distance(process, sampler, schedule, steps, quantiles, z):
     grid = Grid.from_options(process, GridOptions(num_steps=steps, schedule=schedule))
-    solver, plan = SolverOptions(sampler).plan(grid)
+    solver, plan = plan_steps(SolverOptions(sampler), grid)
     key = jax.random.key(0)
     carry = jax.jit(
         lambda x: run_steps(
-            solver, denoiser(mixture, Thresholding()), lambda k: jax.random.normal(jax.random.fold_in(key, k), z.shape),
+            solver, denoiser(mixture, threshold), lambda k: jax.random.normal(jax.random.fold_in(key, k), z.shape),
             (solver.init(x), None), plan.on_device(), 0, len(plan),
         )
     )(plan.start.noise_alone * z)  # fmt: skip

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.grid import Grid, GridOptions, exponential, karras, polyexponential
+from glide_jax.diffusion.grid import Grid, exponential, karras, polyexponential
+from glide_jax.diffusion.options import GridOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.errors import GlideError
 

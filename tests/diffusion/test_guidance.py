@@ -9,8 +9,9 @@ import pytest
 
 from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, unguided
 from glide_jax.diffusion.forward import Level
-from glide_jax.diffusion.guidance import GuidanceOptions, guided, initial_memory
-from glide_jax.diffusion.thresholding import Thresholding
+from glide_jax.diffusion.guidance import guided, initial_memory, method_of, strengths_of
+from glide_jax.diffusion.options import GuidanceOptions, Thresholding
+from glide_jax.diffusion.thresholding import threshold
 from glide_jax.errors import GlideError
 
 LEVEL = Level(jnp.float32(500.0), jnp.float32(0.6), jnp.float32(0.8))
@@ -34,8 +35,8 @@ def paired(x, t):
 
 def predict(level=LEVEL, memory=None, **options):
     options = GuidanceOptions(**options)
-    memory = initial_memory(options.method, X) if memory is None else memory
-    return guided(options.method, options.strengths, conditional, paired)(X, level, memory)
+    memory = initial_memory(method_of(options), X) if memory is None else memory
+    return guided(method_of(options), strengths_of(options), conditional, paired)(X, level, memory)
 
 
 def eps_of(**options):
@@ -51,7 +52,7 @@ def test_guided_noise_and_conditional_variance(scale):
 
 
 def test_scale_one_evaluates_the_condition_alone():
-    assert GuidanceOptions(guidance_scale=1.0).method.kind == "none"
+    assert method_of(GuidanceOptions(guidance_scale=1.0)).kind == "none"
     np.testing.assert_array_equal(eps_of(guidance_scale=1.0), EPS_C)
 
 
@@ -105,8 +106,8 @@ def test_cfgpp_goes_on_with_unconditional_noise():
     np.testing.assert_allclose(noise.eps, 0.4 * EPS_U + 0.6 * EPS_C, atol=1e-6)
     np.testing.assert_allclose(noise.renoise, EPS_U, atol=1e-6)
     options = GuidanceOptions(guidance="cfg++", guidance_scale=0.6)
-    network = guided(options.method, options.strengths, conditional, paired)
-    prediction, _ = denoiser(network, Thresholding())(X, LEVEL, None)
+    network = guided(method_of(options), strengths_of(options), conditional, paired)
+    prediction, _ = denoiser(network, threshold)(X, LEVEL, None)
     np.testing.assert_allclose(prediction.direction, EPS_U, atol=1e-6)
 
 
@@ -132,7 +133,7 @@ def test_a_denoiser_solves_for_x0_and_thresholds_it():
         assert t.shape == (1,)
         return jnp.concatenate([jnp.full_like(x, 0.25), jnp.full_like(x, -1.0)], axis=-1)
 
-    prediction, memory = denoiser(unguided(network), Thresholding())(x_t, LEVEL, "memory")
+    prediction, memory = denoiser(unguided(network), threshold)(x_t, LEVEL, "memory")
     assert memory == "memory"
     np.testing.assert_allclose(prediction.x_0[..., 1:], (0.5 - 0.8 * 0.25) / 0.6, rtol=1e-6)
     np.testing.assert_array_equal(prediction.x_0[..., 0], 1.0)
@@ -151,14 +152,14 @@ def test_a_gradient_moves_noise_and_picture_together():
 
 def test_thresholds():
     x_0 = 3 * X
-    np.testing.assert_array_equal(Thresholding("static")(x_0), jnp.clip(x_0, -1, 1))
-    assert Thresholding("none")(x_0) is x_0
-    dynamic = np.asarray(Thresholding("dynamic", 0.9)(x_0))
+    np.testing.assert_array_equal(threshold(x_0, Thresholding("static")), jnp.clip(x_0, -1, 1))
+    assert threshold(x_0, Thresholding("none")) is x_0
+    dynamic = np.asarray(threshold(x_0, Thresholding("dynamic", 0.9)))
     for row in range(2):
         limit = np.quantile(np.abs(x_0[row]), 0.9)
         assert limit > 1
         np.testing.assert_allclose(dynamic[row], np.clip(x_0[row], -limit, limit) / limit, rtol=1e-5)
-    np.testing.assert_array_equal(Thresholding("dynamic", 1.0)(0.01 * X), 0.01 * X)
+    np.testing.assert_array_equal(threshold(0.01 * X, Thresholding("dynamic", 1.0)), 0.01 * X)
     with pytest.raises(GlideError, match="static, dynamic"):
         Thresholding("clip")
 
@@ -166,9 +167,9 @@ def test_thresholds():
 def test_guidance_with_an_interval_is_one_program_for_all_numbers():
     @jax.jit
     def run(strengths):
-        return guided(options.method, strengths, conditional, paired)(X, LEVEL, None)[0].eps
+        return guided(method_of(options), strengths, conditional, paired)(X, LEVEL, None)[0].eps
 
     for scale, interval in ((2.0, (0.5, 3.0)), (7.0, (0.1, 1.0))):
         options = GuidanceOptions(guidance_scale=scale, guidance_interval=interval)
-        run(options.strengths)
+        run(strengths_of(options))
     assert run._cache_size() == 1

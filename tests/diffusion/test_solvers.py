@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid, GridOptions
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.options import SAMPLERS, GridOptions, SolverOptions, canonical_name, sampler_options
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.diffusion.solvers import SAMPLERS, SolverOptions, canonical_name, sampler_options
+from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddim import ddim_inversion
 from glide_jax.diffusion.solvers.solver import run_steps
 from glide_jax.errors import GlideError
@@ -44,7 +45,7 @@ def run(method, plan, x, rows=None, noise=None):
 def error_between_two_sigmas(sampler, steps, **options):
     """Of the solver's own state at LOW, started from the flow's at HIGH; the last step, to 0, is left out."""
     grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
-    method, plan = SolverOptions(sampler, **options).plan(grid)
+    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
     top, bottom = (plan.rows.level.alpha[i] / plan.rows.input_scale[i] for i in (0, -1))
     x = top * HIGH * jnp.ones((1, 1, 1, 1))
     state = method.finish(run(method, plan, x, len(plan) - 1))
@@ -83,7 +84,7 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
 
     def error(steps):
         grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
-        method, plan = SolverOptions(sampler).plan(grid)
+        method, plan = plan_steps(SolverOptions(sampler), grid)
         sigma = grid.sigmas[1]
         x = jnp.ones((1, 1, 1, 1)) * sigma / math.sqrt(1 + sigma**2)
         end = float(method.finish(run(method, plan, x))[0, 0, 0, 0])
@@ -99,7 +100,7 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
 
 def impulse_responses(sampler, grid, **options):
     """The last picture as a linear function of the start and of each row's noise: exact moments, no Monte Carlo."""
-    method, plan = SolverOptions(sampler, **options).plan(grid)
+    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
     count = len(plan)
     with jax.enable_x64(True):
         # One "picture" a source: the start, then each row's noise.
@@ -195,7 +196,7 @@ def test_stochastic_samplers_reach_the_true_variance(sampler):
 
 
 def final(sampler, grid, noise, **options):
-    method, plan = SolverOptions(sampler, **options).plan(grid)
+    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
     x = np.full((1, 1, 1, 1), 0.7) * plan.start.noise_alone
     with jax.enable_x64(True):
         return float(method.finish(run(method, plan, jnp.asarray(x), None, noise))[0, 0, 0, 0])
@@ -213,8 +214,8 @@ def test_ddim_is_euler_on_the_same_levels(eta):
 
 def test_the_sde_form_without_noise_is_the_ode_method():
     grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 12))
-    method = SolverOptions("dpmpp_2m_sde", eta=0.0).plan(grid)[0]
-    assert method is SolverOptions("dpmpp_2m").plan(grid)[0], "no noise, so one program for both"
+    method = plan_steps(SolverOptions("dpmpp_2m_sde", eta=0.0), grid)[0]
+    assert method is plan_steps(SolverOptions("dpmpp_2m"), grid)[0], "no noise, so one program for both"
     np.testing.assert_allclose(final("dpmpp_2m_sde", grid, None, eta=0.0), final("dpmpp_2m", grid, None), rtol=1e-12)
 
 
@@ -222,14 +223,14 @@ def test_the_sde_form_without_noise_is_the_ode_method():
 def test_churn_adds_the_noise_it_says(sampler):
     """Noise before a step, s_noise^2 (raised^2 - sigma^2) of it, is the previous row's; the first is in the start."""
     grid = Grid(SCHEDULE, np.array([4.0, 2.0, 1.0]))
-    _, plan = SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1).plan(grid)
+    _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1), grid)
     sigmas = plan.rows.level.sigma / plan.rows.level.alpha
     assert sigmas[0] == pytest.approx(4.0)  # above s_tmax
     assert {round(float(s), 6) for s in sigmas} >= {2.2, 1.1}
     added = plan.rows.matrix[:, 0, -1]
     expected = [1.1 * math.sqrt(0.21) * 2.0, 1.1 * math.sqrt(0.21) * 1.0]
     np.testing.assert_allclose(added[added != 0], expected, rtol=1e-12)
-    _, plan = SolverOptions(sampler, s_churn=0.3).plan(grid)
+    _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3), grid)
     np.testing.assert_allclose(plan.start.noise_alone**2, 1 + 4.4**2, rtol=1e-12)
     np.testing.assert_allclose(plan.start.noise, 4.4, rtol=1e-12)
 
@@ -239,7 +240,7 @@ def test_inversion_then_ddim_returns_with_an_error_that_halves():
         grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
         method, plan = ddim_inversion(grid)
         noise = method.finish(run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1))))
-        method, plan = SolverOptions("ddim").plan(grid)
+        method, plan = plan_steps(SolverOptions("ddim"), grid)
         return abs(float(method.finish(run(method, plan, noise))[0, 0, 0, 0]) - 0.4)
 
     with jax.enable_x64(True):
@@ -262,7 +263,7 @@ STOCHASTIC = (
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
     grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
-    rows = len(SolverOptions(sampler).plan(grid)[1])
+    rows = len(plan_steps(SolverOptions(sampler), grid)[1])
     noise = np.random.RandomState(0).standard_normal((rows, 1, 1, 1, 1))
 
     def with_other_noise(changed):
@@ -274,14 +275,21 @@ def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
     assert (with_other_noise(slice(-1)) != final(sampler, grid, noise)) == (sampler in STOCHASTIC)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_listed_option_is_one_of_the_solver(sampler):
+    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
+    for name in sampler_options(sampler):
+        plan_steps(SolverOptions(sampler, **{name: 0.5}), grid)
+
+
 def test_names_aliases_and_options():
     assert canonical_name("euler_a") == "euler_ancestral"
     assert canonical_name("dpm++") == "dpmpp_2m"
     assert canonical_name("standard") == "plms"
-    assert sampler_options("ddim") == ["eta"]
+    assert sampler_options("ddim") == ("eta",)
     with pytest.raises(GlideError, match=r"did you mean .*dpmpp_2m"):
         canonical_name("dpmpp2m")
     with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
         SolverOptions("dpmpp_2m", eta=1.0)
     with pytest.raises(GlideError, match="at least 3 steps"):
-        SolverOptions("plms").plan(Grid.from_options(SCHEDULE, GridOptions(num_steps=2)))
+        plan_steps(SolverOptions("plms"), Grid.from_options(SCHEDULE, GridOptions(num_steps=2)))

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid, GridOptions
-from glide_jax.diffusion.guidance import GuidanceOptions, guided
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.guidance import guided, method_of, strengths_of
+from glide_jax.diffusion.options import GridOptions, GuidanceOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
 from glide_jax.diffusion.solvers.pndm import plms, prk
 from glide_jax.diffusion.solvers.solver import run_steps
-from glide_jax.diffusion.thresholding import Thresholding
+from glide_jax.diffusion.thresholding import threshold
 from glide_jax.models import Conditioning
 from glide_jax.tokenizer import ClipTokenizer
 from tests.parity.live import SKIP, clip_pair, glide_pair, to_nhwc
@@ -81,12 +82,12 @@ def ours(pair, solver, plan, recorded):
     def run(params, x):
         conditional = Conditioning(jax.tree.map(lambda leaf: leaf[:2], text))
         predict = guided(
-            options.method,
-            options.strengths,
+            method_of(options),
+            strengths_of(options),
             lambda x, t: pair.ours(params, x, t, conditional),
             lambda x, t: pair.ours(params, x, t, Conditioning(text)),
         )
-        denoise = denoiser(predict, Thresholding())
+        denoise = denoiser(predict, threshold)
         carry = (solver.init(x), None)
         return solver.finish(
             run_steps(solver, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))[0]
@@ -141,7 +142,7 @@ def test_guidance_by_clip(pair, recorded, comparison, tmp_path, name):
     params = jax.tree.map(jnp.asarray, pair.params)
     denoise = denoiser(
         unguided(lambda x, t: pair.ours(params, x, t, Conditioning(text))),
-        Thresholding(),
+        threshold,
         partial(clip.ours.guidance, weights, text=wish, scale=5.0),
     )
 

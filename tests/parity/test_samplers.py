@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid, GridOptions
-from glide_jax.diffusion.guidance import GuidanceOptions, guided
+from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.guidance import guided, method_of, strengths_of
+from glide_jax.diffusion.options import GridOptions, GuidanceOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
 from glide_jax.diffusion.solvers.pndm import plms, prk
 from glide_jax.diffusion.solvers.solver import run_steps
-from glide_jax.diffusion.thresholding import Thresholding, paste
+from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.models import Conditioning, Glide
 from glide_jax.tokenizer import ClipTokenizer
 from tests.parity.recipe import (
@@ -61,7 +62,7 @@ def guided_by_text(model, params, text, **pictures):
     """Classifier-free guidance over rows [cond, cond, uncond, uncond]; it never asks for the condition alone."""
     twice = {name: jnp.concatenate([picture, picture]) for name, picture in pictures.items()}
     paired = network(model, params, Conditioning(text, **twice))
-    return guided(GUIDANCE.method, GUIDANCE.strengths, paired, paired)
+    return guided(method_of(GUIDANCE), strengths_of(GUIDANCE), paired, paired)
 
 
 def recorded_noise(name, rows):
@@ -88,7 +89,7 @@ def quick_or_slow(name):
 def test_guided_sampling_equals_the_reference(name, guided_base):
     golden = golden_arrays("samplers_tiny")
     solver, plan = SAMPLERS[name]
-    denoise = denoiser(guided_base, Thresholding())
+    denoise = denoiser(guided_base, threshold)
     recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name not in ("plms", "prk") else None
     pictures = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
     # The rows that end a step: each fourth of a Runge-Kutta step.
@@ -107,7 +108,6 @@ def test_inpainting_equals_the_reference():
     text = jax.jit(model.encode_text)(params, golden["tokens"], golden["mask"])
     mask = jnp.asarray(inpaint_mask(2, 64))
     image = jnp.tanh(draw_image("samplers/inpaint/inpaint_image", (2, 3, 64, 64))) * mask
-    threshold = Thresholding()
     denoise = denoiser(
         guided_by_text(model, params, text, inpaint_image=image, inpaint_mask=mask),
         lambda x_0: paste(threshold(x_0), image, mask),
@@ -125,7 +125,7 @@ def test_upsampling_equals_the_reference():
     text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
     low_res = np.rint((np.tanh(draw_image("samplers/low_res", (2, 3, 64, 64))) + 1) * 127.5) / 127.5 - 1
     given = Conditioning(text, jnp.asarray(low_res, jnp.float32))
-    denoise = denoiser(unguided(network(model, params, given)), Thresholding())
+    denoise = denoiser(unguided(network(model, params, given)), threshold)
     linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
     grid = Grid.from_options(linear, GridOptions(timestep_respacing="fast27"))
     x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
@@ -159,7 +159,7 @@ def base_and_wish(base):
 )
 def test_clip_guidance_equals_the_reference(name, solver, base_and_wish):
     noise, gradient = base_and_wish
-    denoise = denoiser(noise, Thresholding(), gradient)
+    denoise = denoiser(noise, threshold, gradient)
     recorded = jnp.asarray(recorded_noise(f"clip_guided/{name}", 2))
     final = trajectory(denoise, *solver, draw_image("clip_guided/x_T", (2, 3, 64, 64)), recorded)[-1]
     assert relative_error(final, golden_arrays("clip_guided_tiny")[f"{name}|final"]) < TOLERANCE

@@ -1,0 +1,16 @@
+from .loading import LoadedClip as LoadedClip
+from .loading import LoadedModel as LoadedModel
+from .loading import check_upsampler as check_upsampler
+from .loading import checkpoint_config as checkpoint_config
+from .loading import checkpoint_step as checkpoint_step
+from .options import SAMPLERS as SAMPLERS
+from .options import SCHEDULES as SCHEDULES
+from .options import SampleOptions as SampleOptions
+from .options import sampler_options as sampler_options
+from .pipeline import Pipeline as Pipeline
+from .pipeline import Samples as Samples
+from .shipped import SHIPPED_SETTINGS as SHIPPED_SETTINGS
+from .shipped import parse_with_shipped as parse_with_shipped
+from .shipped import shipped_models as shipped_models
+from .stage import Inputs as Inputs
+from .stage import Stage as Stage
