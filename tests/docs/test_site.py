@@ -59,8 +59,8 @@ def test_every_public_name_of_a_package_is_in_the_reference(site):
     public = {
         f"{package.__name__}.{name}"
         for package in packages
-        for name, value in vars(package).items()
-        if not name.startswith("_") and getattr(value, "__doc__", None) and callable(value) and name != "Params"
+        for name in dir(package)
+        if not name.startswith("_") and callable(value := getattr(package, name)) and value.__doc__ and name != "Params"
     }
     assert len(public) > 40
     assert public - anchors == set()
