@@ -118,7 +118,7 @@ DIFFUSION = (
           ("tests/diffusion/test_guidance.py::test_apg_without_its_three_means_is_cfg",)),
     Fault("DDPM's last step keeps its noise", "glide_jax/diffusion/solvers/ddpm.py",
           "np.arange(len(grid)) > 0", "np.arange(len(grid)) >= 0",
-          ("tests/diffusion/test_solvers.py::test_the_last_step_is_free_of_noise",)),
+          ("tests/diffusion/test_solvers.py::test_the_last_step_is_free_of_noise_and_the_others_are_not",)),
 )
 DATA = (
     Fault("a filter needs both its bounds to act", "glide_jax/data/filters.py",
@@ -185,10 +185,12 @@ SAMPLE = (
 TRAIN = (
     Fault("EMA takes in the weights before the update", "glide_jax/train/step.py",
           "update_ema(config.optimizer, ema, new_params,", "update_ema(config.optimizer, ema, params,",
-          ("tests/train/test_step.py::test_bfloat16_training_keeps_a_float32_state_that_moves",)),
+          ("tests/train/test_step.py::test_bfloat16_training_keeps_a_float32_state_that_moves",
+           "tests/train/test_optimizer.py::test_ema_is_a_float32_average_with_warm_up")),
     Fault("EMA's decay is swapped", "glide_jax/train/optimizer.py",
           "average + (1 - decay) * (new - average)", "average + decay * (new - average)",
-          ("tests/train/test_step.py::test_bfloat16_training_keeps_a_float32_state_that_moves",)),
+          ("tests/train/test_step.py::test_bfloat16_training_keeps_a_float32_state_that_moves",
+           "tests/train/test_optimizer.py::test_ema_is_a_float32_average_with_warm_up")),
     Fault("gradients are clipped after Adam", "glide_jax/train/optimizer.py",
           "optax.chain(clip, adamw)", "optax.chain(adamw, clip)",
           ("tests/train/test_optimizer.py::test_first_update_is_a_clipped_adamw_step",)),
@@ -233,7 +235,7 @@ UI = (
           ("tests/ui/test_uploads.py::test_what_is_painted_is_drawn_anew_and_the_rest_is_kept",)),
     Fault("any number of requests may wait", "glide_jax/ui/page.py",
           "blocks.queue(max_size=studio.limits.queue,", "blocks.queue(max_size=None,",
-          ("tests/ui/test_page.py",)),
+          ("tests/ui/test_page.py::test_only_so_many_requests_wait",)),
 )
 CONVERT = (
     Fault("height and width of kernels are exchanged", "convert/keymap.py",

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from glide_jax.evaluate.clip_score import InceptionFeatures, ModelName, OpenClip
 from glide_jax.evaluate.scorer import score
 from tests.tiny.models import save_model
 
+if find_spec("open_clip") is None:
+    pytest.skip("open_clip_torch is not installed", allow_module_level=True)
 torch = pytest.importorskip("torch", reason="torch is not installed")
 try:
     importlib.import_module("torchvision")
@@ -24,7 +27,7 @@ except RuntimeError:
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
+open_clip = importlib.import_module("open_clip")
 
 CONFIG = {
     "embed_dim": 16,

@@ -38,15 +38,16 @@ def test_fewer_pictures_than_features_are_no_trouble():
     assert frechet(x, x) == pytest.approx(0, abs=1e-3)
 
 
-def test_the_kernel_distance_is_the_sum_over_pairs(monkeypatch):
-    x, y = normal(0, 7, 3), normal(1, 5, 3)
-    k = lambda a, b: (a @ b / 3 + 1) ** 3  # noqa: E731
-    xx = np.mean([k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
-    yy = np.mean([k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
-    xy = np.mean([k(a, b) for a in x for b in y])
-    assert kernel(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
-    monkeypatch.setattr("glide_jax.evaluate.distances._BLOCK", 3)
-    assert kernel(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)
+@pytest.mark.parametrize("count", [7, 1100])  # 1100 are more than it multiplies at once
+def test_the_kernel_distance_is_the_sum_over_pairs(count):
+    def mean_of_pairs(a, b, *, without_itself):
+        pairs = (a @ b.T / 3 + 1) ** 3
+        return pairs[~np.eye(len(a), dtype=bool)].mean() if without_itself else pairs.mean()
+
+    x, y = normal(0, count, 3), normal(1, count - 2, 3)
+    expected = sum(mean_of_pairs(a, a, without_itself=True) for a in (x, y))
+    expected -= 2 * mean_of_pairs(x, y, without_itself=False)
+    assert kernel(x, y) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_kernel_distance_is_unbiased():

@@ -176,7 +176,6 @@ def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
         (["--num_images", 0], "num_images must be at least 1"),
         (["--seed", -1], "seed must be in"),
         (["--num_steps", 0], "num_steps"),
-        (["--sampler", "ddimm"], "did you mean ddim"),
         (["--clip_rerank", "--num_images", 2], "leave out --num_images"),
         (["--clip_rerank", "--clip_top_k", 40], "--clip_top_k 40 must be between 1 and --clip_candidates 32"),
         (["--clip_rerank", "--clip_model", "noised"], "give --clip TEXT IMAGE"),

@@ -1,9 +1,6 @@
 """Models taken back to PyTorch draw the same there: a converted one after fine-tuning, and the shipped ones."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +9,11 @@ from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, SampleOptions
 from tests.parity.live import SKIP
 from tests.parity.recipe import draw, manifest
+from tests.programs import ROOT, run
 
 torch = pytest.importorskip("torch", reason=SKIP)
 creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
 
-ROOT = Path(__file__).parents[2]
 PROMPT = "a 3d render of a banana"
 PAGE = """
 from glide_jax.config import default_config
@@ -38,12 +35,9 @@ def get_config():
 """
 
 
-def run(*arguments):
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+def succeed(*command):
+    result = run(*command)
     assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comparison):
@@ -59,14 +53,14 @@ def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comp
     before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
 
     (tmp_path / "options.json").write_text(json.dumps({"options": options}))
-    run("-m", "convert", "to-flax", tmp_path / "before.pt", "--output", tmp_path / "start", "--options",
+    succeed("-m", "convert", "to-flax", tmp_path / "before.pt", "--output", tmp_path / "start", "--options",
         tmp_path / "options.json")  # fmt: skip
     model = LoadedModel.from_checkpoint(tmp_path / "start").stage.model.config
     values = {name: getattr(model, name) for name in model.__slots__}
     page = tmp_path / "page.py"
     page.write_text(PAGE.format(run=str(tmp_path / "run"), start=str(tmp_path / "start"), model=values))
-    run("train.py", f"--config={page}")
-    run("-m", "convert", "to-torch", tmp_path / "run", "--output", tmp_path / "after.pt")
+    succeed("train.py", f"--config={page}")
+    succeed("-m", "convert", "to-torch", tmp_path / "run", "--output", tmp_path / "after.pt")
 
     after = torch.load(tmp_path / "after.pt", weights_only=True)
     assert list(after) == list(before)
@@ -83,7 +77,7 @@ def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comp
 @pytest.mark.parametrize("name", ["base", "upsample"])
 def test_the_shipped_model_draws_the_same_there(name, tmp_path, comparison):
     shipped = ROOT / "checkpoints" / "emoji" / name
-    run("-m", "convert", "to-torch", shipped, "--output", tmp_path / "shipped.pt")
+    succeed("-m", "convert", "to-torch", shipped, "--output", tmp_path / "shipped.pt")
     ours = LoadedModel.from_checkpoint(shipped)
     config = ours.stage.model.config
     options = {name: getattr(config, name) for name in manifest("tiny", "base")["options"] if hasattr(config, name)}

@@ -228,7 +228,6 @@ def test_clip_guidance_changes_the_picture(loaded):
         ("a cat", {"num_steps": 0}, "num_steps"),
         ("a cat", {"num_steps": 1001}, "at most 1000"),
         ("a cat", {"eta": 2.0}, "eta"),
-        ("a cat", {"sampler": "ddimm"}, "did you mean ddim"),
         ("a cat", {"sampler": "plms", "num_steps": 2}, "at least 3 steps"),
         ("a cat", {"strength": 1.5}, "strength"),
         ("a cat", {"temperature": 0.0}, "temperature"),
