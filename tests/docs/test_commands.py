@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from glide_jax.config import from_ml_collections
-from glide_jax.diffusion.solvers import canonical_name
+from glide_jax.diffusion.options import canonical_name
 from glide_jax.sample.cli import sample_options
 from tests.docs.blocks import PAGES, commands, fenced, without_blocks
 from tests.docs.workspace import FROM_ELSEWHERE, make_models, make_run, make_torch_files, make_workspace
