@@ -1,9 +1,11 @@
-"""Image files and picture grids: the uint8 edge of the system."""
+"""Image files and picture grids: the uint8 edge of the system, and the one door through which images come in."""
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,11 +14,168 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from glide_jax.errors import GlideError
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
+# A file, its content, a Pillow image, or an array (see `open_image`).
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
+
+# Endings of image files, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 80_000_000
+# Only formats of photographs and web images: Pillow's others include programs (EPS) and videos.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height; any other number is as 1
 
 _JPEG_QUALITY = 95
 _PADDING = 4
 _LINE_HEIGHT = 12
 _CAPTION_LINES = 2
+
+
+class UnreadableImage(GlideError):
+    """An image that cannot be used.
+
+    Attributes:
+        reason: two or three words under which such images are counted.
+        why: what is wrong, as the end of a sentence.
+    """
+
+    def __init__(self, reason: str, why: str, name: str = "") -> None:
+        super().__init__(f"cannot read the image{name and f' {name}'}: {why}")
+        self.reason, self.why = reason, why
+
+
+class Decoded(NamedTuple):
+    """A decoded image, its upright size in the file, and how many pixels there became one here (1, 2, 4 or 8)."""
+
+    image: Image.Image
+    width: int
+    height: int
+    reduction: int = 1
+
+
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image as RGB: upright by EXIF, transparent parts on white, 16 bits scaled to 8, decoded to its end.
+
+    Args:
+        source: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or AVIF file; its content; a Pillow image; or an array,
+            uint8 [height, width, 3], [height, width, 4], [height, width, 1] or [height, width], or uint16 grey.
+        max_pixels: larger ones are refused before they are decoded.
+
+    Raises:
+        UnreadableImage: there is no such file, it is damaged or no image, it has too many pixels or holds floats, or
+            an array has another shape or type.
+    """
+    with _reading(source):
+        return on_white(eight_bits(decode(source, max_pixels).image))
+
+
+def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, side: int = 0) -> Decoded:
+    """An upright image with the values and channels that it has: see `eight_bits` and `on_white`.
+
+    Args:
+        source, max_pixels: as for `open_image`.
+        side: if positive, a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves its
+            shorter side at least this long.
+
+    Raises:
+        UnreadableImage: as `open_image`, but for floats.
+    """
+    with _reading(source), _opened(source) as image:
+        size, orientation = image.size, _orientation(image)
+        if size[0] * size[1] > max_pixels:
+            why = f"it has {size[0]} x {size[1]} pixels, more than {max_pixels / 1e6:g} million"
+            raise UnreadableImage("picture too large", why)
+        if side:
+            image.draft("RGB", (side, side))
+        image.load()
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        width, height = size[::-1] if orientation in _SIDEWAYS else size
+        return Decoded(upright, width, height, round(size[0] / image.width))
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Width and height in pixels, upright by EXIF, without decoding; raises `UnreadableImage`."""
+    with _reading(source), _opened(source) as image:
+        return image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A decoded image as "L", "RGB" or "RGBA"; raises `UnreadableImage` if it holds floats."""
+    if image.mode == "F":
+        raise UnreadableImage("picture of floats", "its values are floats; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray((levels >> 8).astype(np.uint8))
+    if image.mode in ("1", "L") and not image.has_transparency_data:
+        return image.convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image of `eight_bits` as RGB, its transparent parts white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image.getchannel("A"))
+    return flat
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, np.ndarray):
+        yield _from_array(source)
+    else:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+            yield Image.open(file, formats=_FORMATS)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    channels = array.shape[2:]
+    fits = channels in ((), (3,), (4,)) if array.dtype == np.uint8 else array.dtype == np.uint16 and channels == ()
+    if array.ndim not in (2, 3) or not array.size or not fits:
+        raise UnreadableImage(
+            "not an image",
+            f"an array must be uint8 [height, width, 3], [height, width, 4] or [height, width], or uint16 [height,"
+            f" width], not {array.dtype} {list(array.shape)}",
+        )
+    return Image.fromarray(array)
+
+
+@contextmanager
+def _reading(source: ImageSource) -> Iterator[None]:
+    """Whatever goes wrong is an `UnreadableImage` that says which image."""
+    name = str(source) if isinstance(source, str | Path) else ""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UnreadableImage(error.reason, error.why, name) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage("picture too large", "it has too many pixels", name) from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UnreadableImage("unreadable file", str(error.strerror), name) from error
+        why = "it is damaged, or no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+        raise UnreadableImage("corrupt picture", why, name) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata does not spoil the image
+        return 1
 
 
 def to_uint8(images: Float[np.ndarray, "*batch height width channels"]) -> UInt8[np.ndarray, "..."]:

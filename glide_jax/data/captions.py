@@ -1,6 +1,6 @@
 """Captions of WebDataset samples: plain members, fields of JSON members, and lines of one JSONL file."""
 
-import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from glide_jax.data.filters import parse_metadata
 from glide_jax.data.presets import CaptionKey
-from glide_jax.data.source import BadSample, one_caption
+from glide_jax.data.source import BadSample, usable_captions
 from glide_jax.errors import GlideError
 
 
@@ -67,8 +67,8 @@ class CaptionLines:
 
     def _add(self, line: bytes, span: Span) -> None:
         try:
-            key = json.loads(line)["key"]
-        except (ValueError, KeyError, TypeError):
+            key = parse_metadata(line)["key"]
+        except (BadSample, KeyError):
             return
         self._spans.setdefault(str(key), span)
 
@@ -101,11 +101,14 @@ def choose_caption(
         if not key.field:
             return Choice(number, span, {})
         record = parse_metadata(read(key, span))
-        if not str(record.get(key.field) or "").strip():
-            problem = "empty caption"
-        elif not key.score:
+        try:
+            usable_captions(record.get(key.field))
+        except BadSample as bad:
+            problem = str(bad)
+            continue
+        if not key.score:
             return Choice(number, span, record)
-        elif (score := _score(record, key)) > best_score:
+        if (score := _score(record, key)) > best_score:
             best, best_score = Choice(number, span, record | {"similarity": score}), score
     if best is None:
         raise BadSample(problem)
@@ -114,11 +117,12 @@ def choose_caption(
 
 def _score(record: Mapping[str, Any], key: CaptionKey) -> float:
     try:
-        return float(record[key.score])
-    except (KeyError, TypeError, ValueError):
+        score = float(record[key.score])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return float("-inf")
+    return score if math.isfinite(score) else float("-inf")
 
 
-def caption_in(data: bytes, key: CaptionKey) -> str:
-    """The caption in a member or line; raises `BadSample` if there is none."""
-    return one_caption(str(parse_metadata(data).get(key.field) or "").encode() if key.field else data)
+def captions_in(data: bytes, key: CaptionKey) -> tuple[str, ...]:
+    """The captions in a member or line, of which a list in a JSON field has several; raises `BadSample` without any."""
+    return usable_captions(parse_metadata(data).get(key.field) if key.field else data)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ class FilterConfig:
 
 
 _ANYTHING = FilterConfig()
+_NO_NUMBER = (KeyError, TypeError, ValueError, OverflowError)
 _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
 
@@ -69,15 +71,19 @@ class Facts(NamedTuple):
     image: Callable[[], bytes]
 
     def number(self, name: str) -> float:
-        """A number of the metadata; raises `TypeError` or `ValueError` if it is missing or none."""
-        return float(self.metadata()[name])
+        """A finite number of the metadata; raises `KeyError`, `TypeError` or `ValueError` if there is none."""
+        number = float(self.metadata()[name])
+        if not math.isfinite(number):
+            raise ValueError(name)
+        return number
 
     def size(self) -> tuple[float, float]:
         """Width and height of the original, or else of the picture."""
         try:
-            return self.number("original_width"), self.number("original_height")
-        except (KeyError, TypeError, BadSample):
-            return picture_size(self.image())
+            width, height = self.number("original_width"), self.number("original_height")
+        except (*_NO_NUMBER, BadSample):
+            width = height = 0.0
+        return (width, height) if width > 0 < height else picture_size(self.image())
 
     def language(self) -> str:
         """The stated language in lower case; raises `KeyError` if there is none."""
@@ -86,6 +92,13 @@ class Facts(NamedTuple):
         if not stated:
             raise KeyError("language")
         return str(stated[0]).lower()
+
+
+class MissingMetadata(BadSample):
+    """A sample without a JSON member."""
+
+    def __init__(self) -> None:
+        super().__init__("missing metadata")
 
 
 class Rule(NamedTuple):
@@ -137,31 +150,47 @@ class Filters:
         """Why a sample is left out, or `None` if it passes all rules.
 
         A rule whose metadata is absent, null or not a number rejects with `missing metadata`; an absent `NSFW`
-        label passes.
+        label passes, see `unlabelled`.
         """
         try:
             return next((rule.reason for rule in self._rules if not rule.accepts(self._bounds, facts)), None)
         except BadSample as bad:
             return str(bad)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except _NO_NUMBER:
             return "missing metadata"
+
+    def unlabelled(self, facts: Facts) -> bool:
+        """Whether a sample that passed has no `NSFW` label, although the rules ask for it."""
+        return bool(self._bounds.nsfw_labels) and _label(facts) is None
+
+
+def report_unlabelled(unlabelled: int, total: int) -> None:
+    """Says on standard error how many of the samples that passed have no NSFW label, if any."""
+    if unlabelled == total > 0:
+        print("no NSFW labels in this data set: data.filters.nsfw_labels leaves nothing out", file=sys.stderr)
+    elif unlabelled:
+        print(f"{unlabelled} of {total} samples have no NSFW label and pass data.filters.nsfw_labels", file=sys.stderr)
 
 
 def parse_metadata(data: bytes | None) -> dict[str, Any]:
     """The fields of a `.json` member or line, where `None` is for there being none; raises `BadSample`."""
     if data is None:
-        raise BadSample("missing metadata")
+        raise MissingMetadata
     try:
         metadata = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a million brackets
         raise BadSample("unreadable metadata") from error
     if not isinstance(metadata, dict):
         raise BadSample("unreadable metadata")
     return metadata
 
 
-def _label(facts: Facts) -> str:
-    return str(facts.metadata().get("NSFW", "UNLIKELY")).lower()
+def _label(facts: Facts) -> str | None:
+    try:
+        label = facts.metadata().get("NSFW")
+    except MissingMetadata:
+        return None
+    return None if label is None else str(label).lower()
 
 
 def _lowered(words: tuple[str, ...]) -> set[str]:

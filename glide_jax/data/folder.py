@@ -9,11 +9,12 @@ from pathlib import Path
 
 from glide_jax import progress
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters
-from glide_jax.data.source import BadSample, Sample, listed, one_caption
+from glide_jax.data.filters import Facts, Filters, report_unlabelled
+from glide_jax.data.source import BadSample, Sample, listed, usable_captions
 from glide_jax.errors import GlideError
+from glide_jax.files import lines
+from glide_jax.images import SUFFIXES
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 _BAR_FROM = 1000  # pictures to judge for a progress bar to be worth showing
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
@@ -46,6 +47,7 @@ class Folder:
             self._pairs = self._filtered(filters)
         if not self._pairs:
             raise GlideError(f"no usable picture below {roots[0]} ({listed(self.counts) or 'it holds none'})")
+        report_unlabelled(len(self) if config.filters.nsfw_labels else 0, len(self))
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -103,11 +105,14 @@ def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
     """Pictures and text files below a folder, by their paths without extension, in order of their paths."""
     pictures: dict[Path, list[Path]] = {}
     texts: dict[Path, Path] = {}
+    seen = {os.path.realpath(root)}  # a link may lead back up
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        new = {name: os.path.realpath(Path(folder, name)) for name in sorted(subfolders) if not name.startswith(".")}
+        subfolders[:] = [name for name, real in new.items() if real not in seen]
+        seen.update(new.values())
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             key = path.with_suffix("")
-            if path.suffix.lower() in _PICTURES:
+            if path.suffix.lower() in SUFFIXES:
                 pictures.setdefault(key, []).append(path)
             elif path.suffix.lower() == ".txt":
                 texts[key] = path
@@ -116,11 +121,8 @@ def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
 
 def _captions(picture: Path, text: Path | None) -> tuple[str, ...]:
     if text is not None:
-        return tuple(line.strip() for line in one_caption(_read(text)).splitlines() if line.strip())
-    caption = " ".join(_IDENTIFIER.sub("", picture.stem).replace("_", " ").split())
-    if not caption:
-        raise BadSample("empty caption")
-    return (caption,)
+        return usable_captions([part for caption in usable_captions(_read(text)) for part in lines(caption)])
+    return usable_captions(" ".join(_IDENTIFIER.sub("", picture.stem).replace("_", " ").split()))
 
 
 def _read(path: Path) -> bytes:

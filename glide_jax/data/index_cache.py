@@ -12,7 +12,7 @@ import numpy as np
 
 from glide_jax.cache import cache_folder
 
-_VERSION = 2  # raise it when the meaning of rows or counts changes
+_VERSION = 3  # raise it when the meaning of rows or counts changes
 
 
 class Index(NamedTuple):
@@ -22,11 +22,13 @@ class Index(NamedTuple):
         rows: one element a sample, as its source needs it.
         counts: samples left out, by reason.
         damage: why the shard could not be read to its end; empty if it could.
+        unlabelled: usable samples without the NSFW label that a filter asks for.
     """
 
     rows: np.ndarray
     counts: dict[str, int]
     damage: str = ""
+    unlabelled: int = 0
 
 
 class IndexFile:
@@ -58,7 +60,7 @@ class IndexFile:
         temporary = self._path.with_name(f".{uuid.uuid4().hex}.npz")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            rest = np.array(json.dumps([index.counts, index.damage]))
+            rest = np.array(json.dumps(index[1:]))
             np.savez(temporary, stamp=self._stamp, rows=index.rows, rest=rest)
             temporary.replace(self._path)
         except OSError:

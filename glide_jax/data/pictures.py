@@ -11,6 +11,7 @@ from glide_jax.data import transforms
 from glide_jax.data.config import DataConfig
 from glide_jax.data.source import BadSample, Source, listed
 from glide_jax.errors import GlideError
+from glide_jax.images import Decoded
 
 _BAD_SHARE_FROM = 100  # samples read before the share of bad ones means anything
 
@@ -92,7 +93,7 @@ class Pictures:
     def _prepared(self, data: bytes) -> Image.Image:
         if self._config.trim_white:  # how much of a picture is border is known only when it is decoded
             image = transforms.trim_white(transforms.decode(data))
-            decoded = transforms.Decoded(image, *image.size, reduction=1)
+            decoded = Decoded(image, *image.size, reduction=1)
         else:
             decoded = transforms.decode_reduced(data, self._side)
         if self._config.crop == "random":

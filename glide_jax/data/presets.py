@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from glide_jax.data.filters import FilterConfig
 from glide_jax.errors import GlideError
+from glide_jax.images import SUFFIXES
 
-_ANY_IMAGE = "jpg;jpeg;png;webp;avif;bmp;gif;tif;tiff"
+_ANY_IMAGE = ";".join(ending.removeprefix(".") for ending in SUFFIXES)
 
 
 class Preset(NamedTuple):

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from glide_jax.data.captions import CaptionLines, Span, caption_in, choose_caption, read_spans
+from glide_jax.data.captions import CaptionLines, Span, captions_in, choose_caption, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, parse_metadata
 from glide_jax.data.index_cache import Index, IndexFile, stamp_of
 from glide_jax.data.presets import PRESETS, CaptionKey, caption_keys, endings
 from glide_jax.data.source import BadSample
-from glide_jax.data.tar import Member, scan_tar
+from glide_jax.data.tar import SPARSE, Member, scan_tar
 from glide_jax.errors import GlideError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
@@ -60,7 +60,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
 
     Of a shard that cannot be read to its end the samples before the damage are taken, and its reason is kept.
     """
-    counts, rows = Counter[str](), []
+    counts, rows, unlabelled = Counter[str](), [], 0
     try:
         with shard.open("rb", buffering=0) as file:
             if file.read(2) == b"\x1f\x8b":
@@ -68,18 +68,20 @@ def index_shard(shard: Path, selection: Selection) -> Index:
             members, damage = scan_tar(shard)
             for key, sample in grouped(members).items():
                 try:
-                    rows.append(make_row(partial(_content, file.fileno()), key, sample, selection))
+                    row, without_label = make_row(partial(_content, file.fileno()), key, sample, selection)
+                    rows.append(row)
+                    unlabelled += without_label
                 except BadSample as bad:
                     counts[str(bad)] += 1
     except OSError:
         return Index(np.empty(0, ROW), {}, "unreadable shard")
-    return Index(np.array(rows, ROW), dict(counts), damage or "")
+    return Index(np.array(rows, ROW), dict(counts), damage or "", unlabelled)
 
 
 def make_row(
     shard_file: Callable[[Span], bytes], key: str, sample: Mapping[str, Member], selection: Selection
-) -> tuple[int, int, int, int, int]:
-    """The row of a sample, whose members are given by ending.
+) -> tuple[tuple[int, int, int, int, int], bool]:
+    """The row of a sample, whose members are given by ending, and whether a label is missing that a filter asks for.
 
     Raises:
         BadSample: it has no picture or caption, or does not pass the filters.
@@ -87,17 +89,18 @@ def make_row(
     image = next((sample[ending] for ending in selection.images if ending in sample), None)
     if image is None:
         raise BadSample("missing image")
-    if not image.size:
+    place_of_image = _span(image)
+    if not place_of_image.size:
         raise BadSample("empty picture")
 
     def find(place: CaptionKey) -> Span | None:
-        return selection.lines.find(key) if place.member == "jsonl" else _span(sample.get(place.member))
+        return selection.lines.find(key) if place.member == "jsonl" else _span_of(sample.get(place.member))
 
     def read(place: CaptionKey, span: Span) -> bytes:
         return read_spans(selection.lines.path, span)[0] if place.member == "jsonl" else shard_file(span)
 
     def metadata() -> dict[str, Any]:
-        span = _span(sample.get("json"))
+        span = _span_of(sample.get("json"))
         # A sample described by a line needs no JSON member.
         own = {} if span is None and choice.record else parse_metadata(span and shard_file(span))
         return own | choice.record
@@ -106,12 +109,13 @@ def make_row(
     place = selection.captions[choice.key]
     facts = Facts(
         metadata=metadata,
-        captions=lambda: (caption_in(read(place, choice.span), place),),
-        image=lambda: shard_file(Span(image.offset, image.size)),
+        captions=lambda: captions_in(read(place, choice.span), place),
+        image=lambda: shard_file(place_of_image),
     )
     if reason := selection.filters.rejection(facts):
         raise BadSample(reason)
-    return image.offset, choice.span.offset, image.size, choice.span.size, choice.key
+    row = image.offset, choice.span.offset, image.size, choice.span.size, choice.key
+    return row, selection.filters.unlabelled(facts)
 
 
 def grouped(members: Iterable[Member]) -> dict[str, dict[str, Member]]:
@@ -129,8 +133,14 @@ def key_and_ending(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def _span(member: Member | None) -> Span | None:
-    return None if member is None else Span(member.offset, member.size)
+def _span_of(member: Member | None) -> Span | None:
+    return None if member is None else _span(member)
+
+
+def _span(member: Member) -> Span:
+    if member.size == SPARSE:
+        raise BadSample("sparse member")
+    return Span(member.offset, member.size)
 
 
 def _content(descriptor: int, span: Span) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from glide_jax.errors import GlideError
+from glide_jax.files import lines, read_text
 
 _LIST_SUFFIXES = (".txt", ".list", ".lst")
 
@@ -91,10 +92,12 @@ def _expand_name(path: Path) -> Iterator[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    found = sorted(Path(name) for name in glob(str(pattern), recursive=True))  # noqa: PTH207 - absolute too
+    found = [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute too
     if not found:
         raise GlideError(f"no shard matches {pattern}; correct the data path")
-    return found
+    # Of `**` through a link that leads back up, the shortest path to each.
+    unique = {path.resolve(): path for path in sorted(found, key=lambda path: len(path.parts), reverse=True)}
+    return sorted(unique.values())
 
 
 def _listed(path: Path) -> Iterator[Path]:
@@ -103,8 +106,7 @@ def _listed(path: Path) -> Iterator[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    patterns = [line for line in lines if line and not line.startswith("#")]
+    patterns = [line for line in lines(read_text(path, "the shard list")) if not line.startswith("#")]
     if not patterns:
         raise GlideError(f"shard list {path} is empty")
     return patterns

@@ -1,7 +1,8 @@
 """What every data source is: captioned picture files by number."""
 
+import math
 from collections import Counter
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Sample(NamedTuple):
@@ -35,19 +36,29 @@ class Source(Protocol):
         """
 
 
-def one_caption(data: bytes) -> str:
-    """The text of a caption file, stripped.
+def usable_captions(value: Any) -> tuple[str, ...]:
+    """The captions in a text, its UTF-8 bytes, a finite number, or a list of such, stripped; all else is none.
 
     Raises:
-        BadSample: it is not UTF-8, or blank.
+        BadSample: there is none, or one is not text that UTF-8 can write (half a surrogate pair, another encoding).
     """
     try:
-        text = data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
+        texts = [_text(entry).strip() for entry in (value if isinstance(value, list | tuple) else [value])]
+        for text in texts:
+            text.encode("utf-8")
+    except UnicodeError as error:
         raise BadSample("caption is not UTF-8") from error
-    if not text:
+    if not any(texts):
         raise BadSample("empty caption")
-    return text
+    return tuple(filter(None, texts))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8-sig")
+    if isinstance(value, float) and not math.isfinite(value):  # JSON writers turn missing values into NaN
+        return ""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
 def listed(counts: Counter[str]) -> str:

@@ -6,6 +6,7 @@ all in that pass. Each process reads shards of its own. Crops, flips and dropped
 """
 
 import queue
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ from functools import partial
 from itertools import count
 from typing import IO
 
-from glide_jax.data.captions import Span, caption_in, read_spans
+from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.draws import generator
 from glide_jax.data.order import Order
@@ -26,6 +27,7 @@ from glide_jax.data.tar import Member
 from glide_jax.errors import GlideError
 
 _AHEAD = 64  # samples between the reader and the decoding threads
+_OPEN = 32  # samples whose members may be mixed with each other's
 
 
 class ShardStream:
@@ -51,6 +53,7 @@ class ShardStream:
         self.counts: Counter[str] = Counter()
         self._shards, self._selection = shards[process_index::process_count], Selection(config)
         self._samples: queue.Queue[Sample | GlideError] = queue.Queue(_AHEAD)
+        self._told = False
         self._closed = threading.Event()
         read = partial(self._read, config.shuffle_buffer, seed, position)
         threading.Thread(target=read, name="data-stream", daemon=True).start()
@@ -120,10 +123,14 @@ class ShardStream:
         def content(span: Span) -> bytes:
             return data[span.offset : span.offset + span.size]
 
-        image_at, caption_at, image_size, caption_size, number = make_row(content, key, members, self._selection)
+        row, without_label = make_row(content, key, members, self._selection)
+        if without_label and not self._told:
+            self._told = True
+            print("samples without an NSFW label pass data.filters.nsfw_labels", file=sys.stderr)
+        image_at, caption_at, image_size, caption_size, number = row
         place, span = self._selection.captions[number], Span(caption_at, caption_size)
         text = read_spans(self._selection.lines_path, span)[0] if place.member == "jsonl" else content(span)
-        return Sample(content(Span(image_at, image_size)), (caption_in(text, place),))
+        return Sample(content(Span(image_at, image_size)), captions_in(text, place))
 
     def _put(self, item: Sample | GlideError) -> bool:
         while not self._closed.is_set():
@@ -134,20 +141,37 @@ class ShardStream:
 
 
 def _grouped(file: IO[bytes]) -> Iterator[tuple[str, dict[str, Member], bytes]]:
-    """Neighbouring members with the same key, by ending, and their bytes, in which the members say where they are."""
-    current, members, data = "", dict[str, Member](), bytearray()
+    """Members with the same key, by ending, and their bytes, in which the members say where they are.
+
+    They need not be neighbours: a sample is complete when `_OPEN` others have had a member since its last one. Where
+    the tar is damaged, the sample before the damage may lack members: it is dropped, and then the error raised.
+    """
+    samples: dict[str, tuple[dict[str, Member], bytearray]] = {}  # in order of their last members
+    damage = None
+    try:
+        for key, ending, content in _members(file):
+            members, data = samples[key] = samples.pop(key, ({}, bytearray()))
+            members.setdefault(ending, Member(f"{key}.{ending}", len(data), len(content)))
+            data += content
+            if len(samples) > _OPEN:
+                oldest = next(iter(samples))
+                members, data = samples.pop(oldest)
+                yield oldest, members, bytes(data)
+    except Exception as error:
+        damage = error
+        if samples:
+            samples.popitem()
+    for key, (members, data) in samples.items():
+        yield key, members, bytes(data)
+    if damage is not None:
+        raise damage
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, ending and content of the members of a tar."""
     with tarfile.open(fileobj=file, mode="r|*") as tar:
         for info in tar:
             parts = key_and_ending(info.name) if info.isreg() else None
-            if parts is None:
-                continue
-            if parts[0] != current:
-                if members:
-                    yield current, members, bytes(data)
-                current, members, data = parts[0], {}, bytearray()
-            content = tar.extractfile(info)
-            members.setdefault(parts[1], Member(info.name, len(data), info.size))
-            data += content.read() if content is not None else b""
+            if parts is not None and (content := tar.extractfile(info)) is not None:
+                yield *parts, content.read()
             tar.members = []  # type: ignore[attr-defined]  # it would pile them up
-    if members:
-        yield current, members, bytes(data)

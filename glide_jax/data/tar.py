@@ -10,11 +10,13 @@ from typing import NamedTuple
 _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes
+_SPARSE = b"S"
+SPARSE = -1  # size of a member that is stored without its runs of zeros (`tar -S`, and macOS unasked)
 _ADLER = 65521  # Adler-32's low half is 1 + the sum of all bytes, modulo this: much faster than `sum`
 
 
 class Member(NamedTuple):
-    """A regular file inside a tar file: its path there, and where its bytes are."""
+    """A regular file inside a tar file: its path there, and where its bytes are; a `SPARSE` one's cannot be read."""
 
     name: str
     offset: int
@@ -47,7 +49,7 @@ def scan_tar(path: Path) -> tuple[list[Member], str | None]:
 
 
 def _members(descriptor: int, file_size: int) -> Iterator[Member]:
-    position, long_name, long_size = 0, None, None
+    position, long_name, long_size, sparse = 0, None, None, False
     while True:
         header = os.pread(descriptor, _BLOCK, position)
         if len(header) < _BLOCK:
@@ -61,14 +63,17 @@ def _members(descriptor: int, file_size: int) -> Iterator[Member]:
         if offset + size > file_size:
             raise Damage("truncated shard")
         position = offset + -(-size // _BLOCK) * _BLOCK
+        if kind == _SPARSE:
+            position += _sparse_headers(descriptor, header, offset)
         if kind == b"L":
             long_name = _text(os.pread(descriptor, size, offset).rstrip(b"\0"))
         elif kind == b"x":
-            long_name, long_size = _pax(os.pread(descriptor, size, offset))
+            long_name, long_size, sparse = _pax(os.pread(descriptor, size, offset))
         elif kind != b"g":
-            if kind in _REGULAR:
-                yield Member(long_name or name, offset, size)
+            if kind in (*_REGULAR, _SPARSE):
+                yield Member(long_name or name, offset, SPARSE if sparse or kind == _SPARSE else size)
             long_name = long_size = None
+            sparse = False
 
 
 def _parse(header: bytes) -> tuple[str, int, bytes]:
@@ -91,8 +96,19 @@ def _number(field: bytes) -> int:
     return int(field.strip(b" \0") or b"0", 8)
 
 
-def _pax(records: bytes) -> tuple[str | None, int | None]:
-    """`path` and `size` of a PAX header, whose records read `LENGTH KEY=VALUE` and a line feed."""
+def _sparse_headers(descriptor: int, header: bytes, offset: int) -> int:
+    """Bytes of the blocks between a GNU sparse header and its data, each of which says whether one more follows."""
+    more, size = header[482:483], 0
+    while more == b"\1":
+        block = os.pread(descriptor, _BLOCK, offset + size)
+        if len(block) < _BLOCK:
+            raise Damage("truncated shard")
+        more, size = block[504:505], size + _BLOCK
+    return size
+
+
+def _pax(records: bytes) -> tuple[str | None, int | None, bool]:
+    """Path, size and whether it is sparse, of a PAX header, whose records read `LENGTH KEY=VALUE` and a line feed."""
     values: dict[bytes, bytes] = {}
     with suppress(ValueError):
         while records:
@@ -100,8 +116,9 @@ def _pax(records: bytes) -> tuple[str | None, int | None]:
             key, value = records[:length].split(b" ", 1)[1].rstrip(b"\n").split(b"=", 1)
             values[key] = value
             records = records[length:] if length > 0 else b""
-    size = values.get(b"size")
-    return (_text(values[b"path"]) if b"path" in values else None), (int(size) if size else None)
+    size, path = values.get(b"size"), values.get(b"GNU.sparse.name", values.get(b"path"))
+    sparse = any(key.startswith(b"GNU.sparse.") for key in values)
+    return (None if path is None else _text(path)), (int(size) if size else None), sparse
 
 
 def _text(name: bytes) -> str:

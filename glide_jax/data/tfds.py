@@ -13,9 +13,9 @@ from jaxtyping import Int64
 
 from glide_jax import progress
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters
+from glide_jax.data.filters import Facts, Filters, report_unlabelled
 from glide_jax.data.index_cache import Index, IndexFile, stamp_of
-from glide_jax.data.source import BadSample, Sample, listed, one_caption
+from glide_jax.data.source import BadSample, Sample, listed, usable_captions
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
@@ -52,6 +52,7 @@ class Tfds:
         if Filters(config.filters):
             index = self._filtered(config, Path(builder.data_path))
             self._kept, self.counts = index.rows, Counter(index.counts)
+            report_unlabelled(index.unlabelled, len(index.rows))
         if not len(self._kept):
             raise GlideError(f"no usable sample in {config.path} ({listed(self.counts) or 'it is empty'})")
 
@@ -78,22 +79,23 @@ class Tfds:
         return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
 
     def _judged(self, filters: Filters) -> Index:
-        def reason(number: int) -> str | None:
+        def judge(number: int) -> tuple[str | None, bool]:
             record = self._records[number]
-            return filters.rejection(
-                Facts(
-                    metadata=lambda: {name: _plain(value) for name, value in record.items()},
-                    captions=lambda: self._captions(_at(record, self._caption)),
-                    image=lambda: record[self._image],
-                )
+            facts = Facts(
+                metadata=lambda: {name: _plain(value) for name, value in record.items()},
+                captions=lambda: self._captions(_at(record, self._caption)),
+                image=lambda: record[self._image],
             )
+            return filters.rejection(facts), filters.unlabelled(facts)
 
         total = len(self._records)
         with ThreadPoolExecutor() as pool:
-            judged = progress.tracked("filtering samples", pool.map(reason, range(total)), total, _BAR_FROM)
-            reasons = list(judged)
-        kept = [number for number, why in enumerate(reasons) if why is None]
-        return Index(np.array(kept, np.int64), dict(Counter(why for why in reasons if why is not None)))
+            judged = progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM)
+            verdicts = list(judged)
+        kept = [number for number, (why, _) in enumerate(verdicts) if why is None]
+        counts = Counter(why for why, _ in verdicts if why is not None)
+        unlabelled = sum(without_label for why, without_label in verdicts if why is None)
+        return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
 
 
 def _builder(path: str) -> tuple[Any, str]:
@@ -140,11 +142,7 @@ def _at(record: Any, steps: Sequence[str]) -> Any:
 
 
 def _text_captions(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str | bytes) else list(value)
-    captions = [one_caption(text if isinstance(text, bytes) else str(text).encode()) for text in texts if len(text)]
-    if not captions:
-        raise BadSample("empty caption")
-    return tuple(captions)
+    return usable_captions(value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 def _label_captions(feature: Any, templates: Sequence[str]) -> Callable[[Any], tuple[str, ...]]:

@@ -3,29 +3,16 @@
 Pictures are 8-bit RGB Pillow images here; they become [height, width, 3] arrays when a batch is filled.
 """
 
-import io
 import math
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from glide_jax import images
 from glide_jax.data.source import BadSample
+from glide_jax.images import Decoded
 
-# Only formats of photographs and web pictures: Pillow's others include programs (EPS) and videos.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_MAX_PIXELS = 80_000_000
-_ORIENTATION = 0x0112
-_SIDEWAYS = 5  # orientations from here on exchange width and height
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _REDUCING_GAP = 2.0
 _WHITE_FROM = 250
 
@@ -39,81 +26,34 @@ class Box(NamedTuple):
     bottom: float
 
 
-class Decoded(NamedTuple):
-    """A decoded picture, its size in the file, and how many pixels there became one here (1, 2, 4 or 8)."""
-
-    image: Image.Image
-    width: int
-    height: int
-    reduction: int
-
-
 def decode(data: bytes, side: int = 0) -> Image.Image:
     """The picture alone: see `decode_reduced`."""
     return decode_reduced(data, side).image
 
 
 def decode_reduced(data: bytes, side: int = 0) -> Decoded:
-    """An encoded picture as RGB: upright by EXIF, transparent parts on white, 16 bits cut to 8.
+    """An encoded picture as `images.open_image` gives it.
 
     Args:
-        data: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or AVIF file.
-        side: if positive, a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves its
-            shorter side at least this long.
+        data: the content of a file.
+        side: as for `images.decode`.
 
     Raises:
         BadSample: it cannot be decoded to the end, or has more than 80 million pixels.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > _MAX_PIXELS:
-            raise BadSample("picture too large")
-        orientation, size = _orientation(image), image.size
-        if side:
-            image.draft("RGB", (side, side))
-        image.load()
-        reduction = round(size[0] / image.width)
-        upright = _UPRIGHT.get(orientation)
-        image = _rgb(image if upright is None else image.transpose(upright))
-        return Decoded(image, *(size[::-1] if orientation >= _SIDEWAYS else size), reduction)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample("picture too large") from error
-    except BadSample:
-        raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise BadSample("corrupt picture") from error
+        decoded = images.decode(data, side=side)
+        return decoded._replace(image=images.on_white(images.eight_bits(decoded.image)))
+    except images.UnreadableImage as error:
+        raise BadSample(error.reason) from error
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels of an encoded picture, upright by EXIF; raises `BadSample`."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            return (height, width) if _orientation(image) >= _SIDEWAYS else (width, height)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample("picture too large") from error
-    except Exception as error:
-        raise BadSample("corrupt picture") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata does not spoil the picture
-        return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise BadSample("picture of floats")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, "white")
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    return image.convert("RGB")
+        return images.image_size(data)
+    except images.UnreadableImage as error:
+        raise BadSample(error.reason) from error
 
 
 def center_box(width: int, height: int) -> Box:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import progress
-from glide_jax.data.captions import Span, caption_in, read_spans
+from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import report_unlabelled
 from glide_jax.data.index_cache import Index
 from glide_jax.data.shard_index import Selection, index_shard
 from glide_jax.data.shards import find_shards
@@ -49,6 +50,7 @@ class WebDataset:
         self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter(self.damaged.values()))
         if not len(self):
             raise _nothing_usable(len(self.shards), self.counts)
+        report_unlabelled(sum(index.unlabelled for index in indexes), len(self))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -63,7 +65,7 @@ class WebDataset:
             (image,), (text,) = read_spans(shard, spans[0]), read_spans(self._selection.lines_path, spans[1])
         else:
             image, text = read_spans(shard, *spans)
-        return Sample(image, (caption_in(text, place),))
+        return Sample(image, captions_in(text, place))
 
 
 def _index_all(shards: Sequence[Path], selection: Selection, config: DataConfig) -> list[Index]:

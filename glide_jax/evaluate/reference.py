@@ -20,10 +20,9 @@ from glide_jax.data.webdataset import WebDataset
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Features
 from glide_jax.evaluate.extractor import Extractor
-from glide_jax.images import Pixels, to_uint8
+from glide_jax.images import SUFFIXES, Pixels, to_uint8
 from glide_jax.sample.pictures import load_picture
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _BATCH = 256
 
 
@@ -73,7 +72,9 @@ def _picture_files(path: str) -> list[Path]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    # macOS leaves a ._a.png beside each a.png that it copies.
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _from_files(files: list[Path], size: int) -> _Found:

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.job import Candidates
 from glide_jax.evaluate.record import PromptRecord
-from glide_jax.images import Pixels, save_jpeg, save_png
+from glide_jax.images import Pixels, UnreadableImage, open_image, save_jpeg, save_png
 
 METADATA = "metadata.json"
 
@@ -155,9 +154,9 @@ def _next_number(output: Path) -> Path:
 
 def _read_picture(path: Path) -> Pixels:
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise GlideError(f"cannot read {path}: {error}; remove its folder, and --resume draws it anew") from error
+        return np.asarray(open_image(path))
+    except UnreadableImage as error:
+        raise GlideError(f"{error}; remove its folder, and --resume draws it anew") from error
 
 
 def plain(value: Any) -> Any:

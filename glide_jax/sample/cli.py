@@ -11,6 +11,7 @@ from glide_jax import progress, sample
 from glide_jax.cache import keep_compiled_programs
 from glide_jax.diffusion.options import SAMPLERS, SCHEDULES, canonical_name
 from glide_jax.errors import GlideError
+from glide_jax.files import lines, read_text
 from glide_jax.images import grid, save_png
 from glide_jax.sample.compare import compare
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
@@ -121,7 +122,7 @@ def _add_pictures(parse: argparse.ArgumentParser) -> None:
     add("--init_image", metavar="FILE", help="picture to start from, of any size (image to image)")
     add("--strength", type=float, default=0.6, help="how far to leave it, 0 to 1 (default: %(default)s)")
     add("--image", metavar="FILE", help="picture to complete by an inpainting model, or to enlarge")
-    add("--mask", metavar="FILE", help="white where that picture is kept, black where it is drawn anew")
+    add("--mask", metavar="FILE", help="white (255, or 1) where that image is kept, black (0) where it is drawn anew")
 
 
 def add_upsampler_options(parse: argparse.ArgumentParser) -> None:
@@ -220,12 +221,7 @@ def upsampler_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_prompts(path: Path | None) -> list[str]:
     """The captions of a text file, one a line, empty lines left out; raises `GlideError` if it is unreadable."""
-    if path is None:
-        return []
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GlideError(f"cannot read --prompt_file {path}: {error}") from error
+    return [] if path is None else lines(read_text(path, "--prompt_file"))
 
 
 def warn_of_cuts(prompts: Sequence[str], pipeline: "sample.Pipeline") -> None:

@@ -1,56 +1,79 @@
-"""Pictures and masks that people give: any file or array, brought to what a model takes."""
-
-from pathlib import Path
+"""Images and masks that people give: any file or array, brought to what a model takes."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import from_uint8
+from glide_jax.images import ImageSource, decode, eight_bits, from_uint8, on_white, open_image
 
-# A file, a PIL image, or a uint8 array [height, width, 3] ([height, width] for a mask).
-Given = str | Path | Image.Image | UInt8[np.ndarray, "..."]
-
-
-def load_picture(given: Given, size: int) -> Float[np.ndarray, "size size 3"]:
-    """A picture in [-1, 1]: its middle square, resized; transparent parts on white.
-
-    Raises:
-        GlideError: not a readable picture.
-    """
-    image = _open(given).convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return from_uint8(np.asarray(_square(flat, size, Image.Resampling.BICUBIC)))
+_CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is drawn anew"
 
 
-def load_mask(given: Given, size: int) -> Float[np.ndarray, "size size 1"]:
-    """A mask of 0 and 1 from a black and white picture, cut and resized as the picture is; white (1) is kept.
+def load_picture(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
+    """An image in [-1, 1]: its middle square, resized; upright by EXIF, transparent parts on white.
 
     Raises:
-        GlideError: not readable, or neither black nor white.
+        GlideError: not a readable image (`UnreadableImage`).
     """
-    grey = _open(given).convert("L")
+    return from_uint8(np.asarray(_square(open_image(given), size, Image.Resampling.BICUBIC)))
+
+
+def load_mask(given: ImageSource, size: int) -> Float[np.ndarray, "size size 1"]:
+    """A mask of 0 and 1 from a black and white image, cut and resized as the image is; white (1) is kept.
+
+    Values of 0 and 1 are taken for 0 and 255, in arrays of any type too. Where the alpha channel varies over a single
+    colour, it is the mask.
+
+    Raises:
+        GlideError: not readable, neither black nor white, or nothing of what it says is left at this size.
+    """
+    grey = _grey(given)
     values = np.asarray(grey)
     between = np.mean((values > 32) & (values < 223))
     if between > 0.05:
-        raise GlideError(
-            f"the mask must be white where the picture is kept and black where it is drawn anew;"
-            f" {between:.0%} of this one is neither"
-        )
+        raise GlideError(f"{_CONVENTION}; {between:.0%} of this one is neither")
     kept = np.asarray(_square(grey, size, Image.Resampling.BOX)) > 127
+    if (kept.all() or not kept.any()) and values.min() != values.max():
+        everything = "kept" if kept.all() else "drawn anew"
+        raise GlideError(
+            f"{_CONVENTION}; at {size} x {size} pixels all would be {everything} by this one, whose values are"
+            f" {values.min()} to {values.max()}: make the smaller part larger, or whiter or blacker"
+        )
     return kept[..., None].astype(np.float32)
 
 
-def _open(given: Given) -> Image.Image:
-    if isinstance(given, Image.Image):
-        return given
-    if isinstance(given, np.ndarray):
-        return Image.fromarray(given)
-    try:
-        return Image.open(given)
-    except (OSError, UnidentifiedImageError) as error:
-        raise GlideError(f"cannot read the picture {given}: {error}") from error
+def _grey(given: ImageSource) -> Image.Image:
+    """The mask as 8-bit grey."""
+    if isinstance(given, np.ndarray) and given.dtype not in (np.uint8, np.uint16):
+        return Image.fromarray(_scaled(_plane(given)))
+    image = decode(given).image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    image = eight_bits(image)
+    if image.mode == "RGBA":
+        values = np.asarray(image)
+        colours, alpha = values[..., :3], values[..., 3]
+        if alpha.min() < alpha.max() and (colours == colours[0, 0]).all():
+            return Image.fromarray(alpha)
+    return Image.fromarray(_scaled(np.asarray(on_white(image).convert("L"))))
+
+
+def _plane(array: np.ndarray) -> np.ndarray:
+    plane = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if plane.ndim != 2 or not plane.size or plane.dtype.kind not in "biuf" or not np.isfinite(plane).all():
+        raise GlideError(f"a mask must be finite numbers [height, width], not {array.dtype} {list(array.shape)}")
+    return plane
+
+
+def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
+    """To 0..255 from 0..1, 0..255 or, where they are larger, 0..65535."""
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise GlideError(f"{_CONVENTION}, with values of 0 to 255; this one's are {low} to {high}")
+    if high <= 1:
+        return np.rint(255 * values.astype(np.float32)).astype(np.uint8)
+    return (values.astype(np.int64) >> (8 if high > 255 else 0)).astype(np.uint8)
 
 
 def _square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import from_uint8, to_uint8
+from glide_jax.images import ImageSource, from_uint8, to_uint8
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
-from glide_jax.sample.pictures import Given, load_mask, load_picture
+from glide_jax.sample.pictures import load_mask, load_picture
 from glide_jax.sample.stage import Inputs, OnSteps
 
 Pixels = UInt8[np.ndarray, "n height width 3"]
@@ -103,9 +103,9 @@ class Pipeline:
         seed: int = 0,
         indices: Sequence[int] | None = None,
         negative_prompt: str = "",
-        init_image: Given | None = None,
-        image: Given | None = None,
-        mask: Given | None = None,
+        init_image: ImageSource | None = None,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
         upsampler_options: Mapping[str, Any] | None = None,
         on_steps: OnSteps | None = None,
@@ -168,7 +168,7 @@ class Pipeline:
 
     def upsample(
         self,
-        images: Sequence[Given],
+        images: Sequence[ImageSource],
         prompts: str | Sequence[str] = "",
         *,
         seed: int = 0,
@@ -202,7 +202,7 @@ class Pipeline:
         drawn, small = self._in_batches(len(rows), draw, on_steps)
         return Samples(drawn, rows, list(range(len(rows))), seed, small)
 
-    def invert(self, image: Given, prompt: str = "", **options: Any) -> Float[np.ndarray, "1 height width 3"]:
+    def invert(self, image: ImageSource, prompt: str = "", **options: Any) -> Float[np.ndarray, "1 height width 3"]:
         """The noise from which DDIM draws `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
 
         Guidance is off unless `guidance_scale` is given: the way back is the more exact, the closer it is to 1.
@@ -276,7 +276,7 @@ def _check_seed(seed: int) -> None:
         raise GlideError(f"seed must be in [0, 2^31), not {seed}")
 
 
-def _check_inpainting(base: LoadedModel, image: Given | None, mask: Given | None) -> None:
+def _check_inpainting(base: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> None:
     if (image is None) != (mask is None):
         raise GlideError("inpainting needs both an image and a mask")
     if image is not None and not base.stage.model.config.inpaint:

@@ -1,15 +1,14 @@
 """Pictures that people upload, and masks that they paint: opened with care, whatever a client sends."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
 
 from glide_jax.errors import GlideError
+from glide_jax.images import UnreadableImage, decode, eight_bits
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FILE_SIZE = "20mb"
 
 
@@ -17,23 +16,12 @@ def open_picture(source: str | Path | bytes, most_pixels: int) -> Image.Image:
     """A picture file as RGBA, upright.
 
     Raises:
-        GlideError: no picture, a damaged one, or one of too many pixels, which is not decoded then.
+        GlideError: no image, a damaged one, or one of too many pixels, which is not decoded then.
     """
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > most_pixels:
-                raise GlideError(
-                    f"the picture has {image.width} x {image.height} pixels:"
-                    f" at most {most_pixels / 1e6:g} million, so make it smaller first"
-                )
-            upright = ImageOps.exif_transpose(image)
-            # Some modes, 16-bit grey among them, have no direct way to RGBA.
-            return upright.convert("RGB" if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else "RGBA").convert("RGBA")
-    except GlideError:
-        raise
-    except Exception as error:  # decoders of damaged files raise anything
-        raise GlideError("this file is no picture that can be read: use PNG, JPEG or WebP") from error
+        return eight_bits(decode(source, most_pixels).image).convert("RGBA")
+    except UnreadableImage as error:  # where the file lies is not for everyone to know
+        raise GlideError(f"cannot read this image: {error.why}") from error
 
 
 def from_editor(value: Mapping[str, Any] | None) -> tuple[Image.Image | None, Image.Image | None]:

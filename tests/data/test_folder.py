@@ -151,3 +151,15 @@ def test_a_line_is_drawn_by_seed_and_position(write, numbered):
     assert {drawn.count(line) > 25 for line in lines} == {True}
     assert captions(seed=0, position=40)[:100] == drawn[40:140]
     assert captions(seed=1) != drawn
+
+
+def test_links_are_followed_but_not_in_circles(write, tmp_path):
+    path = write({f"{i}.png": b"0" for i in range(3)} | {f"{i}.txt": f"{i}" for i in range(3)})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "4.png").write_bytes(b"4")
+    (outside / "4.txt").write_text("four")
+    (tmp_path / "set" / "more").symlink_to(outside)
+    (tmp_path / "set" / "up").symlink_to(tmp_path / "set")
+    (outside / "back").symlink_to(tmp_path / "set")
+    assert [open_folder(path)[i].captions[0] for i in range(len(open_folder(path)))] == ["0", "1", "2", "four"]

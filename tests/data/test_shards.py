@@ -60,3 +60,10 @@ def test_a_pattern_without_shards_gets_one_clear_line(folder, pattern, message):
     with pytest.raises(GlideError, match=message) as caught:
         find_shards(pattern.replace("FOLDER", str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_that_leads_back_up_gives_no_shard_twice(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.tar").touch()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert find_shards(f"{tmp_path}/**/*.tar") == [tmp_path / "a" / "0.tar"]

@@ -1,9 +1,11 @@
 import gzip
 import http.server
+import io
 import itertools
 import json
 import os
 import shutil
+import tarfile
 import threading
 import time
 from functools import partial
@@ -168,3 +170,16 @@ def test_lists_mix_commands_and_files(tmp_path):
     (tmp_path / "list.txt").write_text("pipe:cat {0..1}.tar\na.tar\nhttps://host/{a,b}.tar\n")
     expected = ["pipe:cat 0.tar", "pipe:cat 1.tar", f"{tmp_path}/a.tar", "https://host/a.tar", "https://host/b.tar"]
     assert find_streams(str(tmp_path / "list.txt")) == expected
+
+
+def test_members_of_neighbouring_samples_may_be_mixed(open_stream, tmp_path, numbered):
+    path = tmp_path / "mixed.tar"
+    with tarfile.open(path, "w") as tar:
+        for ending in ("png", "txt"):
+            for i in range(20):
+                content = numbered(i)[ending]
+                content = content.encode() if isinstance(content, str) else content
+                info = tarfile.TarInfo(f"{i}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert set(numbers(open_stream(str(path)), 8)) == set(range(20))

@@ -1,10 +1,14 @@
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 
 import pytest
 
-from glide_jax.data.tar import scan_tar
+from glide_jax.data.config import DataConfig
+from glide_jax.data.tar import SPARSE, scan_tar
+from glide_jax.data.webdataset import WebDataset
 
 LONG = "folder/" * 20 + "name.txt"
 CONTENTS = {
@@ -85,3 +89,27 @@ def test_a_file_that_is_no_tar_is_unreadable(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"<html>not found</html>" * 100)
     assert scan_tar(path) == ([], "unreadable shard")
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+@pytest.mark.parametrize("holes", [1, 40])  # more than four need blocks of their own in GNU's form
+def test_sparse_members_are_named_and_read_past(tmp_path, form, holes):
+    with (tmp_path / "1.png").open("wb") as file:
+        for number in range(holes):
+            file.seek(2**16 * (number + 1))
+            file.write(b"data")
+        file.truncate(2**16 * (holes + 2))
+    for name, content in {"0.png": b"zero", "0.txt": b"0", "1.txt": b"1", "2.png": b"two", "2.txt": b"2"}.items():
+        (tmp_path / name).write_bytes(content)
+    names = ["0.png", "0.txt", "1.png", "1.txt", "2.png", "2.txt"]
+    packing = ["tar", "-S", f"--format={form}", "-cf", "a.tar", *names]
+    done = subprocess.run(packing, cwd=tmp_path, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("this tar does not write sparse members")
+    members, damage = scan_tar(tmp_path / "a.tar")
+    assert damage is None
+    assert [(member.name, member.size == SPARSE) for member in members] == [(name, name == "1.png") for name in names]
+    source = WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
+    assert [(sample.image, sample.captions) for sample in source] == [(b"zero", ("0",)), (b"two", ("2",))]
+    assert source.counts == {"sparse member": 1}

@@ -190,7 +190,7 @@ def test_a_bad_upload_is_said_in_one_line(page, tmp_path):
     page.one("#init-image input[type=file]").send_keys(str(tmp_path / "picture.png"))
     time.sleep(1)
     page.one("#go-redraw").click()
-    page.wait(lambda: "no picture that can be read" in page.toasts)
+    page.wait(lambda: "cannot read this image" in page.toasts)
     page.wait(lambda: page.status == "Not drawn.")
     page.tab("Text")
     page.number("Pictures", 1)

@@ -29,12 +29,12 @@ def test_a_photograph_is_turned_upright():
 
 def test_more_pixels_than_allowed_are_refused_before_they_are_decoded():
     content = encoded(Image.new("L", (3000, 2000)))
-    with pytest.raises(GlideError, match="3000 x 2000 pixels: at most 1 million"):
+    with pytest.raises(GlideError, match="3000 x 2000 pixels, more than 1 million"):
         open_picture(content[:200], 1_000_000)
 
 
 def test_a_decompression_bomb_is_refused():
-    with pytest.raises(GlideError, match="no picture that can be read"):
+    with pytest.raises(GlideError, match="too many pixels"):
         open_picture(encoded(Image.new("1", (13500, 13500))), 10**9)
 
 
@@ -42,7 +42,7 @@ def test_a_decompression_bomb_is_refused():
 def test_what_is_no_picture_is_refused(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
     for source in (content, tmp_path / "x.png"):
-        with pytest.raises(GlideError, match="no picture that can be read: use PNG, JPEG or WebP"):
+        with pytest.raises(GlideError, match=r"^cannot read this image: it is damaged, or no JPEG, PNG, WebP"):
             open_picture(source, 10**6)
 
 

@@ -1,0 +1,24 @@
+"""Text files that people write: UTF-8 with or without a byte-order mark, lines ended in any system's way."""
+
+import re
+from pathlib import Path
+
+from glide_jax.errors import GlideError
+
+# str.splitlines also splits at U+2028, U+0085, vertical tabs and form feeds, which occur inside captions.
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The content of a text file; raises `GlideError` that begins with "cannot read WHAT PATH"."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise GlideError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise GlideError(f"cannot read {what} {path}: it is not UTF-8 text") from error
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, stripped, without empty ones."""
+    return [line for part in _LINE_END.split(text) if (line := part.strip())]
