@@ -88,6 +88,15 @@ def test_shards_are_a_reference_too(extractor):
     assert len(np.unique(features[:, 0])) == 8
 
 
+def test_a_folder_may_hold_other_formats_and_what_macos_leaves_behind(tmp_path, extractor):
+    colours = [np.full((16, 16, 3), level, np.uint8) for level in (20, 200)]
+    for name, pixels in zip(("0.gif", "1.tif"), colours, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "._0.png").write_bytes(b"\0\5\x16\7")
+    found = reference_features(str(tmp_path), extractor, 16)
+    np.testing.assert_allclose(found, extractor.image_features(colours), atol=1e-4)
+
+
 def test_bad_references_are_refused(tmp_path, extractor):
     with pytest.raises(GlideError, match="nowhere"):
         reference_features(str(tmp_path / "nowhere"), extractor, 16)
