@@ -24,6 +24,27 @@ def open_picture(source: str | Path | bytes, most_pixels: int) -> Image.Image:
         raise GlideError(f"cannot read this image: {error.why}") from error
 
 
+def uploaded(path: str | None, folder: str) -> Path:
+    """The file at a path that a client names, if it is one that was uploaded.
+
+    Gradio checks paths only in what calls itself a file of its own; a client need not.
+
+    Args:
+        path: anything.
+        folder: where uploads are.
+
+    Raises:
+        GlideError: the path leads elsewhere, or to what is no regular file and might never end.
+    """
+    try:
+        real = Path(path or "").resolve(strict=True)
+        if real.is_relative_to(Path(folder).resolve()) and real.is_file():
+            return real
+    except (OSError, ValueError, RuntimeError):  # not there, a zero byte, links in a circle
+        pass
+    raise GlideError("upload the image as a file")
+
+
 def from_editor(value: Mapping[str, Any] | None) -> tuple[Image.Image | None, Image.Image | None]:
     """The picture in an editor, and its mask: black where something is painted over it, white elsewhere."""
     picture = None if value is None else value["background"]
@@ -41,7 +62,7 @@ def picture_input(most_pixels: int, **options: Any) -> Any:
 
     component = gr.Image(type="pil", **options)
     # Not a subclass: Gradio writes a .pyi file beside the source of each.
-    component.preprocess = lambda sent: None if sent is None else _opened(sent, most_pixels)
+    component.preprocess = lambda sent: None if sent is None else _opened(sent, component.GRADIO_CACHE, most_pixels)
     return component
 
 
@@ -58,21 +79,20 @@ def mask_editor(most_pixels: int, **options: Any) -> Any:
             return None
         # The page sends one layer; a client might send thousands.
         layers = [layer for layer in sent.layers if layer is not None][:1]
-        background, *layers = [_opened(file, most_pixels) for file in (sent.background, *layers)]
+        background, *layers = [
+            _opened(file, component.GRADIO_CACHE, most_pixels) for file in (sent.background, *layers)
+        ]
         return {"background": background, "layers": layers}
 
     component.preprocess = preprocess
     return component
 
 
-def _opened(payload: Any, most_pixels: int) -> Image.Image:
-    """What a client sent of a file it uploaded: gradio has checked that the path is one of those."""
+def _opened(payload: Any, folder: str, most_pixels: int) -> Image.Image:
+    """What a client sent of a file it uploaded."""
     import gradio as gr  # noqa: PLC0415
 
-    source = payload if isinstance(payload, bytes) else payload.path
-    if not source:
-        raise gr.Error("upload the picture as a file", print_exception=False)
     try:
-        return open_picture(source, most_pixels)
+        return open_picture(payload if isinstance(payload, bytes) else uploaded(payload.path, folder), most_pixels)
     except GlideError as error:
         raise gr.Error(str(error), print_exception=False) from error

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import urllib.error
 import urllib.request
 import zipfile
@@ -105,6 +106,33 @@ def test_files_of_the_server_are_not_to_be_had(app):
             call(app, "redraw", picture={"path": path, "meta": {"_type": "gradio.FileData"}}, strength=0)
         with pytest.raises(urllib.error.HTTPError):
             fetched({"url": f"{app}/gradio_api/file={path}"})
+
+
+def as_files(path):
+    """What a client may say of a file: gradio checks only what calls itself one of its own."""
+    return [
+        {"path": str(path)},
+        {"path": str(path), "meta": {"_type": "gradio.FileData"}},
+        {"path": str(path), "url": "x"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["secret.png", "endless", "link.png", "../secret.png"])
+def test_no_image_but_an_uploaded_one_is_opened(app, tmp_path, name):
+    (tmp_path / "secret.png").write_bytes(encoded(noise(8, 8)))
+    os.mkfifo(tmp_path / "endless")  # whoever reads it waits for ever
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "secret.png")
+    below = upload(app, encoded(noise(8, 8)))["path"]
+    named = f"{below}/../../../{tmp_path.name}/{name}" if name.startswith("..") else tmp_path / name
+    for file in as_files(named):
+        with pytest.raises((Refused, urllib.error.HTTPError)):
+            call(app, "redraw", picture=file, strength=0)
+        with pytest.raises((Refused, urllib.error.HTTPError)):
+            call(app, "enlarge", base="", upsampler="more/up", picture=file)
+        with pytest.raises((Refused, urllib.error.HTTPError)):
+            call(app, "inpaint", base="inpaint", editor={"background": file, "layers": [file], "composite": None})
+    assert call(app)[1] == "1"
 
 
 def test_an_uploaded_picture_is_redrawn(app):

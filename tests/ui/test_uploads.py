@@ -6,7 +6,7 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.sample.pictures import load_mask
-from glide_jax.ui.uploads import from_editor, open_picture
+from glide_jax.ui.uploads import from_editor, open_picture, uploaded
 
 
 def encoded(image, **options):
@@ -57,3 +57,17 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_is_kept():
     assert kept.mean() == 1 - 20 * 20 / 40 / 40
     assert from_editor({"background": picture, "layers": []})[1].getextrema() == (255, 255)
     assert from_editor(None) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "path", ["", None, "a\0b", "x" * 5000, "/dev/null", "/etc/hostname", "loop", "folder", "nowhere"]
+)
+def test_only_regular_files_of_the_upload_folder_are_opened(tmp_path, path):
+    folder = tmp_path / "uploads"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "a.png").write_bytes(b"")
+    assert uploaded(str(folder / "a.png"), str(folder)) == folder / "a.png"
+    inside = path if path in ("", None) or path.startswith("/") else f"{folder}/{path}"
+    with pytest.raises(GlideError, match="upload the image as a file"):
+        uploaded(inside, str(folder))
