@@ -10,12 +10,13 @@ from convert.infer import infer
 from convert.options import Options, read_options
 from convert.shrink import shrink
 from convert.source import Source, open_source
-from convert.tensor_file import DTYPES, read_tensors
+from convert.tensor_file import DTYPES, read_state_dict
 from convert.to_flax import check_tensors, to_flax
 from convert.to_torch import to_torch
 
-_SOURCE = f"a .pt or .safetensors file, or a published name: {', '.join(PUBLISHED)}"
+_SOURCE = f"a PyTorch file (.pt, .pth, .ckpt, ...) or safetensors file, or a published name: {', '.join(PUBLISHED)}"
 _OPTIONS = "JSON file of options that the tensors do not tell, under the reference's names"
+_EMA = "read the EMA weights of a file that holds raw ones too, which are the default"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     flax.add_argument("source", help=_SOURCE)
     flax.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
     flax.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
+    flax.add_argument("--ema", action="store_true", help=_EMA)
     flax.set_defaults(run=_to_flax)
 
     torch = commands.add_parser("to-torch", help="checkpoint to PyTorch file")
@@ -64,13 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
     inspect.add_argument("source", help=_SOURCE)
     inspect.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
+    inspect.add_argument("--ema", action="store_true", help=_EMA)
     inspect.set_defaults(run=_inspect)
     return parser
 
 
 def _to_flax(given: argparse.Namespace) -> None:
     source = _open(given)
-    architecture, assumed = to_flax(source, given.output, _options(given))
+    architecture, assumed, told = to_flax(source, given.output, _options(given), ema=given.ema)
+    _tell(told)
     print(f"{architecture.kind} model written to {given.output}{_assumptions(assumed)}")
 
 
@@ -86,7 +90,8 @@ def _shrink(given: argparse.Namespace) -> None:
 
 def _inspect(given: argparse.Namespace) -> None:
     source = _open(given)
-    arrays = read_tensors(source.path)
+    arrays, told = read_state_dict(source.path, ema=given.ema)
+    _tell(told)
     architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, _options(given))
     for key, array in arrays.items():
         print(f"{array.dtype.name:9} {'x'.join(map(str, array.shape)):16} {key}")
@@ -100,6 +105,11 @@ def _open(given: argparse.Namespace) -> Source:
     source = open_source(given.source)
     print(f"sha256 {source.sha256}  {source.path}")
     return source
+
+
+def _tell(told: str) -> None:
+    if told:
+        print(told)
 
 
 def _options(given: argparse.Namespace) -> Options:

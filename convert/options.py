@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
 from glide_jax.errors import GlideError
+from glide_jax.files import read_text
 
 Options = Mapping[str, Any]
 
@@ -22,9 +24,9 @@ def read_options(path: Path) -> Options:
         GlideError: the file cannot be read or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GlideError(f"--options {path} cannot be read: {error}") from error
+        content = json.loads(read_text(path, "--options"))
+    except (ValueError, RecursionError) as error:
+        raise GlideError(f"cannot read --options {path}: {error}") from error
     if isinstance(content, dict):
         content = content.get("options", content.get("config", content))
     if not isinstance(content, dict):
@@ -47,7 +49,7 @@ def parse_options(content: Options) -> Options:
 def _numbers(name: str, value: Any) -> tuple[int, ...]:
     try:
         parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
-        return tuple(int(part) for part in parts)
+        return tuple(int(part) if isinstance(part, str) else index(part) for part in parts)
     except (TypeError, ValueError) as error:
         raise GlideError(f"--options: {name} is {value!r}, not a list of numbers") from error
 

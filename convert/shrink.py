@@ -9,6 +9,7 @@ import numpy as np
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.errors import GlideError
+from glide_jax.files import lines, read_text
 from glide_jax.models import Params
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -42,11 +43,8 @@ def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tupl
 
 
 def _forget_unused_tokens(params: Params, captions: Path) -> None:
-    try:
-        lines = captions.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GlideError(f"cannot read the captions in {captions}: {error}") from error
-    tokens, _ = GlideTokenizer().padded(["", *lines], _LONGEST_CAPTION)  # padding is a token too
+    texts = ["", *lines(read_text(captions, "the captions in"))]
+    tokens, _ = GlideTokenizer().padded(texts, _LONGEST_CAPTION)  # padding is a token too
     table = params["text"]["token_embedding"]
     used = np.zeros((len(table), 1), bool)
     used[np.unique(tokens)] = True

@@ -6,11 +6,13 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import ml_dtypes
 import numpy as np
 
+from convert.file_kind import SAFETENSORS, file_kind
+from convert.state_dict import find_state_dict
 from glide_jax.errors import GlideError
 
 if TYPE_CHECKING:
@@ -18,29 +20,84 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
+SOURCE_DTYPES = DTYPES | {"float64": np.dtype(np.float64)}
 
-# torch.compile puts this before the names of the module it wraps.
-_COMPILED = "_orig_mod."
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # begins what torch.save wrote before zip archives
+
+# What training programs keep beside weights, and what is read of it: nothing. None of these is made or run.
+_PASSED_OVER = (
+    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+)
+
+
+class StateDict(NamedTuple):
+    """The tensors of a file.
+
+    Attributes:
+        arrays: views of the file, read when they are used, in its order and dtypes.
+        told: what was done to find them and what float64 will cost, in one line; "" if there is nothing to say.
+    """
+
+    arrays: dict[str, np.ndarray]
+    told: str
+
+
+class _PassedOver:
+    """Stands for an object of one of these names, whatever was to become of it."""
+
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _stand_in(name: str) -> type:
+    module, _, short = name.rpartition(".")
+    return type(short, (_PassedOver,), {"__module__": module})  # torch goes by its name
+
+
+_STAND_INS = [_stand_in(name) for name in _PASSED_OVER]
+
+
+def read_state_dict(path: Path, *, ema: bool = False) -> StateDict:
+    """The `state_dict` in a safetensors file or in a file of `torch.save`, told apart by their content.
+
+    It may lie beside optimiser states and the like, as training programs save it. Nothing stored in the file is
+    executed.
+
+    Args:
+        path: the file.
+        ema: whether to read the EMA weights of a file that holds raw ones too.
+
+    Raises:
+        GlideError: torch is missing, the file cannot be read or is something else, or it does not hold one such
+            dict of tensors.
+    """
+    torch, kind = _torch(), file_kind(path)
+    content = _load_safetensors(path) if kind == SAFETENSORS else _load_pickle(path)
+    found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
+    arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
+    misnamed = (path.suffix == ".safetensors") != (kind == SAFETENSORS)
+    told = [f"{kind} in spite of its name"] if misnamed else []
+    told += [*found.told, *_about_float64(arrays)]
+    entry = f'"{found.entry}" of the file' if found.entry else "the file"
+    return StateDict(arrays, f"read {', '.join([entry, *told])}" if found.entry or told else "")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The `state_dict` in a .safetensors file or in a file of `torch.save`, in its order and dtypes.
+    """The arrays alone of `read_state_dict`."""
+    return read_state_dict(path).arrays
 
-    The arrays are views of the file, read when they are used. Nothing stored in the file is executed.
 
-    Raises:
-        GlideError: torch is missing, the file cannot be read, or it holds anything but a dict of tensors.
-    """
-    tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    if not isinstance(tensors, dict) or not tensors:
-        raise GlideError(f"{path} holds {type(tensors).__name__}, not a state_dict of named tensors")
-    for key, value in tensors.items():
-        if not isinstance(value, _torch().Tensor):
-            raise GlideError(f"{path} holds {type(value).__name__} under {key!r}: give a file of a bare state_dict")
-    arrays = {str(key).replace(_COMPILED, ""): _to_numpy(path, key, value) for key, value in tensors.items()}
-    if len(arrays) < len(tensors):
-        raise GlideError(f"{path} holds some tensors twice, with and without the prefix {_COMPILED!r}")
-    return arrays
+def holds(dtype: np.dtype, array: np.ndarray) -> bool:
+    """Whether `dtype` can hold the values of a floating array exactly."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return dtype == array.dtype or bool(np.array_equal(array.astype(dtype).astype(array.dtype), array))
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -72,18 +129,31 @@ def _torch() -> Any:
     return torch
 
 
+def _about_float64(arrays: dict[str, np.ndarray]) -> list[str]:
+    wide = [array for array in arrays.values() if array.dtype == np.float64]
+    rounded = sum(not holds(DTYPES["float32"], array) for array in wide)
+    if rounded:
+        return [f"float64 rounded to float32 in {rounded} of {len(arrays)} tensors"]
+    return ["float64 as float32 without loss"] if wide else []
+
+
 def _load_pickle(path: Path) -> Any:
-    torch = _torch()
+    torch, head = _torch(), b""
     try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"  # older files cannot be mapped
-        with warnings.catch_warnings(action="ignore"):  # of what is refused or read all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        allowed = torch.serialization.safe_globals(_STAND_INS)
+        with path.open("rb") as file, allowed, warnings.catch_warnings(action="ignore"):
+            head = file.read(32)
+            file.seek(0)
+            # Older files cannot be mapped, and those of this suffix torch itself would not take for its own.
+            mapped = head.startswith(b"PK") and path.suffix != ".safetensors"
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks to run {wanted[1]}" if wanted else "is no plain file of tensors"
         raise GlideError(f"{path} is refused, nothing of it was run: it {what}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise anything
+        if head.startswith(b"\x80") and _LEGACY not in head:
+            raise GlideError(f"{path} is a plain pickle: save its tensors with torch.save") from error
         raise GlideError(f"{path} cannot be read as a PyTorch file ({_first_line(error)}): is it cut short?") from error
 
 
@@ -96,7 +166,7 @@ def _load_safetensors(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.offset_keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, AttributeError) as error:
         raise GlideError(
             f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it cut short?"
         ) from error
@@ -104,9 +174,9 @@ def _load_safetensors(path: Path) -> Any:
 
 def _to_numpy(path: Path, key: str, tensor: "torch.Tensor") -> np.ndarray:
     torch = _torch()
-    if tensor.dtype == torch.bfloat16:  # unknown to NumPy: goes by its bits
-        return tensor.detach().view(torch.int16).numpy().view(BFLOAT16)
     try:
+        if tensor.dtype == torch.bfloat16:  # unknown to NumPy: goes by its bits
+            return tensor.detach().view(torch.int16).numpy().view(BFLOAT16)
         return tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:
         raise GlideError(f"{path}: {key} is {tensor.dtype} {tensor.layout}, which is not supported") from error

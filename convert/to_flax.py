@@ -1,6 +1,7 @@
 """PyTorch to Flax: a `state_dict` becomes a checkpoint of weights."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,38 +9,60 @@ from convert.architecture import Architecture, place
 from convert.infer import infer
 from convert.options import Options
 from convert.source import Source
-from convert.tensor_file import DTYPES, read_tensors
+from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, read_state_dict
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.progress import bar
 
 
-def to_flax(source: Source, output: Path, options: Options) -> tuple[Architecture, Options]:
+class Converted(NamedTuple):
+    """What became of a file.
+
+    Attributes:
+        architecture: of the model in it.
+        assumed: what of that was assumed.
+        told: how its tensors were read, as `StateDict.told`.
+    """
+
+    architecture: Architecture
+    assumed: Options
+    told: str
+
+
+def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False) -> Converted:
     """Converts a file of tensors into a checkpoint at `output`, parameters in float32.
 
     The record tells the architecture and, under "source", the name, sha256, keys in their order and dtypes,
-    so that `to_torch` can give back the same `state_dict`.
+    so that `to_torch` can give back the same `state_dict`. Tensors of float64 that float32 does not hold exactly
+    are rounded, and are float32 from then on.
 
-    Returns:
-        The architecture, and what of it was assumed.
+    Args:
+        source: the file.
+        output: the new checkpoint, which must not exist.
+        options: of the architecture, where the tensors do not tell them.
+        ema: whether to take the EMA weights of a file that holds raw ones too.
 
     Raises:
         GlideError: the file cannot be read or does not fit, or `output` exists or cannot be written.
     """
     if output.exists():
         raise GlideError(f"{output} exists already; choose another --output or remove it")
-    arrays = read_tensors(source.path)
+    arrays, told = read_state_dict(source.path, ema=ema)
     architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
     check_tensors(arrays, architecture, str(source.path))
     origin = {
         "name": source.name,
         "sha256": source.sha256,
         "keys": list(arrays),
-        "dtypes": {key: array.dtype.name for key, array in arrays.items()},
+        "dtypes": {key: _kept_dtype(array) for key, array in arrays.items()},
     }
     save_weights(output, convert_arrays(arrays, architecture), architecture.record | {"source": origin})
-    return architecture, assumed
+    return Converted(architecture, assumed, told)
+
+
+def _kept_dtype(array: np.ndarray) -> str:
+    return array.dtype.name if array.dtype != np.float64 or holds(DTYPES["float32"], array) else "float32"
 
 
 def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, where: str) -> None:
@@ -47,7 +70,7 @@ def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, whe
 
     Raises:
         GlideError: one line that lists every tensor that is missing, unexpected, of another shape, of a dtype
-            that float32 cannot hold, or not finite.
+            that is not known, or not finite in float32.
     """
     shapes = architecture.torch_shapes
     known = {key: array for key, array in arrays.items() if key in shapes}
@@ -59,10 +82,10 @@ def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, whe
             for key, array in known.items()
             if array.shape != shapes[key]
         ],
-        "of another type than float32, float16 or bfloat16": [
-            f"{key} {array.dtype.name}" for key, array in known.items() if array.dtype.name not in DTYPES
+        f"of another type than {', '.join(SOURCE_DTYPES)}": [
+            f"{key} {array.dtype.name}" for key, array in known.items() if array.dtype.name not in SOURCE_DTYPES
         ],
-        "not finite": [key for key, array in known.items() if not _is_finite(array)],
+        "not finite in float32": [key for key, array in known.items() if not _is_finite(array)],
     }
     found = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
     if found:
@@ -70,8 +93,8 @@ def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, whe
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    with np.errstate(invalid="ignore"):  # raised for bfloat16's signalling NaN
-        return bool(np.isfinite(array).all())
+    with np.errstate(invalid="ignore", over="ignore"):  # raised for bfloat16's signalling NaN, and large float64
+        return bool(np.isfinite(array.astype(np.float32) if array.dtype == np.float64 else array).all())
 
 
 def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) -> Params:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from convert.architecture import Architecture, leaf, place, recorded_architecture
-from convert.tensor_file import DTYPES, write_tensors
+from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, write_tensors
 from glide_jax.checkpoint import held_weights, load_weights, read_record
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
@@ -70,16 +70,10 @@ def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str 
     """In the key order of the source, if there is one, and in the wanted dtypes."""
     order = source.get("keys", list(arrays))
     wanted = source.get("dtypes", {})
-    dtypes = {key: DTYPES[dtype or wanted.get(key, "float32")] for key in order}
-    if dtype is None and not all(_holds(dtypes[key], arrays[key]) for key in order):
+    dtypes = {key: SOURCE_DTYPES[dtype or wanted.get(key, "float32")] for key in order}
+    if dtype is None and not all(holds(dtypes[key], arrays[key]) for key in order):
         dtypes = dict.fromkeys(order, DTYPES["float32"])
     return {key: _cast(key, arrays.pop(key), dtypes[key]) for key in order}
-
-
-def _holds(dtype: np.dtype, array: np.ndarray) -> bool:
-    """Whether `dtype` can hold the float32 values exactly."""
-    with np.errstate(over="ignore"):
-        return dtype == np.float32 or bool(np.array_equal(array.astype(dtype).astype(np.float32), array))
 
 
 def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -181,6 +181,16 @@ def test_offline_is_one_line_that_tells_where_to_put_the_file(tmp_path):
 def test_other_sources_are_explained(tmp_path):
     with pytest.raises(GlideError, match=r"nothing is neither a file nor a published name \(base, upsample,"):
         open_source("nothing")
-    (tmp_path / "model.bin").write_bytes(b"")
-    with pytest.raises(GlideError, match=r"model.bin: expected a file named \*.pt or \*.pth or \*.safetensors"):
-        open_source(str(tmp_path / "model.bin"))
+
+
+@pytest.mark.parametrize("note", ["", "\ufeff{sha256}  base.pt\r\n"], ids=["empty", "byte-order mark"])
+def test_a_note_of_the_sha256_may_be_of_another_hand(tmp_path, monkeypatch, note):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "base.pt").write_bytes(BODY)
+    sha256 = hashlib.sha256(BODY).hexdigest()
+    (tmp_path / "base.pt.sha256").write_text(note.format(sha256=sha256))
+    if note:
+        assert open_source("base").sha256 == sha256
+    else:
+        with pytest.raises(GlideError, match=r"base.pt has changed since it was first used"):
+            open_source("base")

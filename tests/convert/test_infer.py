@@ -179,8 +179,28 @@ def test_option_files_have_the_manifests_shape_or_are_bare(tmp_path):
     path.write_text("[1]")
     with pytest.raises(GlideError, match="holds no JSON object"):
         read_options(path)
-    path.write_text("{")
-    with pytest.raises(GlideError, match=r"--options .*options.json cannot be read"):
+
+
+UNREADABLE = {
+    "no JSON": (b"{", "cannot read --options .*options.json: Expecting"),
+    "nested too deep": (b"[" * 100_000, "cannot read --options .*options.json: maximum recursion"),
+    "another encoding": ('{"dropout": 0}'.encode("utf-16"), "cannot read --options .*: it is not UTF-8 text"),
+    "an endless number": (b'{"channel_mult": [1e999]}', r"channel_mult is \[inf\], not a list of numbers"),
+    "a fraction": (b'{"channel_mult": [1, 2.5]}', r"channel_mult is \[1, 2.5\], not a list of numbers"),
+    "missing": (None, "cannot read --options .*options.json: No such file"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_option_files_that_cannot_be_read_get_one_line(tmp_path, content, message):
+    path = tmp_path / "options.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(GlideError, match=message) as caught:
         read_options(path)
-    with pytest.raises(GlideError, match="cannot be read"):
-        read_options(tmp_path / "none.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_option_files_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "options.json").write_text(json.dumps(BASE), "utf-8-sig")
+    assert read_options(tmp_path / "options.json") == BASE

@@ -1,15 +1,19 @@
 """Small checkpoints draw what the large ones draw, up to bfloat16."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from convert.cli import main
+from convert.shrink import shrink
 from glide_jax.checkpoint import load_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide
 from glide_jax.sample import Pipeline
+from glide_jax.tokenizer import GlideTokenizer
 from tests.tiny.models import BASE, save_clip, save_model
 
 
@@ -51,3 +55,20 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line(checkpoint, tmp_path):
         main(["shrink", save_clip(tmp_path)[0], *to, "--captions", "missing.txt"])
     with pytest.raises(GlideError, match="exists already"):
         main(["shrink", checkpoint, "--output", checkpoint])
+
+
+@pytest.mark.parametrize(
+    ("content", "captions"),
+    [
+        ("a red cat\r\na blue dog\rfish", ["a red cat", "a blue dog", "fish"]),
+        ("\ufeffa red cat\na blue dog\n", ["a red cat", "a blue dog"]),
+        ("a red\u2028cat\x85in\x0bthe\x0cbox\x1cof", ["a red\u2028cat\x85in\x0bthe\x0cbox\x1cof"]),
+    ],
+    ids=["line ends", "byte-order mark", "no line ends"],
+)
+def test_the_tokens_of_each_line_are_kept_and_no_others(checkpoint, tmp_path, content, captions):
+    (tmp_path / "captions.txt").write_bytes(content.encode())
+    shrink(Path(checkpoint), tmp_path / "small", tmp_path / "captions.txt")
+    table = load_weights(tmp_path / "small", Glide(BASE).abstract_params())["text"]["token_embedding"]
+    tokens = {token for text in ["", *captions] for token in GlideTokenizer().padded(text)[0][0]}
+    assert set(np.flatnonzero(np.any(table, axis=1))) == tokens

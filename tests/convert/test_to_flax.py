@@ -55,7 +55,7 @@ def test_one_error_lists_every_offender():
     del arrays["token_embedding.weight"], arrays["input_blocks.0.0.bias"]
     arrays |= {"clip_to_time.weight": np.ones(3), "extra": np.ones(1)}
     arrays["out.2.bias"] = np.zeros(5, np.float32)
-    arrays["out.0.bias"] = arrays["out.0.bias"].astype(np.float64)
+    arrays["out.0.bias"] = np.zeros_like(arrays["out.0.bias"], np.int64)
     arrays["time_embed.0.bias"][3] = np.inf
     arrays["time_embed.2.bias"][0] = np.nan
     with pytest.raises(GlideError) as caught:
@@ -65,8 +65,8 @@ def test_one_error_lists_every_offender():
         "missing: input_blocks.0.0.bias, token_embedding.weight; "
         "unexpected: clip_to_time.weight, extra; "
         "of another shape: out.2.bias (5,) instead of (6,); "
-        "of another type than float32, float16 or bfloat16: out.0.bias float64; "
-        "not finite: time_embed.0.bias, time_embed.2.bias"
+        "of another type than float32, float16, bfloat16, float64: out.0.bias int64; "
+        "not finite in float32: time_embed.0.bias, time_embed.2.bias"
     )
 
 
