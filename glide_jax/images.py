@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,7 +257,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
     lines = [""]
-    for word in text.split():
+    for word in text[: _CAPTION_LINES * width].split():  # a letter is wider than a pixel
         longer = f"{lines[-1]} {word}".strip()
         if draw.textlength(longer, font=_font()) <= width or not lines[-1]:
             lines[-1] = longer
@@ -269,6 +271,9 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
 def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     if draw.textlength(text, font=_font()) <= width:
         return text
-    while text and draw.textlength(text + "…", font=_font()) > width:
-        text = text[:-1]
-    return text + "…"
+
+    def length(end: int) -> int:
+        return math.ceil(draw.textlength(text[:end] + "…", font=_font()))
+
+    fits = bisect_right(range(len(text)), width, key=length)
+    return text[: max(fits - 1, 0)] + "…"

@@ -1,6 +1,7 @@
 """The uint8 edge, picture files and grids."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -55,3 +56,11 @@ def test_a_jpeg_carries_its_metadata(tmp_path):
     with Image.open(tmp_path / "a.jpg") as image:
         assert json.loads(image.info["comment"]) == {"prompt": "ein Käfer"}
         assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
+
+
+def test_a_caption_of_any_length_is_laid_out_at_once():
+    begun = time.monotonic()
+    for text in ("a" * 100_000, "a " * 50_000):
+        sheet = grid([np.zeros((64, 64, 3), np.uint8)], [text], cell=256)
+        assert sheet.shape[1] == 256 + 8
+    assert time.monotonic() - begun < 2

@@ -19,13 +19,16 @@ class Span(NamedTuple):
     size: int
 
 
-def read_spans(path: Path, *spans: Span) -> list[bytes]:
-    """Parts of a file that may have vanished or changed; raises `BadSample`."""
+def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> list[bytes]:
+    """Parts of a file that may have vanished or changed, with `stamp` since `stamp_of` it; raises `BadSample`."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise BadSample("missing shard") from error
     try:
+        found = os.fstat(descriptor)
+        if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp):
+            raise BadSample("changed shard")  # the bytes at these places may be another sample's
         parts = [os.pread(descriptor, span.size, span.offset) for span in spans]
     except OSError as error:
         raise BadSample("unreadable shard") from error

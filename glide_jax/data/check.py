@@ -18,6 +18,7 @@ from glide_jax.images import Pixels, grid, save_png
 from glide_jax.tokenizer import GlideTokenizer
 
 _SURVEYED = 1000  # samples, drawn at random, that statistics are taken from
+_TOKENIZED = 10_000  # characters of a caption
 _SHEET = 64
 _SHEET_TEXT_CTX = 128
 _CELL = 96
@@ -60,7 +61,7 @@ def survey(source: Source, seed: int = 0) -> Survey:
         found.widths.append(width)
         found.heights.append(height)
         found.characters += [len(caption) for caption in sample.captions]
-        found.tokens += [len(tokenizer.encode(caption)) for caption in sample.captions]
+        found.tokens += [len(tokenizer.encode(caption[:_TOKENIZED])) for caption in sample.captions]
     return found
 
 

@@ -34,6 +34,9 @@ class Index(NamedTuple):
 class IndexFile:
     """One index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); a folder that cannot be written to only costs time.
 
+    Attributes:
+        stamp: as given.
+
     Args:
         kind: subfolder.
         identity: what the index is of and how samples were chosen, as JSON values.
@@ -43,6 +46,7 @@ class IndexFile:
     def __init__(self, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> None:
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._path = cache_folder() / kind / f"{name}.npz"
+        self.stamp = tuple(stamp)
         self._stamp = np.array([_VERSION, *stamp], np.int64)
 
     def load(self) -> Index | None:

@@ -22,6 +22,7 @@ from glide_jax.errors import GlideError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
 
+MOST_BYTES = 2**28  # of one image, caption or metadata file
 # Positions and sizes in bytes, and which of the caption keys it was; packed, as there may be 10^9 of them.
 ROW = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<u4"), ("caption_size", "<u4"), ("key", "u1")])
 
@@ -140,6 +141,8 @@ def _span_of(member: Member | None) -> Span | None:
 def _span(member: Member) -> Span:
     if member.size == SPARSE:
         raise BadSample("sparse member")
+    if member.size > MOST_BYTES:
+        raise BadSample("file too large")
     return Span(member.offset, member.size)
 
 

@@ -20,7 +20,7 @@ from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.draws import generator
 from glide_jax.data.order import Order
-from glide_jax.data.shard_index import Selection, key_and_ending, make_row
+from glide_jax.data.shard_index import MOST_BYTES, Selection, key_and_ending, make_row
 from glide_jax.data.shards import find_streams
 from glide_jax.data.source import BadSample, Sample, listed
 from glide_jax.data.tar import Member
@@ -173,5 +173,6 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
         for info in tar:
             parts = key_and_ending(info.name) if info.isreg() else None
             if parts is not None and (content := tar.extractfile(info)) is not None:
-                yield *parts, content.read()
+                # A compressed tar can claim, and hold, any number of bytes; one more than allowed shows that it did.
+                yield *parts, content.read(MOST_BYTES + 1) if info.size > MOST_BYTES else content.read()
             tar.members = []  # type: ignore[attr-defined]  # it would pile them up

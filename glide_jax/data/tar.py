@@ -3,7 +3,6 @@
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes
 _SPARSE = b"S"
 SPARSE = -1  # size of a member that is stored without its runs of zeros (`tar -S`, and macOS unasked)
+_MOST_RECORDS = 2**20  # bytes of a long name, or of a PAX header
 _ADLER = 65521  # Adler-32's low half is 1 + the sum of all bytes, modulo this: much faster than `sum`
 
 
@@ -59,6 +59,9 @@ def _members(descriptor: int, file_size: int) -> Iterator[Member]:
         name, size, kind = _parse(header)
         if long_size is not None and kind in _REGULAR:
             size = long_size
+        # A negative one would lead back, for ever; a long name of gigabytes would be read.
+        if size < 0 or (kind in (b"L", b"x") and size > _MOST_RECORDS):
+            raise Damage("unreadable shard")
         offset = position + _BLOCK
         if offset + size > file_size:
             raise Damage("truncated shard")
@@ -110,15 +113,20 @@ def _sparse_headers(descriptor: int, header: bytes, offset: int) -> int:
 def _pax(records: bytes) -> tuple[str | None, int | None, bool]:
     """Path, size and whether it is sparse, of a PAX header, whose records read `LENGTH KEY=VALUE` and a line feed."""
     values: dict[bytes, bytes] = {}
-    with suppress(ValueError):
+    try:
         while records:
-            length = int(records.split(b" ", 1)[0])
-            key, value = records[:length].split(b" ", 1)[1].rstrip(b"\n").split(b"=", 1)
+            length, _, rest = records.partition(b" ")
+            if not 0 < int(length) <= len(records):
+                raise ValueError(length)
+            key, _, value = rest[: int(length) - len(records) + len(rest)].removesuffix(b"\n").partition(b"=")
             values[key] = value
-            records = records[length:] if length > 0 else b""
-    size, path = values.get(b"size"), values.get(b"GNU.sparse.name", values.get(b"path"))
+            records = records[int(length) :]
+        size = int(values[b"size"]) if values.get(b"size") else None
+    except ValueError as error:
+        raise Damage("unreadable shard") from error
+    path = values.get(b"GNU.sparse.name", values.get(b"path"))
     sparse = any(key.startswith(b"GNU.sparse.") for key in values)
-    return (None if path is None else _text(path)), (int(size) if size else None), sparse
+    return (None if path is None else _text(path)), size, sparse
 
 
 def _text(name: bytes) -> str:

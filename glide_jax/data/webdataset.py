@@ -12,7 +12,7 @@ from glide_jax import progress
 from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
-from glide_jax.data.index_cache import Index
+from glide_jax.data.index_cache import Index, IndexFile, stamp_of
 from glide_jax.data.shard_index import Selection, index_shard
 from glide_jax.data.shards import find_shards
 from glide_jax.data.source import Sample, listed
@@ -42,7 +42,10 @@ class WebDataset:
     def __init__(self, config: DataConfig) -> None:
         self.shards = find_shards(config.path)
         self._selection = Selection(config)
-        indexes = _index_all(self.shards, self._selection, config)
+        files = [self._selection.index_file(shard) for shard in self.shards]
+        indexes = _index_all(self.shards, files, self._selection, config)
+        self._stamps = [file.stamp for file in files]
+        self._lines_stamp = stamp_of(self._selection.lines_path) if self._selection.needs_lines else None
         self._rows = [index.rows for index in indexes]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
         self.damaged = {shard: index.damage for shard, index in zip(self.shards, indexes, strict=True) if index.damage}
@@ -61,16 +64,19 @@ class WebDataset:
         image_at, caption_at, image_size, caption_size, key = rows[index - int(self._ends[position])].item()
         place = self._selection.captions[key]
         spans = Span(image_at, image_size), Span(caption_at, caption_size)
+        stamp = self._stamps[position]
         if place.member == "jsonl":
-            (image,), (text,) = read_spans(shard, spans[0]), read_spans(self._selection.lines_path, spans[1])
+            (image,) = read_spans(shard, spans[0], stamp=stamp)
+            (text,) = read_spans(self._selection.lines_path, spans[1], stamp=self._lines_stamp)
         else:
-            image, text = read_spans(shard, *spans)
+            image, text = read_spans(shard, *spans, stamp=stamp)
         return Sample(image, captions_in(text, place))
 
 
-def _index_all(shards: Sequence[Path], selection: Selection, config: DataConfig) -> list[Index]:
+def _index_all(
+    shards: Sequence[Path], files: Sequence[IndexFile], selection: Selection, config: DataConfig
+) -> list[Index]:
     """Indexes in the order of the shards: from the cache where possible, the rest made in parallel."""
-    files = [selection.index_file(shard) for shard in shards]
     indexes = [None if config.revalidate else file.load() for file in files]
     pending = [position for position, index in enumerate(indexes) if index is None]
     if not pending:

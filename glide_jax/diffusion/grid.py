@@ -27,7 +27,7 @@ _SIGMA_MAX = 80.0
 def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Sigmas:
     """Evenly spaced in sigma^(1/rho), descending (Karras et al. 2022, eq. 5)."""
     ramp = np.linspace(0, 1, num_steps)
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    top, bottom = np.float64(sigma_max) ** (1 / rho), np.float64(sigma_min) ** (1 / rho)
     return (top + ramp * (bottom - top)) ** rho
 
 
@@ -66,7 +66,7 @@ class Grid:
     sigmas: Sigmas
 
     def __post_init__(self) -> None:
-        if not len(self.sigmas) or (np.diff(self.sigmas) >= 0).any() or self.sigmas[-1] <= 0:
+        if not _descend(self.sigmas):
             raise ValueError("sigmas must be positive and descend")
 
     @classmethod
@@ -95,7 +95,14 @@ class Grid:
                 f" [{bottom:.4g}, {top:.4g}], the noise this model was trained on"
             )
         given = {} if options.rho is None else {"rho": options.rho}
-        return cls(schedule, _SPACE_SIGMA[options.spacing](options.num_steps, sigma_min, sigma_max, **given))
+        with np.errstate(all="ignore"):
+            sigmas = _SPACE_SIGMA[options.spacing](options.num_steps, sigma_min, sigma_max, **given)
+        if not _descend(sigmas):
+            raise GlideError(
+                f"rho {options.rho:g} leaves no {options.num_steps} different levels between sigma_min and sigma_max;"
+                " take one nearer to its default"
+            )
+        return cls(schedule, sigmas)
 
     def __len__(self) -> int:
         return len(self.sigmas)
@@ -124,6 +131,10 @@ class Grid:
     def last(self, count: int) -> Self:
         """The least noisy `count` levels."""
         return type(self)(self.schedule, self.sigmas[len(self) - count :])
+
+
+def _descend(sigmas: Sigmas) -> bool:
+    return len(sigmas) > 0 and bool(np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0)
 
 
 def _spaced(diffusion_steps: int, options: GridOptions) -> Int[np.ndarray, " steps"]:

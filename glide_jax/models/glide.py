@@ -67,8 +67,8 @@ class Glide(Functional[_Net]):
     """
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike = "float32", remat: RematPolicy = "none") -> None:
-        if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-            raise GlideError(f"dtype {dtype} is not supported: use float32 or bfloat16")
+        if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
+            raise GlideError(f"dtype {dtype!r} is not supported: use float32 or bfloat16")
         if remat not in ("none", "full", "dots"):
             raise GlideError(f"remat {remat!r} is unknown: use none, full or dots")
         self.config = config

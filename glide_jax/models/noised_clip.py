@@ -96,7 +96,7 @@ class NoisedClip:
         image: ClipImageConfig | None = ClipImageConfig(),
         dtype: DTypeLike = "float32",
     ) -> None:
-        if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
             raise GlideError(f"dtype {dtype} is not supported: use float32 or bfloat16")
         if text is not None and image is not None and text.n_embd != image.n_embd:
             raise GlideError(f"clip: the text tower's n_embd {text.n_embd} is not the image tower's {image.n_embd}")

@@ -13,6 +13,7 @@ import regex
 from glide_jax.errors import GlideError
 
 CACHED_WORDS = 2**16
+LONGEST_TOKEN = 256  # characters, twice what the vocabularies hold; what lies beyond is not looked at
 LONGEST_CACHED_WORD = 64  # characters; with CACHED_WORDS it bounds the cache's memory
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import regex
 from jaxtyping import Int32
 
-from glide_jax.tokenizer.bpe import BytePairEncoding, read_rules, require_context, require_text
+from glide_jax.tokenizer.bpe import LONGEST_TOKEN, BytePairEncoding, read_rules, require_context, require_text
 
 WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>"
@@ -81,7 +81,8 @@ class ClipTokenizer:
         tokens = np.full((len(texts), require_context(text_ctx, 2)), self.pad_token, np.int32)
         lengths = np.zeros(len(texts), np.int32)
         for row, text in enumerate(texts):
-            ids = [self.start_token, *self.encode(text)[: text_ctx - 2], self.end_token]
+            seen = require_text(text)[: LONGEST_TOKEN * text_ctx]
+            ids = [self.start_token, *self.encode(seen)[: text_ctx - 2], self.end_token]
             tokens[row, : len(ids)] = ids
             lengths[row] = len(ids)
         return tokens, lengths

@@ -21,6 +21,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupted = False  # by Ctrl-C
         self._alone = jax.process_count() == 1
         self._previous: dict[int, object] = {}
 
@@ -40,8 +41,9 @@ class Interrupt:
         return self.received is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
         self.received = signal.Signals(number)
 
 

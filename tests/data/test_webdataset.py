@@ -153,7 +153,7 @@ def test_a_shard_that_vanishes_or_shrinks_makes_bad_samples(numbered_shards, tmp
     source = WebDataset(DataConfig(path=numbered_shards))
     (tmp_path / "set-000.tar").unlink()
     os.truncate(tmp_path / "set-001.tar", 600)
-    for index, reason in ((0, "missing shard"), (12, "truncated shard")):
+    for index, reason in ((0, "missing shard"), (12, "changed shard")):
         with pytest.raises(BadSample, match=f"^{reason}$"):
             source[index]
     assert source[30].captions == ("number 30",)
@@ -244,3 +244,13 @@ def test_rows_are_positions_in_bytes(numbered_shards, numbered, tmp_path):
     data = (tmp_path / "set-000.tar").read_bytes()
     assert data[image_at : image_at + image_size] == numbered(3)["png"]
     assert data[caption_at : caption_at + caption_size] == b"number 3"
+
+
+def test_a_shard_rewritten_in_another_order_gives_no_wrong_pair(write_shard, numbered):
+    path = write_shard("a.tar", [numbered(i) for i in range(9)])
+    source = WebDataset(DataConfig(path=str(path)))
+    assert source[3].captions == ("number 3",)
+    write_shard("a.tar", [numbered(i) for i in reversed(range(9))])
+    for index in range(9):
+        with pytest.raises(BadSample, match="changed shard"):
+            source[index]

@@ -75,3 +75,9 @@ def test_a_grid_may_start_in_the_middle():
 def test_impossible_levels_are_refused(options, message):
     with pytest.raises(GlideError, match=message):
         Grid.from_options(COSINE, GridOptions(**options))
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.01, 0.001, 1e-9, 1e30])
+def test_a_rho_that_leaves_no_levels_is_refused(rho):
+    with pytest.raises(GlideError, match="different levels"):
+        Grid.from_options(COSINE, GridOptions(num_steps=2 if rho < 1 else 50, schedule="karras", rho=rho))

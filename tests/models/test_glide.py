@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.models import Conditioning, Glide, ModelConfig
+from glide_jax.models import Conditioning, Glide, ModelConfig, NoisedClip
 from glide_jax.models.layers import dropout, group_norm, resize_bilinear, timestep_embedding
 from tests.tiny.models import random_weights
 
@@ -176,8 +176,11 @@ def test_impossible_architectures_are_refused(changes, message):
         replace(TINY, **changes)
 
 
-def test_unknown_compute_options_are_refused():
-    with pytest.raises(GlideError, match="bfloat16"):
-        Glide(TINY, dtype="float16")
+@pytest.mark.parametrize("dtype", ["float16", "fp32", "2", "", 2, None])
+def test_unknown_compute_options_are_refused(dtype):
+    with pytest.raises(GlideError, match="use float32 or bfloat16"):
+        Glide(TINY, dtype=dtype)
+    with pytest.raises(GlideError, match="use float32 or bfloat16"):
+        NoisedClip(dtype=dtype)
     with pytest.raises(GlideError, match="none, full or dots"):
         Glide(TINY, remat="some")

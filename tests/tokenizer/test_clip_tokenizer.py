@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,10 @@ def test_bad_input_is_refused_in_one_line(call, message):
         call()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_megabyte_without_blanks_is_cut_before_it_is_read():
+    begun = time.monotonic()
+    tokens, _ = TOKENIZER.padded("ab" * 500_000, 32)
+    assert time.monotonic() - begun < 3
+    assert (tokens == TOKENIZER.padded("ab" * 5000, 32)[0]).all()
