@@ -1,5 +1,7 @@
 """Which of the original timesteps a sampler visits, from strings such as "100", "ddim50" and "fast27"."""
 
+import re
+
 import numpy as np
 from jaxtyping import Int
 
@@ -26,17 +28,16 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
         steps = space_timesteps(diffusion_steps, _FAST27)
         return np.append(steps[:-1], diffusion_steps - 3)
     if respacing.startswith("ddim"):
-        return _strided(diffusion_steps, _counts(respacing.removeprefix("ddim"), respacing)[0])
-    return _sections(diffusion_steps, _counts(respacing, respacing))
+        return _strided(diffusion_steps, _count(respacing.removeprefix("ddim"), respacing))
+    return _sections(diffusion_steps, [_count(part.strip(), respacing) for part in respacing.split(",")])
 
 
-def _counts(text: str, respacing: str) -> list[int]:
-    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(counts) < 1:
+def _count(text: str, respacing: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
         raise GlideError(
             f'timestep_respacing {respacing!r} is not of the form "50", "10,10,3,2,2", "ddim50" or "fast27"'
         )
-    return counts
+    return int(text)
 
 
 def _strided(diffusion_steps: int, count: int) -> Int[np.ndarray, " steps"]:

@@ -53,6 +53,11 @@ class DiffusionConfig:
             raise GlideError(f"diffusion.noise_schedule {self.noise_schedule!r} is unknown (known: {known})")
         if self.diffusion_steps < 1:
             raise GlideError(f"diffusion.diffusion_steps must be at least 1, not {self.diffusion_steps}")
+        if _BETAS[self.noise_schedule](self.diffusion_steps)[-1] >= 1:
+            raise GlideError(
+                f"diffusion.diffusion_steps {self.diffusion_steps} are too few for the {self.noise_schedule} schedule,"
+                " whose last step would add more noise than there can be: use at least 21"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from glide_jax.errors import GlideError
 from glide_jax.parallel.mesh import AXES
@@ -100,28 +100,21 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
-    """The rows of the global batch that this process feeds, ascending: what it hands to `put_batch`.
-
-    On one process that is every row. On several they need not be neighbours: a mesh may order the devices of
-    different hosts in turn.
-
-    Raises:
-        GlideError: `batch_size` does not divide by the number of devices.
-    """
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
+    """Raises `GlideError`, with the nearest sizes that will do, if the devices cannot share a batch equally."""
+    below = batch_size // mesh.size * mesh.size
+    if below != batch_size:
+        nearest = f"{below} or {below + mesh.size}" if below else str(mesh.size)
         raise GlideError(
-            f"a batch of {batch_size} cannot be split evenly over {mesh.size} devices; choose a multiple of {mesh.size}"
+            f"train.batch_size {batch_size} cannot be shared equally by {mesh.size} devices: use {nearest}"
         )
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices if index is not None]))
 
 
 def put_batch(batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh) -> dict[str, Shaped[Array, "batch ..."]]:
     """Puts this process's rows on its devices, as global arrays split by `batch_sharding`.
 
     Args:
-        batch: arrays with equal leading dimension, the rows that `process_rows` names, in that order.
+        batch: arrays with equal leading dimension, those of the global batch that this process feeds, in their order.
         mesh: the mesh; all its processes call this together.
 
     Raises:

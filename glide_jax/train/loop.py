@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Trainer:
         saving.
 
         Raises:
-            GlideError: too many updates in a row were skipped; the state before them is saved.
+            GlideError: too many updates in a row were skipped, the data can no longer be read, or the disk is full; the
+                state is saved if it can be.
         """
         train = self.config.train
         if self.step >= train.max_steps:
@@ -81,8 +82,12 @@ class Trainer:
             self._bar = stack.enter_context(progress.bar("training", train.max_steps, self.step, quiet=not _is_first()))
             step_fn = self.program.compile()
             wait_for_all(f"{self.run_dir}, update {self.step}")
-            self._begin(step_fn)
-            self._train(step_fn, interrupt)
+            try:
+                self._begin(step_fn)
+                self._train(step_fn, interrupt)
+            except GlideError:
+                self._save_if_possible()
+                raise
             return self._finish(interrupt)
 
     def _begin(self, step_fn: jax.stages.Compiled) -> None:
@@ -197,6 +202,16 @@ class Trainer:
         if self._first_mse is not None:
             record["first_mse"] = self._first_mse
         self.store.save(self.step, self.state, record)
+
+    def _save_if_possible(self) -> None:
+        """After an error: of several processes this may be the only one to have met it, and a save needs all."""
+        if jax.process_count() > 1:
+            return
+        with suppress(GlideError):  # the disk may be full for the checkpoint too
+            self.store.wait()
+            if self.step and self.store.latest() != self.step:
+                self._save()
+                self.store.wait()
 
     def _finish(self, interrupt: Interrupt) -> int:
         received = interrupt.received

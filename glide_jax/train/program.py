@@ -6,7 +6,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from glide_jax.data.batch import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
-from glide_jax.parallel import batch_sharding, bytes_per_device, gather_for_use, state_shardings, with_shardings
+from glide_jax.parallel import (
+    batch_sharding,
+    bytes_per_device,
+    check_batch_size,
+    gather_for_use,
+    state_shardings,
+    with_shardings,
+)
 from glide_jax.randomness import stream_key
 from glide_jax.train.draws import training_draws, validation_draws
 from glide_jax.train.optimizer import make_optimizer
@@ -21,7 +28,10 @@ class Program:
     Args:
         config: the run.
         mesh: real devices, or an abstract mesh to plan for devices that are not here.
-        min_sharded_bytes: as in `parallel.partition_spec`; by default its own.
+        **rule: `min_bytes` of `parallel.partition_spec`; by default its own.
+
+    Raises:
+        GlideError: the devices cannot share a batch equally.
 
     Attributes:
         abstract_state: shapes, types and shardings of the training state.
@@ -32,6 +42,7 @@ class Program:
     def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, **rule: int) -> None:
         train = config.train
         steps = config.diffusion.diffusion_steps
+        check_batch_size(train.batch_size, mesh)
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)

@@ -4,16 +4,16 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
-from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import Pixels, grid, save_png
+from glide_jax.images import Pixels, grid, open_image, save_png
 from glide_jax.train.run_config import RunConfig
 
 
@@ -44,20 +44,26 @@ class RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._writes:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        # What a full disk leaves unwritten has been said by then.
+        with suppress(OSError):
+            if self._writes:
+                self._file.close()
+        with suppress(OSError):
+            if self._board is not None:
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends one line of figures after `step` updates."""
+        """Appends one line of figures after `step` updates; raises `GlideError` if it cannot be written."""
         if not self._writes:
             return
         line = {"step": step, "time": round(time.time(), 3)} | {k: _short(v) for k, v in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise GlideError(f"cannot write to {self._file.name}: {error.strerror}") from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -65,7 +71,7 @@ class RunLog:
             self._wandb.log(dict(values) | {"iter": step})
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
-        """Writes a picture drawn after `step` updates."""
+        """Writes a picture drawn after `step` updates; raises `GlideError` if it cannot be written."""
         if not self._writes:
             return
         path = self._path(name, step)
@@ -98,8 +104,7 @@ class RunLog:
 
 
 def _read(path: Path) -> Pixels:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(open_image(path))
 
 
 def _short(value: float | int) -> float | int:

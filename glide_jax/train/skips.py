@@ -59,7 +59,7 @@ class SkipWatch:
         """Takes in update `step`, after which `count` updates were skipped in all.
 
         Raises:
-            GlideError: more than `limit` updates in a row were skipped.
+            GlideError: more than `limit` updates in a row were skipped, or they cannot be written down.
         """
         self._in_a_row = self._in_a_row + 1 if count > self._count else 0
         self._count = count
@@ -75,8 +75,11 @@ class SkipWatch:
     def _write(self, step: int, loss: float, grad_norm: float, batch: Batch) -> None:
         # Not finite numbers are no JSON.
         line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "index": _indices(batch)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line | {"captions": batch.captions}) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line | {"captions": batch.captions}) + "\n")
+        except OSError as error:
+            raise GlideError(f"cannot write to {self._path}: {error.strerror}") from error
 
 
 def _indices(batch: Batch) -> list[int]:

@@ -58,7 +58,7 @@ TOKENIZER = (
           "mask[row, : len(ids)] = True", "mask[row, : len(ids) + 1] = True",
           ("tests/tokenizer/test_glide_tokenizer.py::test_padded_equals_the_reference",)),
     Fault("a long text loses CLIP's end token", "glide_jax/tokenizer/clip.py",
-          "[self.start_token, *self.encode(text)[: text_ctx - 2], self.end_token]",
+          "[self.start_token, *self.encode(seen)[: text_ctx - 2], self.end_token]",
           "[self.start_token, *self.encode(text), self.end_token][:text_ctx]",
           ("tests/tokenizer/test_clip_tokenizer.py::test_a_long_text_keeps_its_start_and_end_tokens",)),
 )

@@ -38,7 +38,30 @@ def test_respacing_accumulates_as_the_reference_does():
     assert space_timesteps(1000, "17")[:4].tolist() == [0, 62, 125, 187]
 
 
-@pytest.mark.parametrize("respacing", ["0", "-3", "ten", "ddim", "ddim7x", "1001", "500,501", "1,,2"])
+@pytest.mark.parametrize(
+    "respacing",
+    [
+        "0",
+        "-3",
+        "ten",
+        "ddim",
+        "ddim7x",
+        "1001",
+        "500,501",
+        "1,,2",
+        "ddim5,3",
+        "ddim0",
+        "ddim-5",
+        "ddim 5",
+        "fast27,3",
+        " ",
+        ",",
+        "1e2",
+        "\u0665",
+        "9" * 5000,
+        "ddim" + "9" * 5000,
+    ],
+)
 def test_impossible_respacing_is_refused(respacing):
     with pytest.raises(GlideError):
         space_timesteps(1000, respacing)
@@ -54,3 +77,11 @@ def test_known_values_of_the_cosine_schedule():
     np.testing.assert_allclose(
         abar[[0, 250, 500, 900, 999]], [0.999959, 0.845888, 0.492285, 0.0236161, 2.42877e-9], 1e-5
     )
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+def test_too_few_steps_for_the_linear_schedule_are_refused(steps):
+    with pytest.raises(GlideError, match="use at least 21"):
+        DiffusionConfig(steps, "linear")
+    for config in (DiffusionConfig(21, "linear"), DiffusionConfig(steps)):
+        assert np.isfinite(Schedule.from_config(config).alphas_cumprod).all()

@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,3 +196,16 @@ def test_sampling_mistakes_get_one_clear_line(whole_run, tmp_path, capsys, argum
 
 def test_a_missing_checkpoint_gets_one_clear_line(tmp_path, capsys):
     assert_one_clear_line(sample(tmp_path / "none", tmp_path, "--prompt", "x"), "no checkpoint at", capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_loses_no_step(tmp_path, capsys):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    steps = ["--config.train.max_steps=4", "--config.train.log_every=1"]
+    message = f"cannot write to {tmp_path / 'log.jsonl'}: No space left on device"
+    assert_one_clear_line(train(tmp_path, *steps), message, capsys)
+    (saved,) = (path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert int(saved) >= 1
+    (tmp_path / "log.jsonl").unlink()
+    assert train(tmp_path, *steps) == 0
+    assert min(losses(tmp_path)) == int(saved) + 1

@@ -16,7 +16,8 @@ import jax, numpy as np
 assert jax.process_count() == 2 and jax.device_count() == 4
 devices = [jax.devices()[i] for i in (0, 2, 1, 3)]
 mesh = jax.sharding.Mesh(np.array(devices).reshape(2, 2), AXES)
-rows = process_rows(8, mesh)
+slices = batch_sharding(mesh).addressable_devices_indices_map((8,)).values()
+rows = np.sort(np.concatenate([np.arange(8)[index] for index in slices]))
 images = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
 batch = put_batch({"images": images[rows]}, mesh)["images"]
 assert batch.shape == (8, 3)

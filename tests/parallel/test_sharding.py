@@ -6,9 +6,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from glide_jax.parallel import (
     ParallelConfig,
+    check_batch_size,
     make_mesh,
     partition_spec,
-    process_rows,
     put_batch,
     state_shardings,
     with_shardings,
@@ -55,7 +55,7 @@ def test_shardings_follow_the_tree_and_attach_to_it():
 
 def test_one_process_feeds_every_row():
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-    np.testing.assert_array_equal(process_rows(6, mesh), np.arange(6))
+    check_batch_size(6, mesh)
     images = np.arange(24, dtype=np.float32).reshape(6, 4)
     with jax.transfer_guard("disallow"):
         batch = put_batch({"images": images, "tokens": np.ones((6, 2), np.int32)}, mesh)
@@ -75,11 +75,12 @@ for data, fsdp in ((8, 1), (1, 8), (2, 4)):
     placed = jax.device_put(tree, state_shardings(tree, mesh))
     assert placed["kernel"].addressable_shards[0].data.shape == (3, 3, 64, 128 // fsdp)
     assert placed["bias"].sharding.is_fully_replicated and placed["step"].sharding.is_fully_replicated
-    assert (process_rows(16, mesh) == np.arange(16)).all()
+    check_batch_size(16, mesh)
     batch = put_batch({"images": images}, mesh)["images"]
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
     assert (np.asarray(batch) == images).all()
-for call in (lambda: process_rows(12, mesh), lambda: put_batch({"images": images[:12]}, mesh)):
+twelve = {"images": images[:12]}
+for call in (lambda: check_batch_size(12, mesh), lambda: check_batch_size(6, mesh), lambda: put_batch(twelve, mesh)):
     try:
         call()
     except GlideError as error:
@@ -88,6 +89,7 @@ for call in (lambda: process_rows(12, mesh), lambda: put_batch({"images": images
 
 
 def test_eight_devices_share_state_and_batch():
-    rows, entry = run(EIGHT_DEVICES, devices=8).splitlines()
-    assert rows == "a batch of 12 cannot be split evenly over 8 devices; choose a multiple of 8"
+    twelve, six, entry = run(EIGHT_DEVICES, devices=8).splitlines()
+    assert twelve == "train.batch_size 12 cannot be shared equally by 8 devices: use 8 or 16"
+    assert six == "train.batch_size 6 cannot be shared equally by 8 devices: use 8"
     assert entry == "batch entry 'images' has 12 rows, which 8 devices cannot share"
