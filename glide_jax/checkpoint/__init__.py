@@ -4,12 +4,15 @@
         state/                the arrays: a dict with "params" and, in training, "ema", "opt", "step", ...
         record/data.json      free-form: configuration, data position, counters, goodput, ...
         arrays/data.json      shape and dtype of every array, by name
+        hashes.json           size and CRC-32 of every file above
+        hashes.json           size and CRC-32 of every file, compared before anything is loaded
 
 Plain weights are one such step folder under a name of their own. Everything that takes a path takes a run
-folder, its checkpoints folder or one step's folder.
+folder, its checkpoints folder (either with @STEP for another step than the newest) or one step's folder.
 """
 
 from glide_jax.checkpoint.folders import complete_steps as complete_steps
+from glide_jax.checkpoint.folders import newest_intact as newest_intact
 from glide_jax.checkpoint.folders import resolve as resolve
 from glide_jax.checkpoint.store import CheckpointStore as CheckpointStore
 from glide_jax.checkpoint.weights import held_weights as held_weights

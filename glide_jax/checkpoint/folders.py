@@ -1,18 +1,54 @@
-"""Which checkpoints there are, and which one a path means."""
+"""Which checkpoints there are, which one a path means, and which one can be gone on from."""
 
+import re
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, is_step
+from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
+
+_WITH_STEP = re.compile(r"(.+)@([0-9]{1,18})/?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The newest step that is as it was written.
+
+    Attributes:
+        step: its number; None where there are no steps at all.
+        damaged: the newer ones, and what is wrong with each.
+    """
+
+    step: int | None
+    damaged: dict[int, str]
 
 
 def complete_steps(directory: Path) -> list[int]:
     """The steps of a checkpoints folder that were written to their end, ascending."""
-    if not directory.is_dir():
-        return []
-    numbered = [folder for folder in directory.iterdir() if folder.name.isdecimal()]
-    return sorted(int(folder.name) for folder in numbered if is_step(folder))
+    return [step for step in _numbered(directory) if is_step(directory / str(step))]
+
+
+def newest_intact(directory: Path) -> Choice:
+    """The step of a checkpoints folder to go on from; every file of it is read.
+
+    Raises:
+        GlideError: all steps are damaged, or one cannot be read.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(_numbered(directory)):
+        folder = directory / str(step)
+        try:
+            require_complete(folder)
+            check(folder)
+        except DamagedError as error:
+            damaged[step] = error.found
+        else:
+            return Choice(step, damaged)
+    if damaged:
+        others = "so are all others" if len(damaged) > 1 else "there is no other"
+        raise GlideError(f"{damaged[max(damaged)]}; {others} in {directory}")
+    return Choice(None, {})
 
 
 def unfinished(directory: Path) -> list[Path]:
@@ -24,18 +60,20 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
     """The folder of one complete step that `path` means: of a run, a checkpoints folder or a step.
 
     Args:
-        path: any of the three.
+        path: any of the three; PATH@STEP names a step of the first two.
         step: which step, by default the newest; of no use with a path that is one step already.
 
     Raises:
-        GlideError: there is no such checkpoint.
+        GlideError: there is no such checkpoint, or a part of it is missing.
     """
     directory = Path(path).expanduser()
+    if not directory.is_dir() and step is None and (match := _WITH_STEP.fullmatch(str(directory))):
+        directory, step = Path(match[1]), int(match[2])
     if not directory.is_dir():
         raise GlideError(f"no checkpoint at {path}: no such folder")
     if is_step(directory):
         if step is not None and directory.name != str(step):
-            raise GlideError(f"{path} is one checkpoint already; leave out step {step}, or name its parent folder")
+            raise GlideError(f"{directory} is one checkpoint already; leave out step {step}, or name its parent folder")
         return directory
     if (directory / "checkpoints").is_dir():
         directory = directory / "checkpoints"
@@ -46,11 +84,20 @@ def step_folder(directory: Path, step: int | None = None) -> Path:
     """The folder of step `step` in a checkpoints folder, by default of the newest.
 
     Raises:
-        GlideError: there is no such step.
+        GlideError: there is no such step, or a part of it is missing.
     """
-    steps = complete_steps(directory)
+    steps = _numbered(directory)
     if not steps:
         raise GlideError(f"no complete checkpoint in {directory}")
     if step is not None and step not in steps:
         raise GlideError(f"no checkpoint of step {step} in {directory}; there are {', '.join(map(str, steps))}")
-    return directory / str(steps[-1] if step is None else step)
+    folder = directory / str(steps[-1] if step is None else step)
+    require_complete(folder)
+    return folder
+
+
+def _numbered(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    names = [folder.name for folder in directory.iterdir() if folder.name.isdecimal() and folder.is_dir()]
+    return sorted(int(name) for name in names if name == str(int(name)))

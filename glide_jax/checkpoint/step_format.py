@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,26 @@ import jax
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from glide_jax.checkpoint.structure import ArraySpec, describe
+from glide_jax.checkpoint.hashes import check_hashes, write_hashes
+from glide_jax.checkpoint.structure import ArraySpec, describe, is_description
 from glide_jax.errors import GlideError
 
 Record = dict[str, Any]
 
 # Orbax writes a step under its name with this suffix and renames it when all of it is there.
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
+
+# Writes that were under way when a save failed make its folder anew: so many seconds must pass without one.
+_SETTLED_SECONDS = 0.5
+_MOST_SECONDS = 30.0
+
+
+class DamagedError(GlideError):
+    """A checkpoint is not what was written, or lacks a part: `found` says so without what to do."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.found = f"checkpoint {folder} is damaged: {reason}"
+        super().__init__(f"{self.found}; use another step (RUN@STEP)")
 
 
 class _RaisedAnyway(logging.Filter):
@@ -47,6 +61,15 @@ class PendingSave:
         """
         with _writing(self._folder):
             self._response.result()
+            if jax.process_index() == 0:
+                self._add_hashes()
+
+    def _add_hashes(self) -> None:
+        try:
+            write_hashes(self._folder)
+        except OSError:
+            delete(self._folder)
+            raise
 
 
 def begin_saving(folder: Path, state: PyTree[Array], record: Record, *, compress: bool = False) -> PendingSave:
@@ -57,52 +80,80 @@ def begin_saving(folder: Path, state: PyTree[Array], record: Record, *, compress
     On return `state` may be donated and `record` changed.
 
     Raises:
-        GlideError: the folder cannot be created.
+        GlideError: the step cannot be created in the folder above, which must be there.
         TypeError: `record` is not JSON.
     """
     # Orbax writes the record later: it gets a copy of its own.
     contents = {"state": state, "record": json.loads(json.dumps(record)), "arrays": describe(state)}
     with _writing(folder), _orbax_context(compress):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         return PendingSave(folder, ocp.save_checkpointables_async(folder.absolute(), contents))
+
+
+def check(folder: Path) -> None:
+    """Reads every file of a step to see that it is as it was written; one without hashes passes.
+
+    Raises:
+        DamagedError: it is not.
+        GlideError: the folder cannot be read.
+    """
+    with _checking(folder):
+        check_hashes(folder)
+    read_arrays(folder)
+    read_record(folder)
 
 
 def read_state(folder: Path, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
     """The arrays of `abstract_state`, which may be a part of the saved tree, in its dtypes and shardings.
 
-    Leaves without a sharding go to the first device. Shapes are the caller's to check beforehand.
+    Leaves without a sharding go to the first device. Shapes are the caller's to check beforehand, and so are hashes
+    (`check`): Orbax itself does not notice a wrong bit.
 
     Raises:
         GlideError: the folder cannot be read.
     """
     target = {"state": jax.tree.map(_with_default_sharding, abstract_state)}
-    with _reading(folder), _orbax_context():
-        return ocp.load_checkpointables(folder.absolute(), target)["state"]
+    try:
+        with _orbax_context():
+            return ocp.load_checkpointables(folder.absolute(), target)["state"]
+    except Exception as error:  # whatever Orbax makes of a step without hashes that is damaged
+        raise GlideError(
+            f"cannot read checkpoint {folder}: {_reason(error)}; if it is damaged, use another step (RUN@STEP)"
+        ) from error
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a step.
-
-    Raises:
-        GlideError: the folder cannot be read.
-    """
-    with _reading(folder):
-        return cast(Record, json.loads(_json_file(folder, "record").read_text()))
+    """The record of a step; errors are those of `check`."""
+    record = _read_json(folder, "record")
+    if not isinstance(record, dict):
+        raise DamagedError(folder, "record/data.json is no record")
+    return record
 
 
 def read_arrays(folder: Path) -> dict[str, ArraySpec]:
-    """Shape and dtype of every array of a step, by name.
+    """Shape and dtype of every array of a step, by name; errors are those of `check`."""
+    arrays = _read_json(folder, "arrays")
+    if not is_description(arrays):
+        raise DamagedError(folder, "arrays/data.json is no list of arrays")
+    return cast(dict[str, ArraySpec], arrays)
 
-    Raises:
-        GlideError: the folder cannot be read.
-    """
-    with _reading(folder):
-        return cast(dict[str, ArraySpec], json.loads(_json_file(folder, "arrays").read_text()))
+
+def delete(folder: Path) -> None:
+    """Removes a step; raises OSError where that cannot be."""
+    # Renamed first: a deletion that is interrupted must not leave half a step under its name.
+    doomed = folder.with_name(f"{folder.name}.deleted{TEMPORARY_SUFFIX}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def is_step(folder: Path) -> bool:
     """Whether `folder` is one complete step."""
     return TEMPORARY_SUFFIX not in folder.name and _json_file(folder, "record").is_file()
+
+
+def require_complete(folder: Path) -> None:
+    """Raises `DamagedError` where a step's folder is only a part of one: saves and deletions leave no such."""
+    if not is_step(folder):
+        raise DamagedError(folder, f"{_json_file(folder, 'record').relative_to(folder)} is missing")
 
 
 def _json_file(folder: Path, name: str) -> Path:
@@ -122,13 +173,20 @@ def _orbax_context(compress: bool = False) -> ocp.Context:
     return context
 
 
+def _read_json(folder: Path, name: str) -> Any:
+    with _checking(folder):
+        check_hashes(folder, f"{name}/")
+        return json.loads(_json_file(folder, name).read_text(encoding="utf-8"))
+
+
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _checking(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, LookupError) as error:
-        reason = f"{_reason(error)}; if it is damaged, use another step"
-        raise GlideError(f"cannot read checkpoint {folder}: {reason}") from error
+    except (ValueError, RecursionError, FileNotFoundError) as error:
+        raise DamagedError(folder, _reason(error)) from error
+    except OSError as error:
+        raise GlideError(f"cannot read checkpoint {folder}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -136,10 +194,21 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        shutil.rmtree(f"{folder}{TEMPORARY_SUFFIX}", ignore_errors=True)
+        _remove(folder)
         raise GlideError(
             f"cannot write checkpoint {folder}: {_reason(error)}; what was saved before is untouched"
         ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Removes what a failed save wrote, and what its threads still write."""
+    unfinished = Path(f"{folder}{TEMPORARY_SUFFIX}")
+    begun = absent_since = time.monotonic()
+    while time.monotonic() < min(absent_since + _SETTLED_SECONDS, begun + _MOST_SECONDS):
+        if unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            absent_since = time.monotonic()
+        time.sleep(_SETTLED_SECONDS / 50)
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,10 +19,11 @@ from jaxtyping import Array, PyTree
 
 from glide_jax.checkpoint.folders import complete_steps, step_folder, unfinished
 from glide_jax.checkpoint.step_format import (
-    TEMPORARY_SUFFIX,
     PendingSave,
     Record,
     begin_saving,
+    check,
+    delete,
     read_arrays,
     read_record,
     read_state,
@@ -56,6 +58,10 @@ class CheckpointStore:
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._pending: Future[None] | None = None
         self._lock = _open_for_writing(self.directory)
+        self._gone = (
+            f"{self.directory} is no longer the folder that this run began to write to (moved, deleted or unmounted):"
+            " put it back and run the same command to go on from what was saved there"
+        )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
 
     def __enter__(self) -> Self:
@@ -77,9 +83,11 @@ class CheckpointStore:
             record: what else is needed to continue, as JSON.
 
         Raises:
-            GlideError: this checkpoint, or the one before, cannot be written; earlier ones are untouched.
+            GlideError: this checkpoint, or the one before, cannot be written, or the folder is no longer the one that
+                was opened, and none is made in its place; earlier ones are untouched.
         """
         self.wait()
+        self._require_folder()
         if step not in self.steps():
             pending = begin_saving(self.directory / str(step), state, record)
             self._pending = self._writer.submit(self._complete, pending)
@@ -124,35 +132,86 @@ class CheckpointStore:
         """The newest complete step, or None."""
         return max(self.steps(), default=None)
 
+    def set_aside(self, steps: Iterable[int]) -> None:
+        """Renames damaged steps STEP.damaged: they count no more, and may be written again.
+
+        Raises:
+            GlideError: that cannot be done.
+        """
+        if jax.process_index() != 0:
+            return
+        for folder in (self.directory / str(step) for step in steps):
+            damaged = folder.with_name(f"{folder.name}.damaged")
+            try:
+                if damaged.exists():
+                    shutil.rmtree(damaged)
+                folder.rename(damaged)
+            except OSError as error:
+                raise GlideError(f"cannot rename {folder}: {error.strerror}") from error
+
     def restore(
-        self, abstract_state: PyTree[jax.ShapeDtypeStruct], step: int | None = None
+        self, abstract_state: PyTree[jax.ShapeDtypeStruct], step: int | None = None, *, checked: bool = False
     ) -> tuple[PyTree[Array], Record]:
         """The state, bit for bit as it was saved but in the shardings of `abstract_state`, and its record.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with shardings (`glide_jax.parallel.with_shardings`).
             step: by default the newest.
+            checked: `newest_intact` has just read all of it, which need not be done again.
 
         Raises:
-            GlideError: there is no such step, it cannot be read, or shapes, dtypes or names differ.
+            GlideError: there is no such step, it is damaged, cannot be read, or shapes, dtypes or names differ.
         """
         folder = step_folder(self.directory, self.latest() if step is None else step)
+        if not checked:
+            check(folder)
         check_fits(read_arrays(folder), describe(abstract_state), str(folder), same_dtypes=True)
         return read_state(folder, abstract_state), read_record(folder)
 
+    def _require_folder(self) -> None:
+        there = self._is_there()
+        if jax.process_count() > 1:
+            there = bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
+        if not there:
+            raise GlideError(self._gone)
+
+    def _is_there(self) -> bool:
+        """Whether the path still leads to the folder that process 0 holds the lock of."""
+        if self._lock is None:
+            return True
+        try:
+            return os.path.samestat(self.directory.stat(), os.fstat(self._lock))
+        except OSError:
+            return False
+
     def _complete(self, pending: PendingSave) -> None:
-        pending.finish()
+        try:
+            pending.finish()
+        except GlideError as error:
+            if self._is_there():
+                raise
+            with suppress(OSError):  # what the save's threads made anew; where it is not empty, it is somebody's
+                self.directory.rmdir()
+                self.directory.parent.rmdir()
+            raise GlideError(self._gone) from error
+        if not self._is_there():
+            raise GlideError(self._gone)
         if jax.process_index() == 0:
-            steps = complete_steps(self.directory)
-            kept = steps_to_keep(steps, self._keep_last, self._keep_every) | self._best(steps)
-            for step in set(steps) - kept:
-                _delete(self.directory / str(step))
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        steps = complete_steps(self.directory)
+        kept = steps_to_keep(steps, self._keep_last, self._keep_every) | self._best(steps)
+        for step in set(steps) - kept:
+            try:
+                delete(self.directory / str(step))
+            except OSError as error:
+                raise GlideError(f"cannot remove checkpoint {self.directory / str(step)}: {error.strerror}") from error
 
     def _best(self, steps: Iterable[int]) -> set[int]:
         if not self._keep_best:
             return set()
-        losses = {step: read_record(self.directory / str(step)).get("validation_mse") for step in steps}
-        return best_steps(losses, self._keep_best)
+        return best_steps({step: _loss(self.directory / str(step)) for step in steps}, self._keep_best)
 
 
 def steps_to_keep(steps: Iterable[int], keep_last: int, keep_every: int | None) -> set[int]:
@@ -166,11 +225,12 @@ def best_steps(losses: Mapping[int, float | None], keep_best: int) -> set[int]:
     return set(sorted(known, key=lambda step: (known[step], -step))[:keep_best])
 
 
-def _delete(folder: Path) -> None:
-    # Renamed first: a deletion that is interrupted must not leave half a step under its name.
-    doomed = folder.with_name(f"{folder.name}.deleted{TEMPORARY_SUFFIX}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+def _loss(folder: Path) -> float | None:
+    try:
+        loss = read_record(folder).get("validation_mse")
+    except GlideError:  # a damaged one is none to keep, and no reason to stop
+        return None
+    return loss if isinstance(loss, int | float) else None
 
 
 def _open_for_writing(directory: Path) -> int | None:

@@ -1,7 +1,7 @@
 """What arrays a checkpoint holds, and whether they fit what is asked for."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 from jaxtyping import Array, PyTree
@@ -28,6 +28,17 @@ def describe(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> dict[str, ArraySpec]
         }
         for path, leaf in leaves
     }
+
+
+def is_description(value: Any) -> bool:
+    """Whether `value`, read from JSON, is what `describe` gives."""
+    return isinstance(value, dict) and all(
+        isinstance(spec, dict)
+        and isinstance(spec.get("dtype"), str)
+        and isinstance(spec.get("shape"), list)
+        and all(type(size) is int for size in spec["shape"])
+        for spec in value.values()
+    )
 
 
 def check_fits(

@@ -18,11 +18,11 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
     """The record saved with a checkpoint.
 
     Args:
-        path: a run folder, its checkpoints folder, one step's folder or a folder of plain weights.
+        path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights.
         step: by default the newest.
 
     Raises:
-        GlideError: there is no such checkpoint, or it cannot be read.
+        GlideError: there is no such checkpoint, it is damaged, or it cannot be read.
     """
     return step_format.read_record(resolve(path, step))
 
@@ -43,15 +43,16 @@ def load_weights(
     """The model parameters of a checkpoint, read without the rest of its state.
 
     Args:
-        path: a run folder, its checkpoints folder, one step's folder or a folder of plain weights.
+        path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights.
         abstract_params: shapes, with the dtypes and shardings wanted; by default on one device.
         prefer: the averaged or the raw parameters; where there is no average, the raw ones.
         step: by default the newest.
 
     Raises:
-        GlideError: there is no such checkpoint, it cannot be read, or shapes or names differ.
+        GlideError: there is no such checkpoint, it is damaged or cannot be read, or shapes or names differ.
     """
     folder = resolve(path, step)
+    step_format.check(folder)
     saved = step_format.read_arrays(folder)
     key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"
     subtree = {name: spec for name, spec in saved.items() if name.startswith(f"{key}/")}
@@ -68,4 +69,8 @@ def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Recor
     folder = Path(path).expanduser()
     if folder.exists():
         raise GlideError(f"{path} exists already; choose another folder or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GlideError(f"cannot write checkpoint {path}: {error.strerror}; choose another folder") from error
     step_format.begin_saving(folder, {"params": params}, record, compress=compress).finish()

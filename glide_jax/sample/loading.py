@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from glide_jax.checkpoint import load_weights, read_record, resolve
 from glide_jax.diffusion.schedules import DiffusionConfig
@@ -10,6 +10,8 @@ from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
 from glide_jax.sample.stage import Stage
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LoadedClip:
         Raises:
             GlideError: no checkpoint there, or one of another kind.
         """
-        configs = (ClipTextConfig(**_entry(text, "clip_text")), ClipImageConfig(**_entry(image, "clip_image")))
+        configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
         model = NoisedClip(*configs)
         abstract = _placed(model.abstract_params())
         params = {tower: load_weights(path, {tower: abstract[tower]})[tower] for tower, path in
@@ -49,7 +51,7 @@ class LoadedModel:
             GlideError: no checkpoint there, or one of another kind.
         """
         model = Glide(checkpoint_config(path), dtype)
-        diffusion = DiffusionConfig(**_entry(path, "diffusion"))
+        diffusion = _config(DiffusionConfig, path, "diffusion")
         params = load_weights(path, _placed(model.abstract_params()))
         mesh = make_mesh(ParallelConfig())
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
@@ -68,7 +70,7 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
     """The one step that `path` means today, absolute: a run still training will mean another tomorrow.
 
     Args:
-        path: a run folder, one of its steps, or a converted model.
+        path: a run folder (RUN@STEP for another step than its newest), one of its steps, or a converted model.
         kind: which entry its record must have: model, clip_text or clip_image.
 
     Raises:
@@ -81,12 +83,19 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
 
 def checkpoint_config(path: str | Path) -> ModelConfig:
     """What kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
-    return ModelConfig(**_entry(path, "model"))
+    return _config(ModelConfig, path, "model")
+
+
+def _config(kind: type[_T], path: str | Path, name: str) -> _T:
+    try:
+        return kind(**_entry(path, name))
+    except (TypeError, ValueError) as error:
+        raise GlideError(f"{path}: the {name} entry of its record cannot be used: {error}") from error
 
 
 def _entry(path: str | Path, name: str) -> dict[str, Any]:
     record = read_record(path)
-    if name not in record:
+    if not isinstance(record.get(name), dict):
         found = ", ".join(entry for entry in ("model", "clip_text", "clip_image") if entry in record)
         raise GlideError(f"{path} is of another kind: its record has no {name} entry (it has {found or 'none known'})")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in record[name].items()}

@@ -35,7 +35,7 @@ def dry_run(config: RunConfig) -> int:
     console.print(model_table(program))
     with training_data(config, origin.position) as data:
         batch = next(data)
-    picture = Path(config.run_dir) / "samples" / "dry_run.png"
+    picture = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
     save_png(picture, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
     print(f"first batch: {picture}")
     begun = time.perf_counter()

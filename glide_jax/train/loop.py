@@ -40,7 +40,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config, self.run_dir = config, Path(config.run_dir)
+        self.config, self.run_dir = config, Path(config.run_dir).expanduser()
         train = config.train
         self.mesh = make_mesh(config.parallel)
         self.origin = Origin.of(config)

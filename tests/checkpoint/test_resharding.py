@@ -43,6 +43,7 @@ def _assert_second_step_equals_first(folder) -> None:
         state, record = store.restore(abstract(tiny_state()))
     assert_same_bits(state, tiny_state(1))
     assert record == {"position": 64}
+    assert all((folder / step / "hashes.json").is_file() for step in "12")
 
 
 def test_one_device_to_eight_and_back(folder):

@@ -2,14 +2,17 @@ import errno
 import os
 import resource
 import signal
-from contextlib import contextmanager
+import threading
+import time
+from contextlib import contextmanager, suppress
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.checkpoint import CheckpointStore, read_record
+from glide_jax.checkpoint import CheckpointStore, read_record, save_weights
+from glide_jax.checkpoint.step_format import PendingSave
 from glide_jax.checkpoint.store import best_steps, steps_to_keep
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits, tiny_state
@@ -156,6 +159,78 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path, capfd
     assert read_record(tmp_path) == {"step": 1}
 
 
+class _FailedWhileOthersWrite:
+    """A save that failed, and a thread of it that goes on making files for a moment."""
+
+    def __init__(self, unfinished):
+        self.thread = threading.Thread(target=self._write, args=(unfinished,))
+        self.thread.start()
+
+    def _write(self, unfinished):
+        for number in range(20):
+            with suppress(OSError):
+                unfinished.mkdir(exist_ok=True)
+                (unfinished / str(number)).write_text("late")
+            time.sleep(0.01)
+
+    def result(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_failed_save_leaves_nothing_though_its_threads_still_write(tmp_path):
+    response = _FailedWhileOthersWrite(tmp_path / "2.orbax-checkpoint-tmp")
+    with pytest.raises(GlideError, match=r"/2: No space left on device;"):
+        PendingSave(tmp_path / "2", response).finish()
+    response.thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_whose_hashes_do_not_fit_on_the_disk_is_removed(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("glide_jax.checkpoint.step_format.write_hashes", full)
+    with pytest.raises(GlideError, match="No space left on device"):
+        save_weights(tmp_path / "base", {"kernel": jnp.ones(2)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+GONE = r"checkpoints is no longer the folder that this run began to write to .*: put it back"
+
+
+def _another_folder_in_its_place(run):
+    (run / "checkpoints" / "1").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("replace", [lambda run: None, _another_folder_in_its_place])
+def test_a_folder_that_vanished_is_not_made_anew(tmp_path, replace):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with CheckpointStore(run / "checkpoints") as store:
+        store.save(1, {"params": jnp.ones(2)}, {"step": 1})
+        store.wait()
+        run.rename(moved)
+        replace(run)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(GlideError, match=GONE):
+            store.save(2, {"params": jnp.ones(2)}, {"step": 2})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert read_record(moved) == {"step": 1}
+
+
+def test_a_folder_that_vanishes_during_a_save_is_not_made_anew(tmp_path, monkeypatch):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    finish = PendingSave.finish
+
+    def finish_elsewhere(pending):
+        run.rename(moved)
+        finish(pending)
+
+    monkeypatch.setattr(PendingSave, "finish", finish_elsewhere)
+    with pytest.raises(GlideError, match=GONE), CheckpointStore(run / "checkpoints") as store:
+        store.save(1, {"params": jnp.ones(2**22)}, {"step": 1})
+    assert not run.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(GlideError, match=r"^cannot write to .*file/checkpoints: Not a directory; choose another"):
@@ -219,7 +294,10 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
         store.wait()
         for data in (tmp_path / "1" / "state").glob("**/d/*"):
             os.truncate(data, data.stat().st_size // 2)
-        with pytest.raises(GlideError, match=r"^cannot read checkpoint .*/1: .*; if it is damaged, use another step$"):
+        with pytest.raises(GlideError, match=r"^checkpoint .*/1 is damaged: state/d/.* bytes, not .*; use another"):
+            store.restore(abstract(state))
+        (tmp_path / "1" / "hashes.json").unlink()
+        with pytest.raises(GlideError, match=r"^cannot read checkpoint .*/1: .*; if it is damaged, use another step"):
             store.restore(abstract(state))
 
 
