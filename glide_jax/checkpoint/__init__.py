@@ -4,7 +4,6 @@
         state/                the arrays: a dict with "params" and, in training, "ema", "opt", "step", ...
         record/data.json      free-form: configuration, data position, counters, goodput, ...
         arrays/data.json      shape and dtype of every array, by name
-        hashes.json           size and CRC-32 of every file above
         hashes.json           size and CRC-32 of every file, compared before anything is loaded
 
 Plain weights are one such step folder under a name of their own. Everything that takes a path takes a run
