@@ -31,14 +31,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA GPU and jax[cuda12] or jax[cuda13]")
 
 
-@pytest.fixture(autouse=True)
-def _full_width_is_optimised(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Published sizes take longer to run than to compile."""
-    optimise = request.node.get_closest_marker("slow") and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
-    if not optimise:
-        yield
-        return
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For models of published sizes, which take longer to run than to compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)

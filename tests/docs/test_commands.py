@@ -88,11 +88,6 @@ def shortened(command):
     return words
 
 
-@pytest.fixture
-def _full_width_is_optimised():
-    """Models are tiny here, in what is slow too."""
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     return make_models(tmp_path_factory.mktemp("models"))

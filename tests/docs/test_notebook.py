@@ -10,6 +10,7 @@ nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed: uv
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_notebook_runs_and_learns(monkeypatch):
     import nbclient
 

@@ -30,6 +30,7 @@ def test_it_is_of_the_committed_page(page, path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_a_caption_alone_draws_its_picture(tmp_path):
     result = run("sample.py", "--prompt", "a 3d render of a turtle", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -41,6 +42,7 @@ def test_a_caption_alone_draws_its_picture(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_colours_follow_the_caption():
     captions = ["a 3d render of a turtle", "a 3d render of a tomato", "a 3d render of a banana"]
     drawn = Pipeline.from_checkpoints(ROOT / BASE)(captions, seed=0, sampler="ddpm", num_steps=25).images
@@ -53,6 +55,7 @@ def test_colours_follow_the_caption():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_upsampler_knows_more_than_interpolation():
     data = DataConfig(validation_path=str(ROOT / "datasets/emoji/val-food-3d.tar"), cache_mb=0)
     batch = next(iter(open_validation(data, image_size=128, text_ctx=16, batch_size=4)))

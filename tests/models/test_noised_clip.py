@@ -58,6 +58,7 @@ def test_tiny_model_equals_the_reference(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_full_model_equals_the_reference():
     model = clip_model("full")
     check_golden(model, clip_params(model, "full"), "full")

@@ -25,6 +25,12 @@ class Comparison:
         assert error < tolerance, f"{module}: {error:.1e}"
 
 
+@pytest.fixture(autouse=True)
+def _published_sizes_are_optimised(request):
+    if request.node.get_closest_marker("slow") and "full" in request.node.name:
+        request.getfixturevalue("optimised")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _exact_products():
     """GPUs would take TF32 for float32, which has ten bits."""

@@ -26,6 +26,7 @@ SIZES = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", SIZES)
 def test_one_update_and_one_picture(name):
     model = SIZES[name]
