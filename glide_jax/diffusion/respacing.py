@@ -35,7 +35,7 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
 def _count(text: str, respacing: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
         raise GlideError(
-            f'timestep_respacing {respacing!r} is not of the form "50", "10,10,3,2,2", "ddim50" or "fast27"'
+            f'timestep_respacing {respacing[:40]!r} is not of the form "50", "10,10,3,2,2", "ddim50" or "fast27"'
         )
     return int(text)
 

@@ -32,6 +32,9 @@ def _cosine_betas(steps: int) -> Table:
     return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
 
 
+# The last beta is 20 / steps, and must be below 1.
+_LEAST_LINEAR = 21
+_MOST_STEPS = 999_999
 _BETAS: dict[str, Callable[[int], Table]] = {"linear": _linear_betas, "squaredcos_cap_v2": _cosine_betas}
 
 
@@ -51,12 +54,12 @@ class DiffusionConfig:
         if self.noise_schedule not in _BETAS:
             known = ", ".join(_BETAS)
             raise GlideError(f"diffusion.noise_schedule {self.noise_schedule!r} is unknown (known: {known})")
-        if self.diffusion_steps < 1:
-            raise GlideError(f"diffusion.diffusion_steps must be at least 1, not {self.diffusion_steps}")
-        if _BETAS[self.noise_schedule](self.diffusion_steps)[-1] >= 1:
+        if not 1 <= self.diffusion_steps <= _MOST_STEPS:
+            raise GlideError(f"diffusion.diffusion_steps must be from 1 to {_MOST_STEPS}, not {self.diffusion_steps}")
+        if self.noise_schedule == "linear" and self.diffusion_steps < _LEAST_LINEAR:
             raise GlideError(
-                f"diffusion.diffusion_steps {self.diffusion_steps} are too few for the {self.noise_schedule} schedule,"
-                " whose last step would add more noise than there can be: use at least 21"
+                f"diffusion.diffusion_steps {self.diffusion_steps} are too few for the linear schedule, which cannot"
+                f" take in all its noise: use at least {_LEAST_LINEAR}"
             )
 
 

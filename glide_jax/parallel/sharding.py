@@ -100,14 +100,22 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raises `GlideError`, with the nearest sizes that will do, if the devices cannot share a batch equally."""
-    below = batch_size // mesh.size * mesh.size
-    if below != batch_size:
-        nearest = f"{below} or {below + mesh.size}" if below else str(mesh.size)
+def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, micro_batches: int = 1) -> None:
+    """Raises `GlideError` if the devices cannot share a batch equally.
+
+    It names the nearest sizes that will do, and can be cut into that many micro-batches too.
+    """
+    if batch_size % mesh.size:
+        nearest = nearest_multiples(batch_size, math.lcm(mesh.size, micro_batches))
         raise GlideError(
             f"train.batch_size {batch_size} cannot be shared equally by {mesh.size} devices: use {nearest}"
         )
+
+
+def nearest_multiples(size: int, divisor: int) -> str:
+    """The positive multiples of `divisor` just below and above a size that is none, as in "4 or 8"."""
+    below = size // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
 
 
 def put_batch(batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh) -> dict[str, Shaped[Array, "batch ..."]]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from glide_jax.diffusion.losses import LossConfig
 from glide_jax.errors import GlideError
+from glide_jax.parallel import nearest_multiples
 from glide_jax.sample import SampleOptions
 from glide_jax.train.conditioning import ConditioningConfig
 from glide_jax.train.trainable import RULES, Trainable
@@ -77,6 +78,8 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.upsampler_strength <= 1.0:
             raise GlideError(f"preview.upsampler_strength must be in [0, 1], not {self.upsampler_strength}")
+        if self.count < 1:
+            raise GlideError(f"preview.count must be at least 1, not {self.count}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,8 @@ class TrainConfig:
         if self.batch_size % self.gradient_accumulation_steps:
             raise GlideError(
                 f"train.batch_size {self.batch_size} cannot be split into"
-                f" train.gradient_accumulation_steps={self.gradient_accumulation_steps} equal micro-batches"
+                f" train.gradient_accumulation_steps={self.gradient_accumulation_steps} equal micro-batches:"
+                f" use {nearest_multiples(self.batch_size, self.gradient_accumulation_steps)}"
             )
         if 0.0 < self.loss_spike_threshold <= 1.0:
             raise GlideError(f"train.loss_spike_threshold must be above 1 (0 is off), not {self.loss_spike_threshold}")

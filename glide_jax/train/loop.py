@@ -29,7 +29,7 @@ from glide_jax.train.program import Program
 from glide_jax.train.run_config import RunConfig
 from glide_jax.train.run_data import preview_examples, training_data, validation_data
 from glide_jax.train.run_log import RunLog
-from glide_jax.train.skips import SkipWatch
+from glide_jax.train.skips import SkipWatch, TooManySkipped
 
 
 class Trainer:
@@ -68,7 +68,7 @@ class Trainer:
 
         Raises:
             GlideError: too many updates in a row were skipped, the data can no longer be read, or the disk is full; the
-                state is saved if it can be.
+                state is saved if it can be, and the message says so.
         """
         train = self.config.train
         if self.step >= train.max_steps:
@@ -85,10 +85,11 @@ class Trainer:
             try:
                 self._begin(step_fn)
                 self._train(step_fn, interrupt)
-            except GlideError:
-                self._save_if_possible()
+                return self._finish(interrupt)
+            except GlideError as error:
+                if self._saved():
+                    raise GlideError(f"{error}; all {self.step} updates are saved") from error
                 raise
-            return self._finish(interrupt)
 
     def _begin(self, step_fn: jax.stages.Compiled) -> None:
         train = self.config.train
@@ -138,7 +139,7 @@ class Trainer:
         self._skipped = count
         try:
             self._watch.see(step, count, float(values["loss"]), float(values["grad_norm"]), batch)
-        except GlideError:
+        except TooManySkipped:
             self._save()
             raise
         train = self.config.train
@@ -203,15 +204,20 @@ class Trainer:
             record["first_mse"] = self._first_mse
         self.store.save(self.step, self.state, record)
 
-    def _save_if_possible(self) -> None:
-        """After an error: of several processes this may be the only one to have met it, and a save needs all."""
-        if jax.process_count() > 1:
-            return
+    def _saved(self) -> bool:
+        """Whether no update is lost after an error, which is seen to if it can be.
+
+        Of several processes this may be the only one to have met the error, and a save needs all.
+        """
+        if jax.process_count() > 1 or not self.step:
+            return False
         with suppress(GlideError):  # the disk may be full for the checkpoint too
             self.store.wait()
-            if self.step and self.store.latest() != self.step:
+            if self.store.latest() != self.step:
                 self._save()
                 self.store.wait()
+            return self.store.latest() == self.step
+        return False
 
     def _finish(self, interrupt: Interrupt) -> int:
         received = interrupt.received

@@ -42,7 +42,7 @@ class Program:
     def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, **rule: int) -> None:
         train = config.train
         steps = config.diffusion.diffusion_steps
-        check_batch_size(train.batch_size, mesh)
+        check_batch_size(train.batch_size, mesh, train.gradient_accumulation_steps)
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)

@@ -1,6 +1,5 @@
 """What a run writes down: one JSON line an entry, and the same to TensorBoard and Weights & Biases where wanted."""
 
-import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, grid, open_image, save_png
 from glide_jax.train.run_config import RunConfig
+from glide_jax.train.writing import append_json, writing
 
 
 class RunLog:
@@ -35,40 +35,36 @@ class RunLog:
             run_dir.mkdir(parents=True, exist_ok=True)
             if config.train.wandb_project:
                 self._wandb = _wandb_run(run_dir, config)
-            self._file = (run_dir / "log.jsonl").open("a")
+            self._file = (run_dir / "log.jsonl").open("ab", buffering=0)
+            self._board = _tensorboard(run_dir / "tensorboard")
         except OSError as error:
             raise GlideError(f"cannot write to {run_dir}: {error.strerror}; choose another --config.run_dir") from error
-        self._board = _tensorboard(run_dir / "tensorboard")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._writes:
+            self._file.close()
         # What a full disk leaves unwritten has been said by then.
-        with suppress(OSError):
-            if self._writes:
-                self._file.close()
         with suppress(OSError):
             if self._board is not None:
                 self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        with suppress(OSError):
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Appends one line of figures after `step` updates; raises `GlideError` if it cannot be written."""
         if not self._writes:
             return
         line = {"step": step, "time": round(time.time(), 3)} | {k: _short(v) for k, v in values.items()}
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise GlideError(f"cannot write to {self._file.name}: {error.strerror}") from error
+        append_json(self._file, line)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
         if self._wandb is not None:
-            self._wandb.log(dict(values) | {"iter": step})
+            with writing(self._run_dir / "wandb"):
+                self._wandb.log(dict(values) | {"iter": step})
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Writes a picture drawn after `step` updates; raises `GlideError` if it cannot be written."""
@@ -77,11 +73,12 @@ class RunLog:
         path = self._path(name, step)
         save_png(path, pixels)
         if self._board is not None:
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            self._board.picture(step, name, pixels)
         if self._wandb is not None:
             import wandb  # noqa: PLC0415 - an extra
 
-            self._wandb.log({name: wandb.Image(str(path)), "iter": step})
+            with writing(self._run_dir / "wandb"):
+                self._wandb.log({name: wandb.Image(str(path)), "iter": step})
 
     def before_and_after(self, step: int) -> str:
         """Puts the grids of the start and of `step` side by side, after the true pictures if their layout is the same.
@@ -111,12 +108,46 @@ def _short(value: float | int) -> float | int:
     return value if isinstance(value, int) else float(np.format_float_scientific(value, precision=6))
 
 
-def _tensorboard(directory: Path) -> Any | None:
+class _Board:
+    """An events file for TensorBoard, written at once.
+
+    The thread of tensorboardX's own SummaryWriter dies of a full disk with a traceback; the tenth event after it waits
+    for ever.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
+
+        directory.mkdir(exist_ok=True)
+        self._directory, self._events = directory, EventsWriter(str(directory / "events"))
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        from tensorboardX.summary import scalar  # noqa: PLC0415 - an extra
+
+        self._add(step, *(scalar(name, value) for name, value in values.items()))
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        from tensorboardX.summary import image  # noqa: PLC0415 - an extra
+
+        self._add(step, image(name, pixels, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add(self, step: int, *summaries: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - an extra
+
+        with writing(self._directory):
+            for summary in summaries:
+                self._events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
+            self._events.flush()
+
+
+def _tensorboard(directory: Path) -> _Board | None:
     try:
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 - an extra
+        return _Board(directory)
     except ImportError:
         return None
-    return SummaryWriter(str(directory))
 
 
 def _wandb_run(run_dir: Path, config: RunConfig) -> Any:
@@ -126,7 +157,7 @@ def _wandb_run(run_dir: Path, config: RunConfig) -> Any:
     except ImportError as error:
         raise GlideError("train.wandb_project needs wandb: pip install 'glide-jax[wandb]'") from error
     id_file = run_dir / "wandb_id"
-    if not id_file.exists():
+    if not id_file.exists() or not id_file.read_text():  # a full disk leaves it empty
         id_file.write_text(secrets.token_hex(4))
     run = wandb.init(
         project=config.train.wandb_project, dir=run_dir, id=id_file.read_text(), resume="allow", config=asdict(config)

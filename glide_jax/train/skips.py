@@ -1,6 +1,5 @@
 """Updates that are left out because they would do harm: decided on the device, watched and written down on the host."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from glide_jax.data.batch import Batch
 from glide_jax.errors import GlideError
+from glide_jax.train.writing import append_json, writing
 
 # {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
 Skips = dict[str, Array]
@@ -41,6 +41,10 @@ def choose(good: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> PyT
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
+class TooManySkipped(GlideError):
+    """More updates in a row were skipped than may be; all processes of a run find so at the same update."""
+
+
 class SkipWatch:
     """Writes the examples of every skipped update to `RUN/skipped.jsonl`, and stops a run that only skips.
 
@@ -59,7 +63,8 @@ class SkipWatch:
         """Takes in update `step`, after which `count` updates were skipped in all.
 
         Raises:
-            GlideError: more than `limit` updates in a row were skipped, or they cannot be written down.
+            TooManySkipped: more than `limit` updates in a row were skipped.
+            GlideError: they cannot be written down.
         """
         self._in_a_row = self._in_a_row + 1 if count > self._count else 0
         self._count = count
@@ -67,7 +72,7 @@ class SkipWatch:
             return
         self._write(step, loss, grad_norm, batch)
         if self._in_a_row > self._limit:
-            raise GlideError(
+            raise TooManySkipped(
                 f"{self._in_a_row} updates in a row were skipped (last: loss {loss:g}, gradient norm {grad_norm:g});"
                 f" their examples are in {self._path}: lower train.optimizer.learning_rate or look at the data"
             )
@@ -75,11 +80,8 @@ class SkipWatch:
     def _write(self, step: int, loss: float, grad_norm: float, batch: Batch) -> None:
         # Not finite numbers are no JSON.
         line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "index": _indices(batch)}
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line | {"captions": batch.captions}) + "\n")
-        except OSError as error:
-            raise GlideError(f"cannot write to {self._path}: {error.strerror}") from error
+        with writing(self._path), self._path.open("ab", buffering=0) as file:
+            append_json(file, line | {"captions": batch.captions})
 
 
 def _indices(batch: Batch) -> list[int]:

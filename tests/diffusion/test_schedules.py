@@ -60,10 +60,15 @@ def test_respacing_accumulates_as_the_reference_does():
         "\u0665",
         "9" * 5000,
         "ddim" + "9" * 5000,
+        "5,,3",
+        "1.5",
+        "fast",
+        "DDIM5",
+        "999999",
     ],
 )
-def test_impossible_respacing_is_refused(respacing):
-    with pytest.raises(GlideError):
+def test_impossible_respacing_is_refused_in_one_short_line(respacing):
+    with pytest.raises(GlideError, match=r"\A.{20,150}\Z"):
         space_timesteps(1000, respacing)
 
 
@@ -79,9 +84,27 @@ def test_known_values_of_the_cosine_schedule():
     )
 
 
-@pytest.mark.parametrize("steps", [7, 20])
-def test_too_few_steps_for_the_linear_schedule_are_refused(steps):
-    with pytest.raises(GlideError, match="use at least 21"):
-        DiffusionConfig(steps, "linear")
-    for config in (DiffusionConfig(21, "linear"), DiffusionConfig(steps)):
-        assert np.isfinite(Schedule.from_config(config).alphas_cumprod).all()
+@pytest.mark.parametrize(
+    ("steps", "schedule", "message"),
+    [(steps, "linear", "use at least 21") for steps in (1, 2, 7, 20)]
+    + [(steps, "squaredcos_cap_v2", "from 1 to 999999") for steps in (0, -1, 10**12)],
+)
+def test_steps_that_give_no_schedule_are_refused_in_one_line(steps, schedule, message):
+    with pytest.raises(GlideError, match=rf"^diffusion\.diffusion_steps .*{steps}.*$") as refusal:
+        DiffusionConfig(steps, schedule)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "schedule"), [(21, "linear"), *((steps, "squaredcos_cap_v2") for steps in (1, 2, 3, 7))]
+)
+def test_the_fewest_steps_give_finite_tables(steps, schedule):
+    made = Schedule.from_config(DiffusionConfig(steps, schedule))
+    assert ((made.betas > 0) & (made.betas < 1)).all()
+    tables = (made.alphas_cumprod, made.sigmas, made.posterior_mean_coef1, made.posterior_mean_coef2)
+    assert np.isfinite([*tables, made.posterior_variance, made.posterior_log_variance_clipped]).all()
+
+
+@pytest.mark.parametrize("respacing", [" 5", "5 ", "05"])
+def test_spaces_and_zeros_around_a_number_change_nothing(respacing):
+    assert space_timesteps(1000, respacing).tolist() == space_timesteps(1000, "5").tolist()

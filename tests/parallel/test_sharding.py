@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from glide_jax.errors import GlideError
 from glide_jax.parallel import (
+    AXES,
     ParallelConfig,
     check_batch_size,
     make_mesh,
@@ -51,6 +53,18 @@ def test_shardings_follow_the_tree_and_attach_to_it():
     kernel = abstract["params"]["kernel"]
     assert (kernel.shape, kernel.dtype) == ((512, 512), jnp.bfloat16)
     assert kernel.sharding == NamedSharding(mesh, PartitionSpec())
+
+
+@pytest.mark.parametrize(
+    ("size", "micro_batches", "use"),
+    [(6, 1, "4 or 8"), (1, 1, "4"), (6, 3, "12"), (18, 3, "12 or 24"), (10, 2, "8 or 12")],
+)
+def test_a_batch_that_devices_cannot_share_is_refused_with_the_sizes_that_will_do(size, micro_batches, use):
+    mesh = AbstractMesh((2, 2), AXES)
+    with pytest.raises(GlideError, match=f"^train.batch_size {size} cannot be shared equally by 4 devices: use {use}$"):
+        check_batch_size(size, mesh, micro_batches)
+    for good in map(int, use.split(" or ")):
+        check_batch_size(good, mesh, micro_batches)
 
 
 def test_one_process_feeds_every_row():

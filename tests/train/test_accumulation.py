@@ -21,5 +21,6 @@ def test_four_micro_batches_equal_the_whole_batch():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(GlideError, match=r"batch_size 8 cannot be split into train.gradient_accumulation_steps=3"):
+    refusal = r"batch_size 8 cannot be split into train.gradient_accumulation_steps=3 equal micro-batches: use 6 or 9$"
+    with pytest.raises(GlideError, match=refusal):
         TrainConfig(batch_size=8, gradient_accumulation_steps=3)

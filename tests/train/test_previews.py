@@ -80,3 +80,9 @@ def test_an_upsampler_that_does_not_fit_is_refused(tmp_path, upsampler, model, m
 def test_an_impossible_strength_is_refused_before_training():
     with pytest.raises(GlideError, match=r"upsampler_strength must be in \[0, 1\], not 1.5"):
         PreviewConfig(upsampler_strength=1.5)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_an_impossible_count_is_refused_before_training(count):
+    with pytest.raises(GlideError, match=f"preview.count must be at least 1, not {count}$"):
+        PreviewConfig(count=count, prompts=("a cat",))

@@ -1,6 +1,7 @@
 """Harmful updates: nothing changes but the counters, they are written down, and too many stop the run."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from glide_jax.data.batch import Batch
 from glide_jax.errors import GlideError
-from glide_jax.train.skips import SkipWatch, judge, no_skips
+from glide_jax.train.skips import SkipWatch, TooManySkipped, judge, no_skips
 from tests.tiny.training import make_batch, make_config, make_params, make_state, updated
 
 
@@ -64,10 +65,19 @@ def test_skipped_examples_are_written_down_and_too_many_in_a_row_stop(tmp_path):
     batch = Batch({"index": np.array([8, 9], np.int32)}, ["a cat", "a dog"])
     for step, count in enumerate((5, 6, 6, 7, 8), start=1):
         watch.see(step, count, float("nan"), float("inf"), batch)
-    with pytest.raises(GlideError, match=r"^3 updates in a row were skipped .*skipped\.jsonl"):
+    with pytest.raises(TooManySkipped, match=r"^3 updates in a row were skipped .*skipped\.jsonl"):
         watch.see(6, 9, float("nan"), float("inf"), batch)
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5, 6]
     assert lines[0]["index"] == [8, 9]
     assert lines[0]["captions"] == ["a cat", "a dog"]
     assert (lines[0]["loss"], lines[0]["grad_norm"]) == ("nan", "inf")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_another_error_than_too_many(tmp_path):
+    (tmp_path / "skipped.jsonl").symlink_to("/dev/full")
+    watch = SkipWatch(tmp_path, limit=0, count=0)
+    with pytest.raises(GlideError, match=r"^cannot write to .*skipped\.jsonl: No space left on device$") as refusal:
+        watch.see(1, 1, float("nan"), 1.0, Batch({"index": np.array([8], np.int32)}, ["a cat"]))
+    assert not isinstance(refusal.value, TooManySkipped)  # which all processes of a run find at once, and save
