@@ -36,7 +36,7 @@ UNRUNNABLE = FOREIGN | {
     r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
-# The first command of each of these kinds stands for the others, which `pytest -m slow` runs.
+# The first command of each kind stands for the others, of which `pytest -m slow` runs those with an option or a page more.
 KINDS = (
     r"train\.py", r"sample\.py --prompt", r"sample\.py .*--mask", r"evaluate\.py --prompt_file", r"convert to-flax",
     r"convert to-torch", r"convert inspect", r"convert shrink", r"data check",
@@ -57,6 +57,23 @@ UNIQUE = list({command.text: command for command in COMMANDS[::-1]}.values())[::
 RUNNABLE = [command for command in UNIQUE if command not in matching(UNRUNNABLE)]
 CHOSEN = [next((command for command in RUNNABLE if re.search(kind, command.text)), None) for kind in KINDS]
 
+
+def that_bring_something():
+    """The commands, beside the chosen ones, with an option or a page that none before them had."""
+    seen = {part for command in CHOSEN if command for part in parts(command)}
+    for command in RUNNABLE:
+        if command not in CHOSEN and not parts(command) <= seen:
+            seen |= parts(command)
+            yield command
+
+
+def parts(command):
+    """The program, the page and the names of the options of a command."""
+    options = {word.partition("=")[0] for word in command.words if word.startswith("-")}
+    return {*options, *re.findall(r"configs/\w+\.py", command.text), command.words[0]}
+
+
+RUN = [command for command in RUNNABLE if command in CHOSEN or command in [*that_bring_something()]]
 _SHORT = {
     "max_steps": 1, "batch_size": 8, "validate_every": 1, "save_every": 1, "preview.count": 2,
     "preview.options.num_steps": 2,
@@ -143,7 +160,7 @@ def marked(command):
     return pytest.param(command, id=str(command), marks=slow)
 
 
-@pytest.mark.parametrize("command", [marked(command) for command in RUNNABLE])
+@pytest.mark.parametrize("command", [marked(command) for command in RUN])
 def test_a_command_runs(command, workspace, request, monkeypatch):
     make_ready(command.words, workspace, request, monkeypatch)
     before = files(workspace)
