@@ -36,7 +36,7 @@ UNRUNNABLE = FOREIGN | {
     r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
-# The first command of each kind stands for the others, of which `pytest -m slow` runs those with an option or a page more.
+# The first command of each kind stands for the others; `pytest -m slow` runs those with a further option or page.
 KINDS = (
     r"train\.py", r"sample\.py --prompt", r"sample\.py .*--mask", r"evaluate\.py --prompt_file", r"convert to-flax",
     r"convert to-torch", r"convert inspect", r"convert shrink", r"data check",
