@@ -53,13 +53,16 @@ def file_kind(path: Path) -> str:
 def _zip_of_others(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except Exception:  # cut short or damaged, which is told when it is read
         return None
+    names = [member.filename for member in members]
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program", "give a file of its state_dict"
     if any(name.endswith("/data.pkl") for name in names):
-        return None
+        # torch would unpack a pickle of any size, and take compressed tensors for their values.
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        return ("a PyTorch file compressed afterwards", "save it again with torch.save") if packed else None
     listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
     return f"a zip archive of {listed or 'nothing'}", _UNPACK
 

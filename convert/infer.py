@@ -21,6 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # (inpaint, super_res)
 _IMAGE_SIZES = (64, 128, 256)
+_LEAST_TENSORS = 10  # of a block; a number that so many tensors cannot reach is left to be reported as unexpected
+_MOST_BLOCKS = 100  # of one kind; the published models have 16
 # The axis of one tensor that alone tells an option; the image tower has a token a patch and one more.
 _CLIP_AXES = {
     "text": {
@@ -154,7 +156,7 @@ def _read_clip(shapes: Shapes, side: str, otherwise: Options) -> dict[str, Any]:
         name: shapes[key][axis] for name, (key, axis) in _CLIP_AXES[side].items() if len(shapes.get(key, ())) > axis
     }
     if "tokens" in told:
-        told["image_size"] = isqrt(told.pop("tokens") - 1) * {**otherwise, **told}["patch_size"]
+        told["image_size"] = isqrt(max(told.pop("tokens") - 1, 0)) * {**otherwise, **told}["patch_size"]
     told[f"n_xf_blocks_{side}"] = 1 + max(_numbers(shapes, r"blocks\.block_(\d+)\."))
     return told
 
@@ -176,5 +178,10 @@ def _majority(shapes: Shapes, pattern: str, axis: int) -> int:
 
 
 def _numbers(shapes: Shapes, pattern: str) -> set[int]:
-    """The numbers in the pattern's group among the keys that start with it."""
-    return {int(found[1]) for key in shapes if (found := re.match(pattern, key))}
+    """The numbers in the pattern's group among the keys that start with it, as far as there can be such blocks."""
+    texts = {found[1] for key in shapes if (found := re.match(pattern, key))}
+    numbers = {int(text) for text in texts if len(text) < 6}
+    numbers = {number for number in numbers if number <= len(shapes) // _LEAST_TENSORS}
+    if max(numbers, default=0) >= _MOST_BLOCKS:
+        raise GlideError(f"the tensors have names like {pattern} up to {max(numbers)}: at most {_MOST_BLOCKS} are read")
+    return numbers

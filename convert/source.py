@@ -1,6 +1,9 @@
 """Where tensors come from: a file, or a published name that stands for one in the cache."""
 
+import contextlib
 import hashlib
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +29,8 @@ class Source(NamedTuple):
 def open_source(source: str) -> Source:
     """Finds, and where need be downloads, a file of tensors; computes its sha256.
 
-    That of a published file is remembered beside it when it is first seen.
+    That of a published file is remembered beside it when it is first seen; one line says so, as nobody has
+    published the right one.
 
     Args:
         source: a published name, or the path of a file, whatever its suffix.
@@ -60,6 +64,23 @@ def _local(source: str) -> Path:
 def _remember(path: Path, sha256: str) -> None:
     note = path.with_name(f"{path.name}.sha256")
     if not note.exists():
-        note.write_text(f"{sha256}  {path.name}\n")  # as sha256sum writes it, and checks it
-    elif read_text(note, "the sha256 in").split()[:1] != [sha256]:
+        print(f"nothing vouches for {path}, used for the first time; {_record(note, f'{sha256}  {path.name}')}")
+        return
+    known = read_text(note, "the sha256 in").split()[:1]
+    if not known or not re.fullmatch(r"[0-9a-fA-F]{64}", known[0]):
+        raise GlideError(f"{note} holds no sha256: delete it, and that of {path.name} is recorded anew")
+    if known[0].lower() != sha256:
         raise GlideError(f"{path} has changed since it was first used ({note.name} differs): delete both and run again")
+
+
+def _record(note: Path, line: str) -> str:
+    """Writes the note whole or not at all, as sha256sum writes and checks it; says what became of it."""
+    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(f"{line}\n")
+        partial.replace(note)
+    except OSError as error:  # a cache that others keep may be read-only
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        return f"its sha256 could not be recorded ({error.strerror or error})"
+    return f"recorded in {note.name}: {line}"

@@ -12,6 +12,8 @@ _DEEPEST = 3  # dicts in each other; one may hold itself
 # What data parallelism, torch.compile and training frameworks put before the names of the module they wrap.
 _WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)*")
 _COMPILED = "_orig_mod."
+_MOST_TENSORS = 10_000  # the published models have 797
+_LONGEST_NAME = 500
 _AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
 
 
@@ -76,20 +78,26 @@ def _grouped(content: dict[Any, Any]) -> dict[Any, Any]:
     return others | groups if groups.keys() & set(_EMA) else content
 
 
-def _holds_tensors(value: Any, is_tensor: Callable[[Any], bool], depth: int = 1) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return any(
-        is_tensor(inner) or (depth < _DEEPEST and _holds_tensors(inner, is_tensor, depth + 1))
-        for inner in value.values()
-    )
+def _holds_tensors(value: Any, is_tensor: Callable[[Any], bool]) -> bool:
+    """Whether there are any in a dict or the dicts in it; each is looked at once, in however many places it stands."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inside = [inner for each in level if isinstance(each, dict) for inner in each.values()]
+        if any(map(is_tensor, inside)):
+            return True
+        level = list({id(inner): inner for inner in inside}.values())
+    return False
 
 
 def _checked(content: Any, is_tensor: Callable[[Any], bool], where: str, names: list[str]) -> dict[Any, Any]:
     where = f'"{"/".join(names)}" of {where}' if names else where
     if not isinstance(content, dict) or not content:
         raise GlideError(f"{where} holds {type(content).__name__}, not a state_dict of named tensors")
+    if len(content) > _MOST_TENSORS:
+        raise GlideError(f"{where} holds {len(content)} entries, more than any such model has")
     for key, value in content.items():
+        if not isinstance(key, str | int) or len(str(key)) > _LONGEST_NAME or not str(key).isprintable():
+            raise GlideError(f"{where} holds a tensor under {ascii(key)[:60]}, which is no name of one")
         if not is_tensor(value):
             known = ", ".join(_RAW + _EMA)
             raise GlideError(

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.file_kind import SAFETENSORS, file_kind
+from convert.pickle_check import check_plain, check_zipped
 from convert.state_dict import find_state_dict
 from glide_jax.errors import GlideError
 
@@ -82,6 +83,7 @@ def read_state_dict(path: Path, *, ema: bool = False) -> StateDict:
     content = _load_safetensors(path) if kind == SAFETENSORS else _load_pickle(path)
     found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
     arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
+    _check_size(path, arrays)
     misnamed = (path.suffix == ".safetensors") != (kind == SAFETENSORS)
     told = [f"{kind} in spite of its name"] if misnamed else []
     told += [*found.told, *_about_float64(arrays)]
@@ -98,6 +100,11 @@ def holds(dtype: np.dtype, array: np.ndarray) -> bool:
     """Whether `dtype` can hold the values of a floating array exactly."""
     with np.errstate(over="ignore", invalid="ignore"):
         return dtype == array.dtype or bool(np.array_equal(array.astype(dtype).astype(array.dtype), array))
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a path is text; those of other encodings are not, and libraries in C++ refuse them."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -129,6 +136,13 @@ def _torch() -> Any:
     return torch
 
 
+def _check_size(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A few stored numbers may be spread over a tensor of any shape, which takes room only when it is used."""
+    told, stored = sum(array.nbytes for array in arrays.values()), path.stat().st_size
+    if told > stored:
+        raise GlideError(f"{path} tells of {told} bytes of tensors, and has only {stored}: it is no checkpoint")
+
+
 def _about_float64(arrays: dict[str, np.ndarray]) -> list[str]:
     wide = [array for array in arrays.values() if array.dtype == np.float64]
     rounded = sum(not holds(DTYPES["float32"], array) for array in wide)
@@ -144,9 +158,12 @@ def _load_pickle(path: Path) -> Any:
         with path.open("rb") as file, allowed, warnings.catch_warnings(action="ignore"):
             head = file.read(32)
             file.seek(0)
-            # Older files cannot be mapped, and those of this suffix torch itself would not take for its own.
-            mapped = head.startswith(b"PK") and path.suffix != ".safetensors"
+            # Older files cannot be mapped; by this suffix, or at a path that is no text, torch maps none.
+            mapped = head.startswith(b"PK") and path.suffix != ".safetensors" and is_unicode(path)
+            check_zipped(path) if head.startswith(b"PK") else check_plain(path)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except GlideError:
+        raise
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks to run {wanted[1]}" if wanted else "is no plain file of tensors"
@@ -166,7 +183,7 @@ def _load_safetensors(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.offset_keys()}
-    except (OSError, SafetensorError, KeyError, AttributeError) as error:
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise GlideError(
             f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it cut short?"
         ) from error
@@ -178,8 +195,13 @@ def _to_numpy(path: Path, key: str, tensor: "torch.Tensor") -> np.ndarray:
         if tensor.dtype == torch.bfloat16:  # unknown to NumPy: goes by its bits
             return tensor.detach().view(torch.int16).numpy().view(BFLOAT16)
         return tensor.detach().numpy()
-    except (TypeError, RuntimeError) as error:
-        raise GlideError(f"{path}: {key} is {tensor.dtype} {tensor.layout}, which is not supported") from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise GlideError(f"{path}: {key} is {_described(tensor)}, which is not supported") from error
+
+
+def _described(tensor: "torch.Tensor") -> str:
+    dense = tensor.layout == _torch().strided  # so its type or shape is the cause
+    return f"{tensor.dtype} {tensor.layout}" + (f" of {tuple(tensor.shape)}"[:60] if dense else "")
 
 
 def _to_tensor(array: np.ndarray) -> "torch.Tensor":

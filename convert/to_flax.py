@@ -9,7 +9,7 @@ from convert.architecture import Architecture, place
 from convert.infer import infer
 from convert.options import Options
 from convert.source import Source
-from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, read_state_dict
+from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_state_dict
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
@@ -44,10 +44,12 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
         ema: whether to take the EMA weights of a file that holds raw ones too.
 
     Raises:
-        GlideError: the file cannot be read or does not fit, or `output` exists or cannot be written.
+        GlideError: the file cannot be read or does not fit, or `output` exists, cannot be written or is not in UTF-8.
     """
     if output.exists():
         raise GlideError(f"{output} exists already; choose another --output or remove it")
+    if not is_unicode(output.absolute()):
+        raise GlideError(f"{str(output.absolute())!a} is not in UTF-8, as the folder of a checkpoint must be")
     arrays, told = read_state_dict(source.path, ema=ema)
     architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
     check_tensors(arrays, architecture, str(source.path))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from glide_jax.errors import GlideError
+from glide_jax.evaluate.record import valid_unicode
 from glide_jax.sample import Pipeline, SampleOptions
 
 OnPictures = Callable[[list[int], int], object]
@@ -36,6 +37,9 @@ class Job:
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise GlideError('nothing to draw: give --prompts "one caption|another" or --prompt_file FILE')
+        for prompt in (*self.prompts, self.negative_prompt):
+            if valid_unicode(prompt) != prompt:
+                raise GlideError(f"{prompt[:60]!r} is no valid Unicode: is the command line in another encoding?")
         if self.num_images < 1:
             raise GlideError(f"num_images must be at least 1, not {self.num_images}")
         if not 0 <= self.seed < 2**31:

@@ -21,7 +21,7 @@ import numpy as np
 
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.job import Candidates
-from glide_jax.evaluate.record import PromptRecord
+from glide_jax.evaluate.record import PromptRecord, valid_unicode
 from glide_jax.images import Pixels, UnreadableImage, open_image, save_jpeg, save_png
 
 METADATA = "metadata.json"
@@ -85,7 +85,8 @@ class RunFolder:
             if kept.clip_score is not None:
                 own["clip_score"] = f"{kept.clip_score:.6f}"
             how = {name: str(value) for name, value in record.sampler.items()}
-            save_picture(folder / str(kept.filename), images[kept.index - first], own | how)
+            metadata = {name: valid_unicode(value) for name, value in (own | how).items()}
+            save_picture(folder / str(kept.filename), images[kept.index - first], metadata)
         write_text(folder / "prompt.txt", record.prompt + "\n")
         write_json(folder / METADATA, record.to_json())
 
@@ -111,11 +112,15 @@ def save_picture(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 atomically; raises `GlideError` if it cannot."""
+    r"""Writes UTF-8 atomically, `\udce9` for half a surrogate pair, which JSON reads back as such.
+
+    Raises:
+        GlideError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(valid_unicode(text), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise GlideError(f"cannot write {path}: {error.strerror or error}") from error

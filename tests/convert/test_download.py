@@ -1,5 +1,6 @@
 """Downloads from a real server on this machine: whole, resumed, cut short, changed, offline."""
 
+import errno
 import hashlib
 import socket
 import threading
@@ -14,11 +15,12 @@ from convert.download import download, published
 from convert.source import open_source
 from glide_jax.errors import GlideError
 
-BODY = np.random.default_rng(0).bytes(3_000_000)
+BODY = b"\x80\x02" + np.random.default_rng(0).bytes(2_999_998)
+CHANGED = BODY[:2] + BODY[:1:-1]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.body` with ranges, at most `server.limit` bytes an answer."""
+    """Serves `server.body` with ranges, at most `server.limit` bytes an answer; `next_body` after a HEAD."""
 
     def do_HEAD(self):
         self.answer(send=False)
@@ -31,14 +33,19 @@ class Handler(BaseHTTPRequestHandler):
         body, start = self.server.body, 0
         if self.path != "/base.pt":
             return self.send_error(404, "Not Found")
-        if (asked := self.headers.get("Range")) and self.server.resumable:
+        etag = self.server.etag.format(hashlib.md5(body).hexdigest())
+        unchanged = self.headers.get("If-Range", etag) == etag
+        if (asked := self.headers.get("Range")) and self.server.resumable and unchanged:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if self.server.sized:
-            self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", hashlib.md5(body).hexdigest())
+        headers = {"Content-Length": str(len(body) - start), "ETag": etag} | self.server.headers
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        if not send:
+            self.server.body = self.server.next_body or body
         self.end_headers()
         if send:
             self.wfile.write(body[start:][: self.server.limit])
@@ -52,9 +59,10 @@ class Handler(BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.body, server.limit, server.ranges, server.resumable, server.sized = BODY, None, [], True, True
+    server.body, server.next_body, server.limit, server.ranges = BODY, None, None, []
+    server.resumable, server.headers, server.etag = True, {}, '"{}"'
     server.url = f"http://127.0.0.1:{server.server_port}/base.pt"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
@@ -110,9 +118,9 @@ def test_a_part_of_an_older_version_is_not_continued(server, tmp_path):
         download(server.url, tmp_path / "base.pt")
     (old,) = parts(tmp_path)
     old.write_bytes(b"old" * 100)
-    server.body, server.limit = BODY[::-1], None
+    server.body, server.limit = CHANGED, None
     download(server.url, tmp_path / "base.pt")
-    assert (tmp_path / "base.pt").read_bytes() == BODY[::-1]
+    assert (tmp_path / "base.pt").read_bytes() == CHANGED
     assert server.ranges[-1] is None
 
 
@@ -165,7 +173,7 @@ def test_the_sha256_is_remembered_and_checked(tmp_path, monkeypatch):
 def test_errors_of_the_server_are_one_line(server, tmp_path):
     with pytest.raises(GlideError, match=r"other.pt answered 404 Not Found"):
         download(server.url.replace("base", "other"), tmp_path / "other.pt")
-    server.sized = False
+    server.headers = {"Content-Length": None}
     with pytest.raises(GlideError, match="does not tell its size"):
         download(server.url, tmp_path / "base.pt")
 
@@ -183,14 +191,112 @@ def test_other_sources_are_explained(tmp_path):
         open_source("nothing")
 
 
-@pytest.mark.parametrize("note", ["", "\ufeff{sha256}  base.pt\r\n"], ids=["empty", "byte-order mark"])
+NO_FILE = {
+    "no number": ({"Content-Length": "abc"}, BODY, "base.pt tells 'abc' as its size, which is no number"),
+    "below zero": ({"Content-Length": "-5"}, BODY, "base.pt tells '-5' as its size, which is no number"),
+    "a long number": ({"Content-Length": "9" * 5000}, BODY, "base.pt tells '9{40}' as its size, which is no number"),
+    "nothing": ({}, b"", "base.pt is empty"),
+    "a page": ({"Content-Type": "text/html"}, BODY, "base.pt answered with a web page, not a file"),
+    "a page that says nothing": ({}, b"<html>Sign in</html>", "base.pt is an HTML page, not a PyTorch or safetensors"),
+    "an error": ({}, b'{"error": "gone"}', "base.pt is a JSON file, not a PyTorch"),
+}
+
+
+@pytest.mark.parametrize(("headers", "body", "message"), NO_FILE.values(), ids=NO_FILE)
+def test_an_answer_that_is_no_file_is_one_line_and_leaves_nothing(server, tmp_path, headers, body, message):
+    server.headers, server.body = headers, body
+    with pytest.raises(GlideError, match=rf"{server.url.removesuffix('base.pt')}{message}") as caught:
+        download(server.url, tmp_path / "base.pt")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_after_the_first_answer_is_one_line(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(200, "Sign in"))
+    with pytest.raises(GlideError, match="answered with a web page"):
+        download(server.url, tmp_path / "base.pt")
+    assert not (tmp_path / "base.pt").exists()
+
+
+@pytest.mark.parametrize("begun", [0, 1000])
+@pytest.mark.parametrize("size", [None, 1_000_000], ids=["same size", "another size"])
+@pytest.mark.parametrize("etag", ['"{}"', 'W/"{}"', "{}"], ids=["strong", "weak", "unquoted"])
+def test_a_file_that_changes_between_two_requests_is_never_mixed(server, tmp_path, etag, size, begun):
+    server.etag, server.limit = etag, begun
+    with pytest.raises(GlideError, match=f"stopped at {begun}"):
+        once(server, lambda: download(server.url, tmp_path / "base.pt"))
+    server.limit, server.next_body = None, CHANGED[:size]
+    with pytest.raises(GlideError, match="changed during the download: run again to start over"):
+        download(server.url, tmp_path / "base.pt")
+    download(server.url, tmp_path / "base.pt")
+    assert (tmp_path / "base.pt").read_bytes() == CHANGED[:size]
+
+
+def once(server, call):
+    """Answers the first request for bytes, and the others by none."""
+    with pytest.MonkeyPatch.context() as patch:
+        original = Handler.do_GET
+
+        def do_get(self):
+            original(self)
+            self.server.limit = 0
+
+        patch.setattr(Handler, "do_GET", do_get)
+        call()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GlideError, match=r"cannot download .*base.pt"):
+        download(server.url, tmp_path / "file" / "base.pt")
+
+
+def test_the_first_use_says_that_nothing_vouches_for_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "base.pt").write_bytes(BODY)
+    sha256 = hashlib.sha256(BODY).hexdigest()
+    open_source("base")
+    told = f"nothing vouches for {tmp_path}/base.pt, used for the first time; recorded in base.pt.sha256: {sha256}"
+    assert capsys.readouterr().out == f"{told}  base.pt\n"
+    open_source("base")
+    assert capsys.readouterr().out == ""
+    open_source(str(tmp_path / "base.pt"))  # a file by its path is the user's own
+    assert capsys.readouterr().out == ""
+
+
+def test_a_note_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "base.pt").write_bytes(BODY)
+
+    def full(path, text):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        assert open_source("base").sha256 == hashlib.sha256(BODY).hexdigest()
+    assert "its sha256 could not be recorded (No space left on device)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["base.pt"]
+    open_source("base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.pt", "base.pt.sha256"]
+
+
+NOTES = ["\ufeff{sha256}  base.pt\r\n", "{upper} *base.pt\n"]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=["byte-order mark", "capitals"])
 def test_a_note_of_the_sha256_may_be_of_another_hand(tmp_path, monkeypatch, note):
     monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
     (tmp_path / "base.pt").write_bytes(BODY)
     sha256 = hashlib.sha256(BODY).hexdigest()
-    (tmp_path / "base.pt.sha256").write_text(note.format(sha256=sha256))
-    if note:
-        assert open_source("base").sha256 == sha256
-    else:
-        with pytest.raises(GlideError, match=r"base.pt has changed since it was first used"):
-            open_source("base")
+    (tmp_path / "base.pt.sha256").write_text(note.format(sha256=sha256, upper=sha256.upper()))
+    assert open_source("base").sha256 == sha256
+
+
+@pytest.mark.parametrize("note", ["", "\n", "12ab", "<html>"])
+def test_a_note_without_a_sha256_is_one_line(tmp_path, monkeypatch, note):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
+    (tmp_path / "base.pt").write_bytes(BODY)
+    (tmp_path / "base.pt.sha256").write_text(note)
+    with pytest.raises(GlideError, match=r"base.pt.sha256 holds no sha256: delete it, and that of base.pt is recorded"):
+        open_source("base")

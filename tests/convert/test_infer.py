@@ -171,6 +171,37 @@ def test_other_tensors_are_refused():
             infer({key: (1,)}, {})
 
 
+NUMBERED = {
+    "base": ["output_blocks.{}.0.in_layers.0.weight", "output_blocks.{}.1.qkv.weight", "output_blocks.{}.2.conv.bias",
+             "transformer.resblocks.{}.ln_1.weight", "input_blocks.{}.0.emb_layers.1.weight"],
+    "clip/text-enc": ["blocks.block_{}.f_attn.ln.g"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["99999999", "9" * 5000, "٣٣٣", "300"], ids=["large", "long", "arabic", "300"])
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NUMBERED.items() for name in names])
+def test_numbers_that_no_block_can_have_are_left_out(kind, name, number):
+    model = architecture(kind)
+    shapes = model.torch_shapes | {name.format(number): (8, 8)}
+    assert infer(shapes, options(model))[0].record == model.record
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("base", "output_blocks.{}.a"), ("base", "transformer.resblocks.{}.a"), ("clip/text-enc", "blocks.block_{}.a")],
+)
+def test_more_blocks_than_can_be_traced_are_refused(kind, name):
+    shapes = architecture(kind).torch_shapes | {name.format(number): (8,) for number in range(5000)}
+    with pytest.raises(GlideError, match=r"the tensors have names like .* up to 5\d\d: at most 100 are read"):
+        infer(shapes, {})
+
+
+def test_an_image_tower_without_tokens_is_refused():
+    model = architecture("clip/image-enc")
+    with pytest.raises(GlideError, match="image_size"):
+        infer(model.torch_shapes | {"blocks.input.w_pos": (0, 8)}, {})
+
+
 def test_option_files_have_the_manifests_shape_or_are_bare(tmp_path):
     path = tmp_path / "options.json"
     for content in ({"options": BASE, "parameters": 3}, {"config": BASE}, BASE):

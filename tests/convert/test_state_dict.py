@@ -226,3 +226,27 @@ def test_float64_beyond_float32_is_refused(wide):
     with pytest.raises(GlideError, match=r"not finite in float32: out.2.bias$"):
         converted(path)
     assert not (path.parent / "flax").exists()
+
+
+NO_NAMES = ["a\nb", "\x1b[2J", "\ud800", "a" * 501, "module." * 10_000 + "a", ("a", "b"), None, b"a", 1.5]
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=lambda name: ascii(name)[:12])
+def test_what_cannot_be_a_name_is_one_short_line(name):
+    with pytest.raises(GlideError, match=r"my.pt holds a tensor under .*, which is no name of one") as caught:
+        find({"a": 1.0, name: 2.0})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
+def test_more_tensors_than_any_model_has_are_refused():
+    with pytest.raises(GlideError, match=r"my.pt holds 20000 entries, more than any such model has"):
+        find({f"a{i}": 1.0 for i in range(20_000)})
+
+
+def test_dicts_that_stand_in_many_places_are_looked_through_once():
+    looked_at, shared = [], dict.fromkeys(range(100))
+    content = {"model": {i: dict.fromkeys(range(100), shared) for i in range(100)}}
+    with pytest.raises(GlideError, match="holds dict under 'model'"):
+        find_state_dict(content, looked_at.append, "my.pt", ema=False)
+    assert len(looked_at) < 20_000

@@ -1,6 +1,8 @@
 """Batch evaluation from the command line: layout, ranking, resuming, and what is refused."""
 
+import io
 import json
+import os
 import shutil
 
 import jax
@@ -12,8 +14,10 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import Job, NoisedClipScorer
 from glide_jax.evaluate.cli import main
-from glide_jax.evaluate.record import PromptRecord
+from glide_jax.evaluate.record import PromptRecord, ranked
+from glide_jax.evaluate.run_folder import RunFolder
 from glide_jax.evaluate.scorer import score
+from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
 from tests.tiny.models import UPSAMPLER, save_clip, save_model
 
@@ -133,6 +137,44 @@ def test_resuming_with_other_settings_is_refused(reranked):
         main(["--resume", str(reranked / "prompt_000")])
 
 
+NO_TEXT = os.fsdecode(b"caf\xe9")  # as Linux allows it in paths, and as a command line in another encoding gives it
+
+
+def test_folders_that_are_no_text_are_told(reranked, tmp_path, capsys):
+    folder = tmp_path / NO_TEXT / "00000"
+    shutil.copytree(reranked, folder)
+    main(["--resume", str(folder)])
+    assert "caf\\udce9/00000, 3 of 3 prompts done" in capsys.readouterr().out
+
+
+def test_settings_that_are_no_text_are_recorded(tmp_path):
+    folder = RunFolder.create(tmp_path / NO_TEXT, ["a cat"], {"reference": NO_TEXT}, "cpu")
+    assert RunFolder.open(folder.path).config["reference"] == NO_TEXT
+    for suffix in (".jpg", ".png"):
+        candidates = ranked([0], 7, None, 1, suffix)
+        folder.save(PromptRecord("a cat", 0, None, {"clip": NO_TEXT}, candidates), np.zeros((1, 8, 8, 3), np.uint8))
+    assert folder.records()[0].sampler == {"clip": NO_TEXT}
+    assert Image.open(folder.prompt_folder(0) / "image_rank_001.png").text["clip"] == "caf\\udce9"
+    write_sheet(folder, folder.records(), ".png", [NO_TEXT])
+    assert "<p>caf\\udce9</p>" in (folder.path / "index.html").read_text("utf-8")
+
+
+def test_captions_of_a_damaged_record_are_refused(reranked, tmp_path):
+    shutil.copytree(reranked, tmp_path / "00000")
+    written = (tmp_path / "00000" / "metadata.json").read_text()
+    (tmp_path / "00000" / "metadata.json").write_text(written.replace("a dog", "a \\ud800"))
+    with pytest.raises(GlideError, match="is no valid Unicode"):
+        main(["--resume", str(tmp_path / "00000")])
+
+
+def test_a_terminal_without_a_character_is_no_obstacle(base, tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    run(base, tmp_path, "--dry_run", "--negative_prompt", "caf\xe9")
+    terminal.flush()
+    assert b"caf\\xe9" in terminal.buffer.getvalue()
+
+
 def test_the_contact_sheet_shows_all_pictures_and_escapes_captions(reranked):
     page = (reranked / "index.html").read_text()
     assert page.count("<img") == 6
@@ -182,6 +224,8 @@ def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
         (["--checkpoint", "/nowhere"], "no such folder"),
         (["--prompts", "a cat||a dog"], "empty caption"),
         (["--batch_size", 0], "--batch_size"),
+        (["--prompts", "a cat|caf\udce9"], r"'caf\\udce9' is no valid Unicode: is the command line in another"),
+        (["--negative_prompt", "\ud800"], r"'\\ud800' is no valid Unicode"),
     ],
 )
 def test_impossible_requests_are_refused_before_anything_is_written(base, tmp_path, arguments, message):

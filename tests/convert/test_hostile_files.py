@@ -1,0 +1,168 @@
+"""Small files that would take hours or all memory, or would be read as what they are not: one line, at once."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from convert import pickle_check
+from convert.cli import main
+from convert.tensor_file import read_tensors, write_tensors
+from glide_jax.errors import GlideError
+from tests.convert.state_dicts import architecture, assert_same_state_dict, state_dict
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+DEEP = 28  # in each other: 2^28 to look at, some seconds; 60 would be years
+
+
+def write_pickle(path, content, form):
+    """`content` as the first pickle of a file that torch would load."""
+    if form == "plain":
+        path.write_bytes(content)
+    elif form == "legacy":
+        start = [pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, {})]
+        path.write_bytes(b"".join(start) + content + pickle.dumps([], protocol=2))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"model/{form}", content)
+            archive.writestr("model/version", "3\n")
+            if form != "data.pkl":  # torch does not heed upper and lower case
+                archive.writestr("model/data.pkl", pickle.dumps({}, protocol=2))
+
+
+def tuples_in_each_other():
+    """A dict with a key whose hash takes 2^DEEP steps, in some hundred bytes."""
+    return b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * DEEP + b"Ns."
+
+
+HEAVY = {
+    "tuples in each other": tuples_in_each_other(),
+    "wide tuples": b"\x80\x02})q\x00" + (b"(" + b"h\x00" * 1000 + b"tq\x00") * 3 + b"Ns.",
+    "a key many times": b"\x80\x02}q\x01" + b"(" + b"N" * 9000 + b"tq\x00" + b"h\x00Ns" * 2000 + b".",
+}
+
+
+@pytest.mark.parametrize("form", ["data.pkl", "DATA.PKL", "legacy", "plain"])
+@pytest.mark.parametrize("content", HEAVY.values(), ids=HEAVY)
+def test_pickles_that_unfold_without_end_are_not_loaded(tmp_path, content, form):
+    path = tmp_path / "model.pt"
+    write_pickle(path, content, form)
+    with pytest.raises(GlideError, match="unfolds into too many objects"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("form", ["data.pkl", "legacy", "plain"])
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [("MOST_WORK", "unfolds into too many objects"), ("LONGEST_PICKLE", "its pickle is longer than 0 MiB")],
+)
+def test_pickles_are_bounded(tmp_path, monkeypatch, form, limit, message):
+    path = tmp_path / "model.pt"
+    write_pickle(path, pickle.dumps([1.5] * 20_000, protocol=2), form)
+    monkeypatch.setattr(pickle_check, limit, 10_000)
+    with pytest.raises(GlideError, match=rf"model.pt is refused, it was not loaded: .*{message}"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("packed", ["data.pkl", "data/0"])
+def test_compressed_members_are_refused(tmp_path, packed, torch):
+    """Tensors would be read as the bytes that they are packed into."""
+    torch.save({"a": torch.zeros(10_000)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        for name in whole.namelist():
+            method = zipfile.ZIP_DEFLATED if name.endswith(packed) else zipfile.ZIP_STORED
+            archive.writestr(name, whole.read(name), method)
+    with pytest.raises(GlideError, match=r"model.pt is a PyTorch file compressed afterwards, .*: save it again with"):
+        read_tensors(tmp_path / "model.pt")
+
+
+def test_checksums_may_be_left_out(tmp_path, torch):
+    computed = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"a": torch.ones(3)}, tmp_path / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert list(read_tensors(tmp_path / "model.pt")["a"]) == [1, 1, 1]
+
+
+SPREAD = {
+    "one number": lambda torch: {"a": torch.ones(1).expand(10**12)},
+    "one in another type": lambda torch: {"a": torch.ones(1).bfloat16().expand(2, 10**12)},
+    "windows": lambda torch: {"a": torch.ones(2000).as_strided((1000, 1000), (1, 1))},
+    "many of the same": lambda torch: {f"a{i}": value for value in [torch.ones(1000)] for i in range(100)},
+    "never stored": lambda torch: {"a": torch.empty(10**12, device="meta")},
+}
+
+
+@pytest.mark.parametrize("make", SPREAD.values(), ids=SPREAD)
+def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path, make, torch):
+    torch.save(make(torch), tmp_path / "model.pt")
+    with pytest.raises(GlideError, match=r"tells of \d+ bytes of tensors, and has only \d+|which is not supported"):
+        read_tensors(tmp_path / "model.pt")
+
+
+def header(shape=(1,), offsets=(0, 4), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+LIES = {
+    "overlapping": {"a": header(), "b": header()},
+    "beyond the end": {"a": header((100,), (0, 400))},
+    "before the start": {"a": header(offsets=(-4, 0))},
+    "a hole": {"b": header(offsets=(4, 8))},
+    "backwards": {"a": header(offsets=(4, 0))},
+    "another size": {"a": header((2,))},
+    "overflowing": {"a": header((2**62, 4))},
+    "no number of 64 bits": {"a": header((2**63, 0), (0, 0)), "b": header()},
+    "hardly any": {"a": header((2**70, 0), (0, 0)), "b": header()},
+    "more than an array can have": {"a": header((0, 2**62, 2**62), (0, 0)), "b": header()},
+    "100 dimensions": {"a": header([1] * 100)},
+    "an unknown type": {"a": header(dtype="F99")},
+    "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 4]}},
+    "no tensor": {"a": 3},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_headers_of_safetensors_that_lie_are_one_line(tmp_path, lie):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    text = json.dumps(lie).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(GlideError, match=r"model.safetensors") as caught:
+        read_tensors(tmp_path / "model.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0), (2**62, 0)])
+def test_empty_tensors_are_read_or_one_line(tmp_path, shape, torch):
+    torch.save({"a": torch.ones(shape)}, tmp_path / "model.pt")
+    if shape == (2**62, 0):
+        with pytest.raises(
+            GlideError, match=r"a is torch.float32 torch.strided of \(4611686018427387904, 0\), which is not supported"
+        ):
+            read_tensors(tmp_path / "model.pt")
+    else:
+        assert read_tensors(tmp_path / "model.pt")["a"].shape == shape
+
+
+def test_paths_that_are_no_text_are_told_and_recorded(tmp_path, capsys):
+    """As Linux allows them, and as copies from other systems have them."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    write_tensors(folder / os.fsdecode(b"mod\xe8le.pt"), state_dict(architecture("clip/text-enc")))
+    source = str(next(folder.iterdir()))
+    (tmp_path / "options.json").write_text('{"n_head_state_text": 4}')
+    options = ["--options", str(tmp_path / "options.json")]
+    main(["inspect", source, *options])
+    main(["to-flax", source, "--output", str(tmp_path / "flax"), *options])
+    main(["to-torch", str(tmp_path / "flax"), "--output", str(folder / "back.pt")])
+    assert r"caf\udce9/mod\udce8le.pt" in capsys.readouterr().out
+    assert_same_state_dict(read_tensors(folder / "back.pt"), read_tensors(Path(source)))
+    with pytest.raises(GlideError, match=r"caf\\udce9/flax' is not in UTF-8, as the folder of a checkpoint must be"):
+        main(["to-flax", source, "--output", str(folder / "flax"), *options])
