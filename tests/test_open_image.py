@@ -13,7 +13,7 @@ from glide_jax.data.transforms import decode, picture_size
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage, image_size, open_image
 from glide_jax.sample.pictures import load_mask, load_picture
-from glide_jax.ui.uploads import open_picture
+from glide_jax.ui.opening import open_picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HALVES = np.repeat(np.uint8([[0, 255]]), 4, axis=1).repeat(4, axis=0)  # 4 high, 8 wide, black then white

@@ -1,10 +1,14 @@
 """The command line of `app.py`."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from glide_jax.cache import keep_compiled_programs
 from glide_jax.errors import GlideError
@@ -13,9 +17,10 @@ from glide_jax.evaluate.cli import NOISED, scorer_loader
 from glide_jax.sample import SHIPPED_SETTINGS, LoadedClip, shipped_models
 from glide_jax.sample.cli import read_prompts
 from glide_jax.ui.following import Studio
+from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits
-from glide_jax.ui.uploads import FILE_SIZE
+from glide_jax.ui.uploads import FILE_SIZE, bound_folder
 
 _EXAMPLES = """\
 examples:
@@ -24,6 +29,8 @@ examples:
   python app.py --models runs --models glide --clip_model ViT-B-32
 """
 _LIMITS = Limits()
+_SESSIONS = 200  # browser tabs and programs whose choices are remembered: 0.2 MB each
+Accounts = list[tuple[str, str]]
 _CAPTIONS = {
     True: ("a 3d render of a banana", "a 3d render of a turtle", "a flat icon of a strawberry",
            "a shaded drawing of a tangerine"),
@@ -45,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)")
     add("--port", type=int, default=7860, help="(default: %(default)s)")
+    add("--allowed_host", metavar="NAME", action="append", default=[],
+        help="further name under which browsers find the page, as a proxy's; may be given several times")  # fmt: skip
+    add("--auth", type=Path, metavar="FILE", help="who may use the page: a text file with USER:PASSWORD, one a line")
     return parse
 
 
@@ -79,7 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         GlideError: gradio is missing, nothing to draw with, a model that cannot be loaded, a port in use.
     """
     args = parser().parse_args(argv)
+    args.host = args.host.strip("[]")
     limits = _limits(args)
+    accounts = None if args.auth is None else read_accounts(args.auth)
+    with _own_folder() as folder:
+        _run(args, limits, accounts, folder)
+    return 0
+
+
+def _run(args: argparse.Namespace, limits: Limits, accounts: Accounts | None, folder: Path) -> None:
     _require_gradio()
     _set_defaults(args)
     if args.clip_model not in (None, NOISED):
@@ -87,8 +105,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     keep_compiled_programs()
     studio = make_studio(args, limits)
-    serve(studio, args.host, args.port)
-    return 0
+    if accounts is None and not is_loopback(args.host):
+        print("warning: whoever reaches this machine can use the page: give --auth FILE", file=sys.stderr)
+    serve(studio, args, accounts, folder)
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Where uploads and pictures go; nobody else uses it, and it is removed at the end."""
+    before = os.environ.get("GRADIO_TEMP_DIR", ""), tempfile.tempdir
+    parent = Path(before[0] or tempfile.gettempdir())
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="glide_jax-", dir=parent, ignore_cleanup_errors=True)
+        for name in ("files", "unfinished"):
+            Path(folder.name, name).mkdir()
+    except OSError as error:
+        raise GlideError(f"cannot write {parent}: {error.strerror}; GRADIO_TEMP_DIR names another folder") from error
+    with folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name, "files"))
+        # What is received in part when a client goes stays among Python's temporary files.
+        tempfile.tempdir = str(Path(folder.name, "unfinished"))
+        try:
+            yield Path(folder.name)
+        finally:
+            os.environ["GRADIO_TEMP_DIR"], tempfile.tempdir = before
+
+
+def read_accounts(path: Path) -> Accounts:
+    """Users and passwords, one pair a line of a file: a command line can be read by all users of a machine.
+
+    Raises:
+        GlideError: the file cannot be read, or a line is something else.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        shown = "FILE" if ":" in str(path) else path  # it may be a password
+        raise GlideError(f"--auth {shown}: not a text file with lines of USER:PASSWORD") from error
+    pairs = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if line.strip()]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) < 2 or not all(pair):
+            raise GlideError(f"--auth {path}: entry {number} is not USER:PASSWORD")
+    if not pairs:
+        raise GlideError(f"--auth {path}: nobody is named there")
+    return [(user, password) for user, password in pairs]
 
 
 def make_studio(args: argparse.Namespace, limits: Limits) -> Studio:
@@ -109,29 +170,43 @@ def make_studio(args: argparse.Namespace, limits: Limits) -> Studio:
     return Studio(models, *names, limits, scorer, _captions(args), SHIPPED_SETTINGS if args.emoji else {})
 
 
-def serve(studio: Studio, host: str, port: int, *, block: bool = True) -> Any:
-    """Starts the server, and by default stays until Ctrl-C; returns the `gr.Blocks`."""
+def serve(studio: Studio, args: argparse.Namespace, accounts: Accounts | None, folder: Path) -> None:
+    """Serves a page until Ctrl-C or SIGTERM.
+
+    Args:
+        studio: what the page offers.
+        args: where to listen, and under which names.
+        accounts: who may use it; None is everyone.
+        folder: what it writes is below; the oldest goes when that is too much.
+
+    Raises:
+        GlideError: the port is in use.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr  # noqa: PLC0415
+    from starlette.middleware import Middleware  # noqa: PLC0415
 
     from glide_jax.ui.page import CSS, build  # noqa: PLC0415
 
-    blocks = build(studio)
+    tidy = partial(bound_folder, folder)
+    blocks = build(studio, tidy)
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
+    guard = Middleware(Guard, hosts=Hosts(args.host, args.allowed_host), tidy=tidy)
+    name = f"[{args.host}]" if ":" in args.host else args.host
     try:
         _, url, _ = blocks.launch(
-            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+            server_name=name, server_port=args.port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
             theme=theme, css=CSS, footer_links=["api", "settings"], run_history=False, max_file_size=FILE_SIZE,
-            enable_monitoring=False, show_error=False,
+            enable_monitoring=False, show_error=False, auth=accounts, app_kwargs={"middleware": [guard]},
+            state_session_capacity=_SESSIONS,
         )  # fmt: skip
     except OSError as error:
-        raise GlideError(f"cannot listen on {host}:{port}: is it in use? give another --port") from error
+        raise GlideError(f"cannot listen on {args.host}:{args.port}: is it in use? give another --port") from error
     print(f"open {url} (Ctrl-C stops)", flush=True)
-    if block:
-        blocks.block_thread()
-    return blocks
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    blocks.block_thread()
 
 
 def _require_gradio() -> None:
@@ -155,6 +230,9 @@ def _limits(args: argparse.Namespace) -> Limits:
             raise GlideError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if not 0 < args.port < 65536:
         raise GlideError(f"--port must be from 1 to 65535, not {args.port}")
+    for name in args.allowed_host:
+        if not is_name(name):
+            raise GlideError(f"--allowed_host {name}: must be a name such as glide.example, without scheme and port")
     return Limits(
         num_images=args.max_images, candidates=args.max_candidates, num_steps=args.max_steps, queue=args.max_queue
     )

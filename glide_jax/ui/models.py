@@ -100,8 +100,8 @@ class Models:
 
     def find(self, name: str) -> Found:
         """The model of that name; raises `GlideError` where there is none."""
-        if name not in self._found:
-            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+        if not isinstance(name, str) or name not in self._found:
+            raise GlideError(f"there is no model {str(name)[:100]!r} any more: choose another")
         return self._found[name]
 
     def pipeline(self, base: str | None, upsampler: str | None) -> Pipeline:
@@ -130,10 +130,11 @@ class Models:
 def _loaded(found: Found, step: Path, dtype: str, clip: LoadedClip | None) -> LoadedModel:
     try:
         return LoadedModel.from_checkpoint(step, dtype, clip)
-    except GlideError as error:
-        raise GlideError(f"{found.name} could not be loaded: {error}") from error
-    except Exception as error:  # whatever a damaged file makes its reader throw
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    except Exception as error:  # of a damaged file, whatever its reader throws
+        reason = str(error).strip() or type(error).__name__
+        if not isinstance(error, GlideError):
+            reason = reason.splitlines()[0][:200]
+        reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
         raise GlideError(f"{found.name} could not be loaded: {reason}") from error
 
 

@@ -2,7 +2,8 @@
 
 import html
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from glide_jax.errors import GlideError
@@ -10,7 +11,7 @@ from glide_jax.ui.following import Shown, Studio, follow
 from glide_jax.ui.models import Found
 from glide_jax.ui.request import Task, bounds
 from glide_jax.ui.settings import settings_panels
-from glide_jax.ui.uploads import from_editor, mask_editor, picture_input
+from glide_jax.ui.uploads import check_files, from_editor, mask_editor, picture_input
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1400px !important; margin: 0 auto !important; }
@@ -33,6 +34,8 @@ _WAITING = """() => {
 _REFUSED = """status => status.includes("Waiting for its turn") ? "<p>Not drawn.</p>" : status"""
 _SMALL = 64
 _CACHE_SECONDS = 24 * 3600
+_LONGEST_MESSAGE = 500
+_INTERNAL = "an internal error occurred; the server's log has it"
 _IDLE = "<p>Pictures will appear here.</p>"
 _NO_CLIP = (
     "Draws several pictures and keeps those that fit the prompt best, as CLIP sees it. For this, start the app with"
@@ -40,21 +43,51 @@ _NO_CLIP = (
 )
 
 
-def build(studio: Studio) -> Any:
-    """The page as `gr.Blocks`, with its queue."""
+def build(studio: Studio, tidy: Callable[[], None]) -> Any:
+    """The page as `gr.Blocks`, with its queue; `tidy` is called after each drawing."""
     import gradio as gr  # noqa: PLC0415
 
     with gr.Blocks(title="glide_jax", analytics_enabled=False, delete_cache=(3600, _CACHE_SECONDS)) as blocks:
-        page = _Page(gr, studio)
+        page = _Page(gr, studio, tidy)
         blocks.load(page.found, None, page.models, api_visibility="private", show_progress="hidden")
+    blocks.process_api = _guarded(gr, blocks.process_api, blocks.GRADIO_CACHE)
     return blocks.queue(max_size=studio.limits.queue, default_concurrency_limit=1)
+
+
+def _guarded(gr: Any, process: Callable[..., Awaitable[Any]], folder: str) -> Callable[..., Awaitable[Any]]:
+    """Gradio's way from what a client sent to its answer: files are looked at before it, and errors are one line."""
+
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    async def process_api(*args: Any, **named: Any) -> Any:
+        try:
+            if named.get("iterator") is None:
+                check_files(named.get("inputs"), folder)
+            return await process(*args, **named)
+        except gr.Error as error:
+            error.message = " ".join(str(error.message).split())[:_LONGEST_MESSAGE]
+            raise
+        except ValidationError as error:
+            raise gr.Error("a field does not take a value of this kind", print_exception=False) from error
+        except Exception as error:
+            raise gr.Error(html.escape(_said(error)), print_exception=False) from error
+
+    return process_api
+
+
+def _said(error: Exception) -> str:
+    """What people are told of an error; what nobody expected is for the server's log."""
+    if isinstance(error, GlideError):
+        return str(error)
+    traceback.print_exception(error)
+    return _INTERNAL
 
 
 class _Page:
     """Components, and what happens when they are used; made inside a `gr.Blocks`."""
 
-    def __init__(self, gr: Any, studio: Studio) -> None:
-        self._gr, self._studio = gr, studio
+    def __init__(self, gr: Any, studio: Studio, tidy: Callable[[], None]) -> None:
+        self._gr, self._studio, self._tidy = gr, studio, tidy
         self._drawings: list[Any] = []
         gr.Markdown("# GLIDE\nPictures from words.")
         self.models = self._choose_models()
@@ -178,6 +211,10 @@ class _Page:
         gr = self._gr
         outputs = [self._status, self._seed, self._gallery, self._download]
         common = dict(zip(("base", "upsampler"), self.models, strict=True)) | self._fields
+        for field in [*common.values(), *(field for _, own, _ in tabs.values() for field in own.values())]:
+            if not isinstance(field, gr.Image):
+                # Ours see all that is sent; Gradio's fail at values of another type.
+                field.preprocess = lambda sent: sent
         drawings = []
         for task, (button, own, editor) in tabs.items():
             fields = common | own | ({} if editor is None else {"editor": editor})
@@ -202,15 +239,18 @@ class _Page:
 
         def drawn(*sent: Any) -> Iterator[tuple[Any, ...]]:
             values = dict(zip(names, sent, strict=True))
-            if "editor" in values:
-                values["picture"], values["mask"] = from_editor(values.pop("editor"))
             try:
+                if "editor" in values:
+                    values["picture"], values["mask"] = from_editor(values.pop("editor"))
                 for shown in follow(self._studio, task, values):
                     yield self._updates(shown)
-            except GlideError as error:
+            except Exception as error:
+                said = html.escape(_said(error))
                 # The message passes; this stays.
-                yield f"<p>Not drawn: {html.escape(str(error))}</p>", gr.skip(), gr.skip(), gr.skip()
-                raise gr.Error(html.escape(str(error)), print_exception=False) from error
+                yield f"<p>Not drawn: {said}</p>", gr.skip(), gr.skip(), gr.skip()
+                raise gr.Error(said, print_exception=False) from error
+            finally:
+                self._tidy()
 
         # What clients of the API see: names, all of which may be left out.
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -47,7 +47,7 @@ class Limits:
     candidates: int = 32
     num_steps: int = 250
     prompt: int = 1000
-    pixels: int = 40_000_000
+    pixels: int = 25_000_000
     queue: int = 20
 
 
@@ -216,10 +216,10 @@ def _number(name: str, value: Any, bound: Bounds) -> Any:
         value = _parsed(name, value)
     if value is None and bound.blank:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise GlideError(f"{name} must be a number")
     if not bound.low <= value <= bound.high:
-        raise GlideError(f"{name} must be from {bound.low:g} to {bound.high:.10g}, not {value:.10g}")
+        raise GlideError(f"{name} must be from {bound.low:g} to {bound.high:.10g}, not {value!r:.20}")
     if not bound.whole:
         return float(value)
     if value != int(value):

@@ -1,27 +1,22 @@
 """Pictures that people upload, and masks that they paint: opened with care, whatever a client sends."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops
 
 from glide_jax.errors import GlideError
-from glide_jax.images import UnreadableImage, decode, eight_bits
+from glide_jax.ui.opening import open_apart
 
 FILE_SIZE = "20mb"
-
-
-def open_picture(source: str | Path | bytes, most_pixels: int) -> Image.Image:
-    """A picture file as RGBA, upright.
-
-    Raises:
-        GlideError: no image, a damaged one, or one of too many pixels, which is not decoded then.
-    """
-    try:
-        return eight_bits(decode(source, most_pixels).image).convert("RGBA")
-    except UnreadableImage as error:  # where the file lies is not for everyone to know
-        raise GlideError(f"cannot read this image: {error.why}") from error
+# What the folder of uploads and pictures may hold; a small file takes space and an entry too.
+FOLDER_BYTES = 2_000_000_000
+_SMALL_FILE = 65536
+# What editors have sent ahead of a request, in memory.
+_AHEAD_BYTES, _AHEAD, _LAYERS = 200_000_000, 100, 10
 
 
 def uploaded(path: str | None, folder: str) -> Path:
@@ -43,6 +38,37 @@ def uploaded(path: str | None, folder: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # not there, a zero byte, links in a circle
         pass
     raise GlideError("upload the image as a file")
+
+
+def check_files(sent: Any, folder: str) -> None:
+    """Raises `GlideError` unless each file named anywhere in what a client sent was uploaded: see `uploaded`.
+
+    Gradio would fetch one from an address before anybody looks at it.
+    """
+    if isinstance(sent, Mapping):
+        if isinstance(sent.get("path"), str):
+            uploaded(sent["path"], folder)
+        sent = list(sent.values())
+    for each in sent if isinstance(sent, list) else ():
+        check_files(each, folder)
+
+
+def bound_folder(folder: Path, most: int = FOLDER_BYTES) -> None:
+    """Removes the oldest files until the rest have at most so many bytes, and the emptied folders of single uploads."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError):  # gone by now
+                status = path.lstat()
+                found.append((status.st_mtime, max(status.st_size, _SMALL_FILE), path))
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > most:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if len(path.relative_to(folder).parts) > 2:
+                    path.parent.rmdir()
 
 
 def from_editor(value: Mapping[str, Any] | None) -> tuple[Image.Image | None, Image.Image | None]:
@@ -85,7 +111,32 @@ def mask_editor(most_pixels: int, **options: Any) -> Any:
         return {"background": background, "layers": layers}
 
     component.preprocess = preprocess
+    component.accept_blobs = _bounded(component.accept_blobs, component.blob_storage)
     return component
+
+
+def _bounded(accept: Callable[[Any], None], storage: dict[str, Any]) -> Callable[[Any], None]:
+    """What takes an editor's images ahead of the request that uses them; gradio takes any number and keeps them."""
+    from starlette.exceptions import HTTPException  # noqa: PLC0415
+
+    def accept_blobs(data: Any) -> None:
+        try:
+            if data.data["type"] == "composite":  # nobody needs it
+                return
+            if data.data["type"] == "layer" and not 0 <= int(data.data["index"]) < _LAYERS:
+                raise ValueError
+            accept(data)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise HTTPException(400, "this is not what an editor sends") from error
+        while len(storage) > _AHEAD or sum(map(_bytes_ahead, storage.values())) > _AHEAD_BYTES:
+            storage.pop(next(iter(storage)))
+
+    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
+    return accept_blobs
+
+
+def _bytes_ahead(sent: Any) -> int:
+    return sum(len(each) for each in (sent.background, *sent.layers) if each is not None)
 
 
 def _opened(payload: Any, folder: str, most_pixels: int) -> Image.Image:
@@ -93,6 +144,6 @@ def _opened(payload: Any, folder: str, most_pixels: int) -> Image.Image:
     import gradio as gr  # noqa: PLC0415
 
     try:
-        return open_picture(payload if isinstance(payload, bytes) else uploaded(payload.path, folder), most_pixels)
+        return open_apart(payload if isinstance(payload, bytes) else uploaded(payload.path, folder), most_pixels)
     except GlideError as error:
         raise gr.Error(str(error), print_exception=False) from error

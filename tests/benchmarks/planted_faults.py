@@ -225,7 +225,7 @@ EVALUATE = (
 )
 UI = (
     Fault("the page passes errors on as they are", "glide_jax/ui/page.py",
-          "raise gr.Error(html.escape(str(error)), print_exception=False) from error", "raise",
+          "raise gr.Error(said, print_exception=False) from error", "raise error",
           ("tests/ui/test_page.py::test_what_is_out_of_bounds_is_refused_by_the_server",)),
     Fault("an image's width alone is limited", "glide_jax/images.py",
           "if size[0] * size[1] > max_pixels:", "if size[0] > max_pixels:",

@@ -1,7 +1,9 @@
+import os
 import shutil
 import socket
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,10 +16,17 @@ HAS_GRADIO = find_spec("gradio") is not None
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch, tmp_path):
     """What `serve` was called with, in place of serving."""
     calls = []
-    monkeypatch.setattr(cli, "serve", lambda *args: calls.append(args))
+
+    def serve(studio, args, accounts, folder):
+        assert os.environ["GRADIO_TEMP_DIR"].startswith(f"{folder}/")
+        assert folder.is_dir()
+        calls.append((studio, args, accounts, folder))
+
+    monkeypatch.setattr(cli, "serve", serve)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "pictures"))
     monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
     monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
     return calls
@@ -44,8 +53,8 @@ def test_it_starts_on_the_shipped_models(started, folder, tmp_path, monkeypatch)
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
     shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")
     cli.main([])
-    [(shipped, host, port)] = started
-    assert (host, port) == ("127.0.0.1", 7860)
+    [(shipped, args, accounts, _)] = started
+    assert (args.host, args.port, accounts) == ("127.0.0.1", 7860, None)
     assert (shipped.base, shipped.upsampler) == ("emoji/base", "emoji/upsample")
     assert shipped.defaults == {"sampler": "ddpm", "upsampler_strength": 0.5}
     assert "a 3d render of a banana" in shipped.examples
@@ -56,10 +65,10 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
     given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
     more = ["--examples", tmp_path / "captions.txt", "--max_images", 2, "--host", "0.0.0.0"]
     cli.main(list(map(str, [*given, *more])))
-    [(studio, host, _)] = started
+    [(studio, args, _, _)] = started
     assert (studio.base, studio.upsampler, studio.defaults) == (f"{folder.name}/inpaint", "more/up", {})
     assert [found.name for found in studio.models.bases] == [studio.base, "base"]
-    assert (studio.limits.num_images, studio.examples, host) == (2, ["a cup", "a hat"], "0.0.0.0")
+    assert (studio.limits.num_images, studio.examples, args.host) == (2, ["a cup", "a hat"], "0.0.0.0")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +79,50 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
         (["--max_images", "0"], "--max_images must be at least 1, not 0"),
         (["--port", "70000"], "--port"),
         (["--clip_model", "noised"], "give --clip TEXT IMAGE"),
+        (["--allowed_host", "https://glide.example"], "without scheme and port"),
+        (["--auth", "nowhere.txt"], "--auth nowhere.txt: not a text file with lines of USER:PASSWORD"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(started, folder, flags, message):
     with pytest.raises(GlideError, match=message):
         cli.main(["--models", str(folder), *flags])
     assert not started
+
+
+def test_uploads_and_pictures_go_to_a_folder_that_is_removed(started, folder, tmp_path):
+    cli.main(["--models", str(folder)])
+    [(_, _, _, own)] = started
+    assert own.parent == tmp_path / "pictures"
+    assert not list(own.parent.iterdir())
+
+
+def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
+    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n")
+    cli.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
+    assert started[0][2] == [("ann", "two words"), ("bob", "a:b")]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "\n", "ann", "ann:", ":secret", "bob:secret\nann", b"\xff:\xff"])
+def test_a_file_of_accounts_has_users_and_passwords(tmp_path, content):
+    (tmp_path / "accounts").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(GlideError, match="--auth ") as refused:
+        cli.read_accounts(tmp_path / "accounts")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_password_in_place_of_the_file_is_not_repeated():
+    with pytest.raises(GlideError, match="--auth FILE: not a text file with lines of USER:PASSWORD"):
+        cli.read_accounts(Path("ann:secret"))
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", 0), ("localhost", 0), ("[::1]", 0), ("0.0.0.0", 1), ("::", 1), ("10.0.0.1", 1), ("box", 1)],
+)
+def test_what_others_reach_without_a_password_is_warned_of(started, folder, capsys, host, warned):
+    cli.main(["--models", str(folder), "--host", host])
+    assert capsys.readouterr().err.count("warning: whoever reaches this machine can use the page") == warned
 
 
 def test_a_folder_without_models_is_said(started, tmp_path):

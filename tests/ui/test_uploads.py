@@ -1,4 +1,6 @@
-import io
+import os
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,44 +8,7 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.sample.pictures import load_mask
-from glide_jax.ui.uploads import from_editor, open_picture, uploaded
-
-
-def encoded(image, **options):
-    file = io.BytesIO()
-    image.save(file, **{"format": "PNG"} | options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_pictures_of_any_mode_are_read(mode):
-    assert open_picture(encoded(Image.new(mode, (5, 4))), 20).mode == "RGBA"
-    assert open_picture(encoded(Image.new("CMYK", (5, 4)), format="JPEG"), 20).size == (5, 4)
-
-
-def test_a_photograph_is_turned_upright():
-    exif = Image.Exif()
-    exif[274] = 6
-    assert open_picture(encoded(Image.new("RGB", (6, 3)), format="JPEG", exif=exif), 99).size == (3, 6)
-
-
-def test_more_pixels_than_allowed_are_refused_before_they_are_decoded():
-    content = encoded(Image.new("L", (3000, 2000)))
-    with pytest.raises(GlideError, match="3000 x 2000 pixels, more than 1 million"):
-        open_picture(content[:200], 1_000_000)
-
-
-def test_a_decompression_bomb_is_refused():
-    with pytest.raises(GlideError, match="too many pixels"):
-        open_picture(encoded(Image.new("1", (13500, 13500))), 10**9)
-
-
-@pytest.mark.parametrize("content", [b"", b"a text", encoded(Image.new("RGB", (64, 64), "red"))[:100], b"%!PS-Adobe"])
-def test_what_is_no_picture_is_refused(content, tmp_path):
-    (tmp_path / "x.png").write_bytes(content)
-    for source in (content, tmp_path / "x.png"):
-        with pytest.raises(GlideError, match=r"^cannot read this image: it is damaged, or no JPEG, PNG, WebP"):
-            open_picture(source, 10**6)
+from glide_jax.ui.uploads import _AHEAD, _bounded, bound_folder, check_files, from_editor, uploaded
 
 
 def test_what_is_painted_is_drawn_anew_and_the_rest_is_kept():
@@ -71,3 +36,55 @@ def test_only_regular_files_of_the_upload_folder_are_opened(tmp_path, path):
     inside = path if path in ("", None) or path.startswith("/") else f"{folder}/{path}"
     with pytest.raises(GlideError, match="upload the image as a file"):
         uploaded(inside, str(folder))
+
+
+@pytest.mark.parametrize(
+    "sent", [{"path": "http://a.example/b.png"}, ["a", {"layers": [{"path": "/etc/hostname"}]}], {"path": ""}]
+)
+def test_files_are_looked_for_in_all_that_is_sent(tmp_path, sent):
+    (tmp_path / "a.png").write_bytes(b"")
+    check_files(["a", None, 3, {"picture": {"path": str(tmp_path / "a.png"), "url": "x"}}], str(tmp_path))
+    with pytest.raises(GlideError, match="upload the image as a file"):
+        check_files(sent, str(tmp_path))
+
+
+def test_the_oldest_files_go_first(tmp_path):
+    for age in range(5):
+        path = tmp_path / "files" / f"upload{age}" / "a.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(100_000 if age else 1))
+        os.utime(path, (10**9 - age, 10**9 - age))
+    (tmp_path / "files" / "link").symlink_to("nowhere")
+    bound_folder(tmp_path, 350_000)
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["link", "upload0", "upload1", "upload2"]
+    bound_folder(tmp_path, 0)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "files"]
+
+
+def blob(**data):
+    return SimpleNamespace(data=data, files=[("a.png", b"")])
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --extra app")
+def test_what_editors_send_ahead_is_bounded():
+    storage = {}
+
+    def accept(sent):
+        storage[sent.data["id"]] = SimpleNamespace(background=b"", layers=[])
+
+    accepting = _bounded(accept, storage)
+    for number in range(_AHEAD + 5):
+        accepting(blob(type="background", id=number))
+    accepting(blob(type="layer", index="3", id="last"))
+    assert list(storage) == [*range(6, _AHEAD + 5), "last"]
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --extra app")
+@pytest.mark.parametrize(
+    "data", [{}, {"type": "layer", "id": 1, "index": str(10**9)}, {"type": "layer", "id": 1, "index": "-1"}, None]
+)
+def test_what_no_editor_sends_is_refused(data):
+    from starlette.exceptions import HTTPException
+
+    with pytest.raises(HTTPException):
+        _bounded(lambda _: None, {})(SimpleNamespace(data=data))
