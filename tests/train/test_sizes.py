@@ -26,7 +26,6 @@ SIZES = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", SIZES)
 def test_one_update_and_one_picture(name):
     model = SIZES[name]
