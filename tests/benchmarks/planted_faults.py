@@ -225,11 +225,11 @@ EVALUATE = (
 )
 UI = (
     Fault("the page passes errors on as they are", "glide_jax/ui/page.py",
-          "raise gr.Error(said, print_exception=False) from error", "raise error",
-          ("tests/ui/test_page.py::test_what_is_out_of_bounds_is_refused_by_the_server",)),
+          "return _INTERNAL", "return str(error)",
+          ("tests/ui/test_page.py::test_what_nobody_expected_is_one_line_and_in_the_log",)),
     Fault("an image's width alone is limited", "glide_jax/images.py",
           "if size[0] * size[1] > max_pixels:", "if size[0] > max_pixels:",
-          ("tests/test_open_image.py::test_what_cannot_be_read_is_one_line_everywhere",)),
+          ("tests/ui/test_opening.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),
     Fault("what is painted is kept", "glide_jax/ui/uploads.py",
           "lambda alpha: 0 if alpha > 32 else 255", "lambda alpha: 255 if alpha > 32 else 0",
           ("tests/ui/test_uploads.py::test_what_is_painted_is_drawn_anew_and_the_rest_is_kept",)),
