@@ -30,7 +30,7 @@ from tests.integration.runs import command, config
 from tests.parallel.processes import free_port
 from tests.programs import ROOT
 
-SAVES = ["--config.train.save_every=25", "--config.train.keep_checkpoints=2"]
+SAVES = ["--config.train.save_every=5", "--config.train.keep_checkpoints=2"]
 PATIENCE = 300
 
 
@@ -110,7 +110,7 @@ def compare(run_dir: Path, processes: int) -> None:
 
 def pairs(folder: Path, args: argparse.Namespace) -> None:
     delays = random.Random(0)
-    killed(folder / "run", 2, (delays.uniform(0, 3) for _ in range(args.kills)))
+    killed(folder / "run", 2, (delays.uniform(2, 20) for _ in range(args.kills)))
     compare(folder / "run", 2)
 
 
