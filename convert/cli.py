@@ -1,8 +1,6 @@
 """Checkpoints between PyTorch and Flax, on the command line."""
 
 import argparse
-import io
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         GlideError: what is wrong, in one line.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have every character of paths and names
-        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     given = parser.parse_args(arguments)
     given.run(given)

@@ -1,5 +1,6 @@
 """Errors meant for the person at the keyboard: one line, no traceback."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ class GlideError(Exception):
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs an entry point, then exits: 0 or its result, 2 and one line for `GlideError`, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have every character of captions and paths
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except GlideError as error:

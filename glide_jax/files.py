@@ -22,3 +22,8 @@ def read_text(path: Path, what: str) -> str:
 def lines(text: str) -> list[str]:
     """The lines of a text, stripped, without empty ones."""
     return [line for part in _LINE_END.split(text) if (line := part.strip())]
+
+
+def valid_unicode(text: str) -> str:
+    r"""The text with `\udce9` for half a surrogate pair, as which Python hands on what it could not decode."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from glide_jax.errors import GlideError
+from glide_jax.files import valid_unicode
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 # A file, its content, a Pillow image, or an array (see `open_image`).
@@ -198,13 +199,14 @@ def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = No
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
-        info.add_itxt(key, value)
+        info.add_itxt(key, valid_unicode(value))
     _save(path, pixels, format="PNG", pnginfo=info)
 
 
 def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
     """Writes one picture atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
-    comment = json.dumps(dict(metadata)).encode() if metadata else b""
+    readable = {key: valid_unicode(value) for key, value in (metadata or {}).items()}
+    comment = json.dumps(readable).encode() if readable else b""
     _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
 
 

@@ -12,6 +12,8 @@ from unittest import mock
 
 from absl import app, flags
 
+from glide_jax.errors import run_cli
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,7 +33,7 @@ def call(*words: object, folder: Path = ROOT) -> int:
             if (first, arguments[:1]) == ("-m", ["convert"]):
                 from convert.cli import main
 
-                main(arguments[1:])  # what is around it concerns the whole process
+                run_cli(lambda: main(arguments[1:]))  # what else is around it concerns the whole process
             elif first == "-m":
                 sys.argv = arguments
                 # Else runpy keeps what jaxtyping's import hook compiled as the module's ordinary bytecode.

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "cache": set(),
     "files": {"errors"},
     "randomness": {"errors"},
-    "images": {"errors"},
+    "images": {"errors", "files"},
     "progress": {"errors"},
     "tokenizer": LEAVES,
     "models": LEAVES,

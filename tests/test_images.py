@@ -64,3 +64,11 @@ def test_a_caption_of_any_length_is_laid_out_at_once():
         sheet = grid([np.zeros((64, 64, 3), np.uint8)], [text], cell=256)
         assert sheet.shape[1] == 256 + 8
     assert time.monotonic() - begun < 2
+
+
+def test_paths_that_are_no_text_are_recorded(tmp_path):
+    metadata = {"init_image": "caf\udce9.png"}
+    save_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8), metadata)
+    save_jpeg(tmp_path / "a.jpg", np.zeros((2, 2, 3), np.uint8), metadata)
+    with Image.open(tmp_path / "a.png") as png, Image.open(tmp_path / "a.jpg") as jpeg:
+        assert png.text["init_image"] == json.loads(jpeg.info["comment"])["init_image"] == "caf\\udce9.png"

@@ -1,9 +1,7 @@
 """The command line of `evaluate.py`."""
 
 import argparse
-import io
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -126,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         GlideError: impossible options, unreadable files, no such model, an unwritable folder.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have every character of captions and paths
-        sys.stdout.reconfigure(errors="backslashreplace")
     plan, view = _plan(argv), View()
     args = plan.args
     if _loads_clip(args) and args.clip_model != NOISED:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from glide_jax.errors import GlideError
-from glide_jax.evaluate.record import valid_unicode
+from glide_jax.files import valid_unicode
 from glide_jax.sample import Pipeline, SampleOptions
 
 OnPictures = Callable[[list[int], int], object]

@@ -91,8 +91,3 @@ def ranked(
         )
         for rank, i in enumerate(order, start=1)
     )
-
-
-def valid_unicode(text: str) -> str:
-    r"""The text with `\udce9` for half a surrogate pair, as which Python hands on what it could not decode."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -21,7 +21,8 @@ import numpy as np
 
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.job import Candidates
-from glide_jax.evaluate.record import PromptRecord, valid_unicode
+from glide_jax.evaluate.record import PromptRecord
+from glide_jax.files import valid_unicode
 from glide_jax.images import Pixels, UnreadableImage, open_image, save_jpeg, save_png
 
 METADATA = "metadata.json"
@@ -85,8 +86,7 @@ class RunFolder:
             if kept.clip_score is not None:
                 own["clip_score"] = f"{kept.clip_score:.6f}"
             how = {name: str(value) for name, value in record.sampler.items()}
-            metadata = {name: valid_unicode(value) for name, value in (own | how).items()}
-            save_picture(folder / str(kept.filename), images[kept.index - first], metadata)
+            save_picture(folder / str(kept.filename), images[kept.index - first], own | how)
         write_text(folder / "prompt.txt", record.prompt + "\n")
         write_json(folder / METADATA, record.to_json())
 

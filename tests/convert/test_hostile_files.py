@@ -14,6 +14,7 @@ from convert.cli import main
 from convert.tensor_file import read_tensors, write_tensors
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import architecture, assert_same_state_dict, state_dict
+from tests.programs import call
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -159,9 +160,9 @@ def test_paths_that_are_no_text_are_told_and_recorded(tmp_path, capsys):
     source = str(next(folder.iterdir()))
     (tmp_path / "options.json").write_text('{"n_head_state_text": 4}')
     options = ["--options", str(tmp_path / "options.json")]
-    main(["inspect", source, *options])
-    main(["to-flax", source, "--output", str(tmp_path / "flax"), *options])
-    main(["to-torch", str(tmp_path / "flax"), "--output", str(folder / "back.pt")])
+    assert call("-m", "convert", "inspect", source, *options) == 0
+    assert call("-m", "convert", "to-flax", source, "--output", tmp_path / "flax", *options) == 0
+    assert call("-m", "convert", "to-torch", tmp_path / "flax", "--output", folder / "back.pt") == 0
     assert r"caf\udce9/mod\udce8le.pt" in capsys.readouterr().out
     assert_same_state_dict(read_tensors(folder / "back.pt"), read_tensors(Path(source)))
     with pytest.raises(GlideError, match=r"caf\\udce9/flax' is not in UTF-8, as the folder of a checkpoint must be"):

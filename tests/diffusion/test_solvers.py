@@ -1,13 +1,16 @@
 """Every solver on Gaussian data, where the denoiser is linear and the flow is known: order, moments, identities."""
 
+import inspect
 import itertools
 import math
+from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glide_jax.diffusion import solvers
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
 from glide_jax.diffusion.grid import Grid
 from glide_jax.diffusion.options import SAMPLERS, GridOptions, SolverOptions, canonical_name, sampler_options
@@ -276,10 +279,11 @@ def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_listed_option_is_one_of_the_solver(sampler):
-    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
-    for name in sampler_options(sampler):
-        plan_steps(SolverOptions(sampler, **{name: 0.5}), grid)
+def test_the_listed_options_are_those_that_the_solver_takes(sampler):
+    taken = inspect.signature(getattr(solvers, sampler)).parameters
+    assert {name for name in taken if name in {field.name for field in fields(SolverOptions)}} == {
+        *sampler_options(sampler)
+    }
 
 
 def test_names_aliases_and_options():

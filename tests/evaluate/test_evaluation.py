@@ -19,6 +19,7 @@ from glide_jax.evaluate.run_folder import RunFolder
 from glide_jax.evaluate.scorer import score
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
+from tests.programs import call
 from tests.tiny.models import UPSAMPLER, save_clip, save_model
 
 PROMPTS = ["a cat", "a dog", "a <b>hat</b> & 'cup'"]
@@ -143,7 +144,7 @@ NO_TEXT = os.fsdecode(b"caf\xe9")  # as Linux allows it in paths, and as a comma
 def test_folders_that_are_no_text_are_told(reranked, tmp_path, capsys):
     folder = tmp_path / NO_TEXT / "00000"
     shutil.copytree(reranked, folder)
-    main(["--resume", str(folder)])
+    assert call("evaluate.py", "--resume", folder) == 0
     assert "caf\\udce9/00000, 3 of 3 prompts done" in capsys.readouterr().out
 
 
@@ -170,7 +171,8 @@ def test_captions_of_a_damaged_record_are_refused(reranked, tmp_path):
 def test_a_terminal_without_a_character_is_no_obstacle(base, tmp_path, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr("sys.stdout", terminal)
-    run(base, tmp_path, "--dry_run", "--negative_prompt", "caf\xe9")
+    given = ["--checkpoint", base, "--prompts", "a cat", "--output_dir", tmp_path, "--negative_prompt", "caf\xe9"]
+    assert call("evaluate.py", *given, "--dry_run") == 0
     terminal.flush()
     assert b"caf\\xe9" in terminal.buffer.getvalue()
 
