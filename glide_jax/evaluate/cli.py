@@ -264,7 +264,8 @@ def _resumed(argv: Sequence[str] | None, folder: RunFolder) -> argparse.Namespac
 
 def _same(name: str, given: Any, stored: Any) -> bool:
     if name in ("checkpoint", "upsampler"):
-        return Path(given).resolve() in (Path(str(stored)), *Path(str(stored)).parents)
+        step = Path(str(stored))
+        return Path(given).resolve() in (step, *step.parents) or ("@" in str(given) and checkpoint_step(given) == step)
     return bool(plain(given) == stored)
 
 

@@ -14,6 +14,7 @@ from glide_jax.cache import keep_compiled_programs
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.cli import NOISED, scorer_loader
+from glide_jax.files import lines, read_text
 from glide_jax.sample import SHIPPED_SETTINGS, LoadedClip, shipped_models
 from glide_jax.sample.cli import read_prompts
 from glide_jax.ui.following import Studio
@@ -139,11 +140,11 @@ def read_accounts(path: Path) -> Accounts:
         GlideError: the file cannot be read, or a line is something else.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        entries = lines(read_text(path, "--auth"))
+    except GlideError as error:
         shown = "FILE" if ":" in str(path) else path  # it may be a password
         raise GlideError(f"--auth {shown}: not a text file with lines of USER:PASSWORD") from error
-    pairs = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if line.strip()]
+    pairs = [tuple(part.strip() for part in line.split(":", 1)) for line in entries]
     for number, pair in enumerate(pairs, 1):
         if len(pair) < 2 or not all(pair):
             raise GlideError(f"--auth {path}: entry {number} is not USER:PASSWORD")

@@ -138,6 +138,15 @@ def test_resuming_with_other_settings_is_refused(reranked):
         main(["--resume", str(reranked / "prompt_000")])
 
 
+def test_a_step_of_a_run_is_evaluated_and_resumed_by_its_number(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run" / "checkpoints" / "3")
+    named = f"{tmp_path / 'run'}@3"
+    run(named, tmp_path, prompts="a cat")
+    main(["--resume", str(tmp_path / "00000"), "--checkpoint", named])
+    with pytest.raises(GlideError, match="--checkpoint is"):
+        main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(base)])
+
+
 NO_TEXT = os.fsdecode(b"caf\xe9")  # as Linux allows it in paths, and as a command line in another encoding gives it
 
 

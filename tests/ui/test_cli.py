@@ -97,7 +97,7 @@ def test_uploads_and_pictures_go_to_a_folder_that_is_removed(started, folder, tm
 
 
 def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
-    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n")
+    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n", encoding="utf-8-sig")
     cli.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
     assert started[0][2] == [("ann", "two words"), ("bob", "a:b")]
     assert not capsys.readouterr().err
