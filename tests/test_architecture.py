@@ -12,7 +12,7 @@ from tests.programs import ROOT
 FOLDERS = ("glide_jax", "convert", "configs", "datasets", "tests")
 ENTRY_POINTS = ("train.py", "sample.py", "evaluate.py", "app.py")
 
-LEAVES = {"cache", "errors", "files", "randomness", "images", "progress"}
+LEAVES = {"cache", "errors", "files", "options", "randomness", "images", "progress"}
 # What each part may import of ours, beside itself; tests may import anything.
 MAY_IMPORT = {
     "__init__": set(),
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "randomness": {"errors"},
     "images": {"errors", "files"},
+    "options": {"errors"},
     "progress": {"errors"},
     "tokenizer": LEAVES,
     "models": LEAVES,

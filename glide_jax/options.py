@@ -1,0 +1,283 @@
+"""Options declared once: a field of a dataclass says its help, range and choices, and everything else reads them there.
+
+    @dataclass(frozen=True)
+    class Guidance(Options):
+        guidance_scale: Annotated[float, option("classifier-free guidance scale; 1 disables it", low=0)] = 3.0
+
+From that come validation, command lines (`add_arguments`), configuration pages and web requests (`build`), and tables
+(`described`).
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from glide_jax.errors import GlideError
+
+T = TypeVar("T")
+
+
+class Option(NamedTuple):
+    """What a field is for and what it may be; see `option`."""
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Collection[str] = ()
+    most: float | None = None
+    metavar: str | None = None
+
+    @property
+    def range(self) -> str:
+        """The values allowed, as "[0, 1]", "at least 0" or "a, b or c"; empty if there is no limit."""
+        if self.choices:
+            *others, last = self.choices
+            return f"{', '.join(others)} or {last}" if others else last
+        bottom = self.low if self.above is None else self.above
+        top = self.high if self.below is None else self.below
+        if bottom is not None and top is not None:
+            return f"{'[('[self.above is not None]}{bottom}, {top}{'])'[self.below is not None]}"
+        if bottom is not None:
+            return f"at least {bottom}" if self.above is None else f"above {bottom}"
+        return "" if top is None else f"at most {top}" if self.below is None else f"below {top}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value of the right type is within the range and among the choices."""
+        if self.choices:
+            return value in self.choices
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+option = Option
+# Marks a field that holds options whose names are used without its own: `SampleOptions(solver=...)`, but --num_steps.
+INLINE = Option("")
+
+
+class Field(NamedTuple):
+    """One option of a class: its name, type, default and `Option`, and the inline field it lies in, if any."""
+
+    name: str
+    hint: Any
+    default: Any
+    option: Option
+    within: str = ""
+
+
+class Options:
+    """Base of frozen dataclasses of options: each value is checked when one is made.
+
+    Raises:
+        GlideError: a value out of its range or not among its choices; the message names it with `PREFIX` before.
+    """
+
+    __slots__ = ()
+    PREFIX: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(type(self)).values():  # type: ignore[arg-type]
+            if not field.within:
+                _check(field.option, getattr(self, field.name), self.PREFIX + field.name)
+
+
+def _check(option: Option, value: Any, name: str) -> None:
+    # A string with alternatives, as a path or several, is the option's own business.
+    if value is None or dataclasses.is_dataclass(value) or (isinstance(value, str) and not option.choices):
+        return
+    if not all(map(option.allows, value if isinstance(value, tuple) else (value,))):
+        known = "be one of " if option.choices else "be in " if option.range[:1] in "[(" else "be "
+        raise GlideError(f"{name} must {known}{option.range}, not {value!r}")
+
+
+@cache
+def fields(cls: type) -> Mapping[str, Field]:
+    """The options of a class by name, those of `INLINE` fields among them."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found: dict[str, Field] = {}
+    for field in dataclasses.fields(cls):
+        hint, *notes = typing.get_args(hints[field.name]) if _is_annotated(hints[field.name]) else [hints[field.name]]
+        note = next((note for note in notes if isinstance(note, Option)), Option(""))
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if INLINE in notes:
+            inner = fields(hint)
+            found |= {
+                name: each._replace(default=getattr(default, name), within=field.name) for name, each in inner.items()
+            }
+            continue
+        if typing.get_origin(hint) is Literal:
+            note = note._replace(choices=typing.get_args(hint))
+        found[field.name] = Field(field.name, hint, default, note)
+    return types.MappingProxyType(found)
+
+
+def _is_annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
+    """Options from values by name, each of the right type.
+
+    Args:
+        cls: a dataclass of options.
+        values: by the names of `fields`; those of nested dataclasses are mappings in turn.
+        where: what stands before names in errors, as "config.".
+        base: what has the values that are not given; None is the defaults.
+
+    Raises:
+        GlideError: an unknown name (with the nearest ones), a value of the wrong type, or an impossible one.
+    """
+    known = fields(cls)  # type: ignore[arg-type]
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2) or sorted(known)
+            raise GlideError(f"{where}{name} is unknown; did you mean {' or '.join(near)}?")
+        inner.setdefault(known[name].within, {})[name] = convert(known[name].hint, value, where + name)
+    own = inner.pop("", {})
+    start: Any = cls() if base is None and inner else base
+    own |= {group: dataclasses.replace(getattr(start, group), **given) for group, given in inner.items()}
+    return cls(**own) if base is None else dataclasses.replace(base, **own)  # type: ignore[type-var]
+
+
+def flat(options: Any) -> dict[str, Any]:
+    """Values by the names of `fields`, as `build` takes them."""
+    known: Mapping[str, Field] = fields(type(options))  # type: ignore[arg-type]
+    return {
+        name: getattr(getattr(options, each.within) if each.within else options, name) for name, each in known.items()
+    }
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as its type wants it: lists become tuples, whole numbers floats, mappings dataclasses.
+
+    Raises:
+        GlideError: it is of another type; the message begins with `where`.
+    """
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if not isinstance(value, Mapping):
+            raise GlideError(f"{where} is a group of options; set one of them ({where}.NAME=...)")
+        return build(hint, value, f"{where}.")  # type: ignore[arg-type]
+    if isinstance(value, list):
+        value = tuple(value)
+    if not any(_fits(each, value) for each in _alternatives(hint)):
+        raise GlideError(f"{where} cannot be {value!r}: it takes {' or '.join(map(_name, _alternatives(hint)))}")
+    return float(value) if float in _alternatives(hint) and isinstance(value, int) else value
+
+
+def parse(hint: Any, text: str, where: str) -> Any:
+    """The value that a text on a command line stands for: Python's notation, or a string as it is.
+
+    Raises:
+        GlideError: it is of another type; the message begins with `where`.
+    """
+    if str in _alternatives(hint) or (typing.get_origin(hint) is Literal and not text.isdecimal()):
+        several = any(typing.get_origin(each) is tuple for each in _alternatives(hint)) and text.startswith(("(", "["))
+        if not several:
+            return convert(hint, text, where)
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = float(text) if float in _alternatives(hint) and text.strip("+-") in ("inf", "nan") else text
+    if typing.get_origin(hint) is tuple and not isinstance(value, tuple | list):
+        value = (value,)
+    return convert(hint, value, where)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(typing.get_args(hint)[0], item) for item in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(repr, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def add_arguments(
+    parser: Any, cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None, hide: Collection[str] = ()
+) -> None:
+    """Adds `--NAME` for each option that is not a dataclass of its own; `given` reads what a user gave of them.
+
+    Args:
+        parser: an `argparse` parser or group.
+        cls: a dataclass of options.
+        prefix: before each name, as "upsampler_".
+        names: flags of some options, without dashes, in place of prefix and name.
+        hide: options that work but are not listed by `--help`.
+    """
+    for name, field in fields(cls).items():
+        if dataclasses.is_dataclass(field.hint):
+            continue
+        flag = _flag(name, prefix, names)
+        kinds = [kind for kind in _alternatives(field.hint) if kind is not type(None)]
+        kind = typing.get_args(kinds[0])[0] if typing.get_origin(kinds[0]) is tuple else kinds[0]
+        shape: dict[str, Any] = {"type": kind if kind in (int, float) else str, "metavar": field.option.metavar}
+        if kind is bool:
+            shape = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kinds[0]) is tuple:
+            shape |= {"nargs": len(typing.get_args(kinds[0])), "metavar": ("LOW", "HIGH")}
+        elif field.option.choices and field.option.metavar is None:
+            shape |= {"choices": [*field.option.choices], "metavar": None}
+        shown = argparse.SUPPRESS if name in hide else _help(field)
+        parser.add_argument(f"--{flag}", dest=flag, default=None, help=shown, **shape)
+
+
+def _help(field: Field) -> str:
+    """The help of an option with its default, unless the help itself speaks of one."""
+    text = field.option.help.replace("%", "%%")
+    shown = field.default if field.default not in (None, "") else None
+    return text if shown is None or "default" in text else f"{text} (default: {_said(shown)})"
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def given(
+    args: argparse.Namespace, cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What a user gave of the flags of `add_arguments`, by the names of `fields`, for `build`."""
+    flags = {name: getattr(args, _flag(name, prefix, names), None) for name in fields(cls)}
+    values = {name: value for name, value in flags.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _flag(name: str, prefix: str, names: Mapping[str, str] | None) -> str:
+    return (names or {}).get(name, prefix + name)
+
+
+def described(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Rows of a table of all options: name, default, values allowed, help; nested ones as "optimizer.eps"."""
+    rows = []
+    for name, field in fields(cls).items():
+        if dataclasses.is_dataclass(field.hint):
+            rows += described(field.hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            allowed = field.option.range or " or ".join(map(_name, _alternatives(field.hint)))
+            rows.append((prefix + name, _said(field.default), allowed, field.option.help))
+    return rows
