@@ -1,6 +1,8 @@
-"""Text files that people write: UTF-8 with or without a byte-order mark, lines ended in any system's way."""
+"""Files: text that people write (UTF-8 with or without a byte-order mark, any system's line ends), whole writes."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from glide_jax.errors import GlideError
@@ -27,3 +29,22 @@ def lines(text: str) -> list[str]:
 def valid_unicode(text: str) -> str:
     r"""The text with `\udce9` for half a surrogate pair, as which Python hands on what it could not decode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` where the block ends well and is removed where it does not.
+
+    Raises:
+        GlideError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise GlideError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from glide_jax.errors import GlideError
-from glide_jax.files import valid_unicode
+from glide_jax.files import valid_unicode, written
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 # A file, its content, a Pillow image, or an array (see `open_image`).
@@ -211,13 +211,8 @@ def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = N
 
 
 def _save(path: Path, pixels: Pixels, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
         Image.fromarray(pixels).save(temporary, **options)
-        temporary.replace(path)
-    except OSError as error:
-        raise GlideError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
 
 
 def grid(
