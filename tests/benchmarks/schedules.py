@@ -12,8 +12,8 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.options import GridOptions, SolverOptions
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import LevelOptions, SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.solver import run_steps
@@ -36,7 +36,7 @@ def mixture(x_t, level, memory):
 
 
 def distance(process, sampler, schedule, steps, quantiles, z):
-    grid = Grid.from_options(process, GridOptions(num_steps=steps, schedule=schedule))
+    grid = NoiseLevels.from_options(process, LevelOptions(num_steps=steps, schedule=schedule))
     solver, plan = plan_steps(SolverOptions(sampler), grid)
     key = jax.random.key(0)
     carry = jax.jit(

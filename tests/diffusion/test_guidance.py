@@ -10,7 +10,7 @@ import pytest
 from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, unguided
 from glide_jax.diffusion.forward import Level
 from glide_jax.diffusion.guidance import guided, initial_memory, method_of, strengths_of
-from glide_jax.diffusion.options import GuidanceOptions, Thresholding
+from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
 from glide_jax.diffusion.thresholding import threshold
 from glide_jax.errors import GlideError
 from tests.compilations import compilations
@@ -153,16 +153,16 @@ def test_a_gradient_moves_noise_and_picture_together():
 
 def test_thresholds():
     x_0 = 3 * X
-    np.testing.assert_array_equal(threshold(x_0, Thresholding("static")), jnp.clip(x_0, -1, 1))
-    assert threshold(x_0, Thresholding("none")) is x_0
-    dynamic = np.asarray(threshold(x_0, Thresholding("dynamic", 0.9)))
+    np.testing.assert_array_equal(threshold(x_0, ThresholdingOptions("static")), jnp.clip(x_0, -1, 1))
+    assert threshold(x_0, ThresholdingOptions("none")) is x_0
+    dynamic = np.asarray(threshold(x_0, ThresholdingOptions("dynamic", 0.9)))
     for row in range(2):
         limit = np.quantile(np.abs(x_0[row]), 0.9)
         assert limit > 1
         np.testing.assert_allclose(dynamic[row], np.clip(x_0[row], -limit, limit) / limit, rtol=1e-5)
-    np.testing.assert_array_equal(threshold(0.01 * X, Thresholding("dynamic", 1.0)), 0.01 * X)
+    np.testing.assert_array_equal(threshold(0.01 * X, ThresholdingOptions("dynamic", 1.0)), 0.01 * X)
     with pytest.raises(GlideError, match="static, dynamic"):
-        Thresholding("clip")
+        ThresholdingOptions("clip")
 
 
 def test_guidance_with_an_interval_is_one_program_for_all_numbers():

@@ -12,8 +12,8 @@ import pytest
 
 from glide_jax.diffusion import solvers
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.options import SAMPLERS, GridOptions, SolverOptions, canonical_name, sampler_options
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import SAMPLERS, LevelOptions, SolverOptions, canonical_name, sampler_options
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddim import ddim_inversion
@@ -47,7 +47,7 @@ def run(method, plan, x, rows=None, noise=None):
 
 def error_between_two_sigmas(sampler, steps, **options):
     """Of the solver's own state at LOW, started from the flow's at HIGH; the last step, to 0, is left out."""
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+    grid = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
     method, plan = plan_steps(SolverOptions(sampler, **options), grid)
     top, bottom = (plan.rows.level.alpha[i] / plan.rows.input_scale[i] for i in (0, -1))
     x = top * HIGH * jnp.ones((1, 1, 1, 1))
@@ -86,7 +86,7 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
     """The fork's abar between two levels is interpolated, which leaves them second order."""
 
     def error(steps):
-        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
+        grid = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
         method, plan = plan_steps(SolverOptions(sampler), grid)
         sigma = grid.sigmas[1]
         x = jnp.ones((1, 1, 1, 1)) * sigma / math.sqrt(1 + sigma**2)
@@ -145,7 +145,7 @@ def recursion_factors(sampler, sigma, after, eta):
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"])
 def test_moments_follow_the_exact_recursion(sampler, eta):
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    grid = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 9))
     mean, variance = 1.0, 0.0
     for sigma, after in grid.steps[:-1]:
         factor, spreads = recursion_factors(sampler, sigma, after, eta)
@@ -159,7 +159,7 @@ def test_moments_follow_the_exact_recursion(sampler, eta):
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
 def test_moments_of_multistep_methods_follow_their_recursion(sampler):
     """x' = e^-2h x + (1 - e^-2h) (x_0 + extrapolation) + after sqrt(1 - e^-2h) z, on vectors of responses."""
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    grid = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 9))
     h = math.log(HIGH / LOW) / 8
     decay, phi_1 = math.exp(-2 * h), -math.expm1(-2 * h)
     phi_2 = 1 - phi_1 / (2 * h)
@@ -189,7 +189,7 @@ def test_stochastic_samplers_reach_the_true_variance(sampler):
     true = DATA_STD**2 + LOW**2
 
     def gap(steps):
-        grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+        grid = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
         responses = impulse_responses(sampler, grid, eta=1.0)
         start = math.sqrt(DATA_STD**2 + HIGH**2) / (math.sqrt(1 + HIGH**2) if sampler == "ddim" else 1.0)
         return abs((responses[0] * start) ** 2 + (responses[1:] ** 2).sum() - true) / true
@@ -207,7 +207,7 @@ def final(sampler, grid, noise, **options):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_euler_on_the_same_levels(eta):
-    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=20))
+    grid = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=20))
     noise = np.random.RandomState(0).standard_normal((20, 1, 1, 1, 1))
     ddim = final("ddim", grid, noise, eta=eta)
     np.testing.assert_allclose(final("euler_ancestral", grid, noise, eta=eta), ddim, rtol=1e-9)
@@ -216,7 +216,7 @@ def test_ddim_is_euler_on_the_same_levels(eta):
 
 
 def test_the_sde_form_without_noise_is_the_ode_method():
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 12))
+    grid = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 12))
     method = plan_steps(SolverOptions("dpmpp_2m_sde", eta=0.0), grid)[0]
     assert method is plan_steps(SolverOptions("dpmpp_2m"), grid)[0], "no noise, so one program for both"
     np.testing.assert_allclose(final("dpmpp_2m_sde", grid, None, eta=0.0), final("dpmpp_2m", grid, None), rtol=1e-12)
@@ -225,7 +225,7 @@ def test_the_sde_form_without_noise_is_the_ode_method():
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
 def test_churn_adds_the_noise_it_says(sampler):
     """Noise before a step, s_noise^2 (raised^2 - sigma^2) of it, is the previous row's; the first is in the start."""
-    grid = Grid(SCHEDULE, np.array([4.0, 2.0, 1.0]))
+    grid = NoiseLevels(SCHEDULE, np.array([4.0, 2.0, 1.0]))
     _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1), grid)
     sigmas = plan.rows.level.sigma / plan.rows.level.alpha
     assert sigmas[0] == pytest.approx(4.0)  # above s_tmax
@@ -240,7 +240,7 @@ def test_churn_adds_the_noise_it_says(sampler):
 
 def test_inversion_then_ddim_returns_with_an_error_that_halves():
     def error(steps):
-        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
+        grid = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
         method, plan = ddim_inversion(grid)
         noise = method.finish(run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1))))
         method, plan = plan_steps(SolverOptions("ddim"), grid)
@@ -265,7 +265,7 @@ STOCHASTIC = (
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
-    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
+    grid = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=6))
     rows = len(plan_steps(SolverOptions(sampler), grid)[1])
     noise = np.random.RandomState(0).standard_normal((rows, 1, 1, 1, 1))
 
@@ -296,4 +296,4 @@ def test_names_aliases_and_options():
     with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
         SolverOptions("dpmpp_2m", eta=1.0)
     with pytest.raises(GlideError, match="at least 3 steps"):
-        plan_steps(SolverOptions("plms"), Grid.from_options(SCHEDULE, GridOptions(num_steps=2)))
+        plan_steps(SolverOptions("plms"), NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=2)))

@@ -9,7 +9,7 @@ import pytest
 
 from glide_jax.diffusion import grid as grids
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, unguided
-from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
@@ -39,7 +39,7 @@ def recorded_noise(case, solver, plan, shape):
 
 def sample(run, case, solver, sigmas, shape):
     """`run` takes the method, its carry, rows, their noise and how many rows there are, and returns the carry."""
-    method, plan = plan_steps(SolverOptions(solver), Grid(SCHEDULE, sigmas))
+    method, plan = plan_steps(SolverOptions(solver), NoiseLevels(SCHEDULE, sigmas))
     rows = plan.on_device()
     recorded = np.zeros((len(jax.tree.leaves(rows)[0]), shape[0], *shape[2:], 3), np.float32)
     if "ancestral" in solver or "sde" in solver:

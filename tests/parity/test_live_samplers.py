@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid
 from glide_jax.diffusion.guidance import guided, method_of, strengths_of
-from glide_jax.diffusion.options import GridOptions, GuidanceOptions
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
@@ -30,7 +30,7 @@ TOLERANCE = 3e-4
 RESPACING, SCALE, SHAPE = "ddim20", 3.0, (2, 3, 64, 64)
 PROMPTS = ["a corgi in a hat", "a red bicycle"]
 SCHEDULE = Schedule.from_config(DiffusionConfig())
-GRID = Grid.from_options(SCHEDULE, GridOptions(timestep_respacing=RESPACING))
+GRID = NoiseLevels.from_options(SCHEDULE, LevelOptions(timestep_respacing=RESPACING))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid
 from glide_jax.diffusion.guidance import guided, method_of, strengths_of
-from glide_jax.diffusion.options import GridOptions, GuidanceOptions
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
@@ -34,7 +34,7 @@ from tests.parity.recipe import (
 
 TOLERANCE, PNDM_TOLERANCE = 3e-4, 1e-4
 SCHEDULE = Schedule.from_config(DiffusionConfig())
-GRID = Grid.from_options(SCHEDULE, GridOptions(timestep_respacing="ddim10"))
+GRID = NoiseLevels.from_options(SCHEDULE, LevelOptions(timestep_respacing="ddim10"))
 GUIDANCE = GuidanceOptions(guidance_scale=3.0)
 PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
 SAMPLERS = {
@@ -127,7 +127,7 @@ def test_upsampling_equals_the_reference():
     given = Conditioning(text, jnp.asarray(low_res, jnp.float32))
     denoise = denoiser(unguided(network(model, params, given)), threshold)
     linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
-    grid = Grid.from_options(linear, GridOptions(timestep_respacing="fast27"))
+    grid = NoiseLevels.from_options(linear, LevelOptions(timestep_respacing="fast27"))
     x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
     final = trajectory(denoise, *ddim(grid), x_t)[-1]
     # The reference in float32 is 1.5e-4 from itself in float64, and moves by 1.7e-4 between one thread and two.

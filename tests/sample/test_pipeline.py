@@ -10,7 +10,7 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
-from glide_jax.sample.pictures import load_picture
+from glide_jax.sample.inputs import load_image
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model
 
@@ -177,7 +177,7 @@ def test_inpainting_keeps_known_pixels_in_both_stages(photo, strength):
     up_options = {"num_steps": 3, "strength": strength}
     options = {"image": photo, "mask": mask, "num_steps": 3, "upsampler_options": up_options}
     samples, other = pipeline("a cat", **options), pipeline("a dog", seed=1, **options)
-    assert_close(samples.images[0][:, SIDE:], to_uint8(load_picture(photo, 2 * SIDE))[:, SIDE:])
+    assert_close(samples.images[0][:, SIDE:], to_uint8(load_image(photo, 2 * SIDE))[:, SIDE:])
     for first, second in ((samples.small, other.small), (samples.images, other.images)):
         half = first.shape[2] // 2
         np.testing.assert_array_equal(first[:, :, half:], second[:, :, half:])

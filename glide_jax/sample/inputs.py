@@ -10,7 +10,7 @@ from glide_jax.images import ImageSource, decode, eight_bits, from_uint8, on_whi
 _CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is drawn anew"
 
 
-def load_picture(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
+def load_image(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
     """An image in [-1, 1]: its middle square, resized; upright by EXIF, transparent parts on white.
 
     Raises:
