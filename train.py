@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         GlideError: impossible options, or what training cannot start from.
     """
     args, rest = parser().parse_known_args(argv)
-    overrides = _overrides(rest)
+    changes = overrides(rest)
     if args.config is None:
         raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
     # They take seconds to import; mistakes in flags and --help need not wait for them.
@@ -50,15 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from glide_jax.train import Trainer, dry_run  # noqa: PLC0415
 
     page = read_page(args.config)
-    for key, text in overrides:
+    for key, text in changes:
         override(page, key, text)
     config = from_ml_collections(page)
     initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)
     return dry_run(config) if args.dry_run else Trainer(config).run()
 
 
-def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`."""
+def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`; raises `GlideError` at anything else."""
     found: list[tuple[str, str]] = []
     words = iter(rest)
     for word in words:

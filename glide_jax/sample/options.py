@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from glide_jax.diffusion.options import (
     SAMPLERS,
@@ -20,10 +20,7 @@ from glide_jax.options import INLINE, Options, add_arguments, build, flat, given
 
 @dataclass(frozen=True)
 class SampleOptions(Options):
-    """Options of one model's sampling: which sampler, over which noise levels, with what guidance and thresholding.
-
-    `options.build` makes one from plain names (`num_steps=25, guidance_scale=4`), as all of the package's doors do.
-    """
+    """Options of one model's sampling: which sampler, over which noise levels, with what guidance and thresholding."""
 
     solver: Annotated[SolverOptions, INLINE] = SolverOptions()
     levels: Annotated[LevelOptions, INLINE] = LevelOptions()
@@ -42,6 +39,15 @@ class SampleOptions(Options):
     clip_guidance_scale: Annotated[
         float, option("scale of the noised CLIP's gradient, where one is loaded (0: off)", low=0, most=1000)
     ] = 0.0
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Options by their plain names: `SampleOptions.of(num_steps=25, guidance_scale=4.0)`.
+
+        Raises:
+            GlideError: an unknown name, or an invalid value.
+        """
+        return build(cls, options)
 
     def __post_init__(self) -> None:
         super().__post_init__()

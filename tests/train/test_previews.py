@@ -13,7 +13,7 @@ from glide_jax.train.previews import Previews, load_preview_upsampler
 from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
 
 SIDE = BASE.image_size
-OPTIONS = SampleOptions(num_steps=2, guidance_scale=1.0)
+OPTIONS = SampleOptions.of(num_steps=2, guidance_scale=1.0)
 
 
 def examples(low_res):
