@@ -176,7 +176,7 @@ CHECKPOINT = (
 SAMPLE = (
     Fault("noise depends on the place in the batch", "glide_jax/sample/stage.py",
           "normal_per_example(fold(key, number), arguments.indices, self._shape)",
-          "normal_per_example(fold(key, number), jnp.arange(batch), self._shape())",
+          "normal_per_example(fold(key, number), jnp.arange(len(arguments.indices)), self._shape)",
           ("tests/sample/test_pipeline.py::test_an_image_is_the_same_in_any_batch",)),
     Fault("a mask is read the other way round", "glide_jax/sample/inputs.py",
           "_square(grey, size, Image.Resampling.BOX)) > 127", "_square(grey, size, Image.Resampling.BOX)) < 127",

@@ -14,7 +14,7 @@ from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
-from glide_jax.diffusion.solvers.pndm import plms, prk
+from glide_jax.diffusion.solvers.pndm import plms
 from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.models import Conditioning, Glide
@@ -39,10 +39,8 @@ GUIDANCE = GuidanceOptions(guidance_scale=3.0)
 PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
 SAMPLERS = {
     "ddpm": ddpm(LEVELS),
-    "ddim_eta0": ddim(LEVELS, eta=0.0),
     "ddim_eta1": ddim(LEVELS, eta=1.0),
-    "plms": plms(LEVELS, clean_up=False),
-    "prk": prk(LEVELS, clean_up=False),
+    "plms": plms(LEVELS, clean_up=False),  # its first steps are those of prk
 }
 
 
@@ -80,22 +78,17 @@ def trajectory(denoise, solver, plan, x_t, recorded=None):
     return np.asarray(images).transpose(0, 1, 4, 2, 3)
 
 
-def quick_or_slow(name):
-    """A step with a network costs half a second: of methods that differ in a coefficient, the default run takes one."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name in ("ddim_eta0", "prk") else [])
-
-
-@pytest.mark.parametrize("name", [*map(quick_or_slow, SAMPLERS)])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_guided_sampling_equals_the_reference(name, guided_base):
     golden = golden_arrays("samplers_tiny")
     solver, plan = SAMPLERS[name]
     denoise = denoiser(guided_base, threshold)
-    recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name not in ("plms", "prk") else None
+    recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name != "plms" else None
     images = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
     # The rows that end a step: each fourth of a Runge-Kutta step.
-    ends = {"prk": range(3, 32, 4), "plms": [3, 7, *range(11, 17)]}.get(name, range(10))
+    ends = [3, 7, *range(11, 17)] if name == "plms" else range(10)
     images = images[list(ends)]
-    tolerance = PNDM_TOLERANCE if name in ("plms", "prk") else TOLERANCE
+    tolerance = PNDM_TOLERANCE if name == "plms" else TOLERANCE
     assert relative_error(images[0], golden[f"{name}|first"]) < tolerance
     assert relative_error(images[-1], golden[f"{name}|final"]) < tolerance
     assert relative_error(images.mean((3, 4)), golden[f"{name}|traj_means"]) < tolerance

@@ -20,7 +20,6 @@ SMALL = ModelConfig(
 )  # fmt: skip
 SIZES = {
     "96": replace(SMALL, image_size=96, super_res=False, low_res_size=0),
-    "64 to 128": SMALL,
     "256 to 512": replace(SMALL, image_size=512, low_res_size=256, channel_mult=(1, 1, 1, 1, 1)),
 }
 
