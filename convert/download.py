@@ -1,18 +1,22 @@
-"""The published checkpoints by name, from the cache or from their public address."""
+"""Files to convert: local ones, and the published checkpoints by name, downloaded into the cache."""
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from convert.file_kind import file_kind
+from convert.file_check import file_kind
 from glide_jax.cache import cache_folder
 from glide_jax.errors import GlideError
+from glide_jax.files import read_text, written
 from glide_jax.progress import Bar, bar
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021"
@@ -28,20 +32,12 @@ _CHUNK = 1 << 20
 _TIMEOUT = 30.0
 
 
-def published(name: str, address: str = ADDRESS) -> Path:
-    """The local file of a published checkpoint; the network is asked only where it is not in the cache.
+class Source(NamedTuple):
+    """A file of tensors: its published name or file name, where it is, and the sha256 of its bytes in hexadecimal."""
 
-    Args:
-        name: a key of `PUBLISHED`.
-        address: the folder that is its home.
-
-    Raises:
-        GlideError: as `download`.
-    """
-    path = cache_folder() / PUBLISHED[name]
-    if not path.exists():
-        download(f"{address}/{PUBLISHED[name]}", path)
-    return path
+    name: str
+    path: Path
+    sha256: str
 
 
 class _Remote(NamedTuple):
@@ -52,11 +48,65 @@ class _Remote(NamedTuple):
     version: str
 
 
+def open_source(source: str) -> Source:
+    """The file of a path, whatever its suffix, or of a published name; downloaded if it is not in the cache.
+
+    The sha256 of a published file is recorded beside it when it is first used; one line says so, as nobody has
+    published the right one.
+
+    Raises:
+        GlideError: there is no such file, it cannot be downloaded or read, or a published one has changed since.
+    """
+    if source in PUBLISHED:
+        path = cache_folder() / PUBLISHED[source]
+        if not path.exists():
+            download(f"{ADDRESS}/{path.name}", path)
+    else:
+        path = _local(source)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise GlideError(f"cannot read {source}: {error.strerror or error}") from error
+    if source in PUBLISHED:
+        _compare_with_first_use(path, sha256)
+    return Source(source if source in PUBLISHED else path.name, path, sha256)
+
+
+def _local(source: str) -> Path:
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long, or of no user's home
+        path = Path(source).expanduser()
+        if path.is_dir():
+            raise GlideError(f"{source} is a folder: give a PyTorch or safetensors file")
+        if path.is_file():
+            return path
+    raise GlideError(f"{source} is neither a file nor a published name ({', '.join(PUBLISHED)})")
+
+
+def _compare_with_first_use(path: Path, sha256: str) -> None:
+    note = path.with_name(f"{path.name}.sha256")
+    if not note.exists():
+        line = f"{sha256}  {path.name}"  # as sha256sum writes and checks it
+        told = f"recorded in {note.name}: {line}"
+        try:
+            with written(note) as partial:
+                partial.write_text(f"{line}\n")
+        except GlideError as error:  # a cache that others keep may be read-only
+            told = f"its sha256 is not recorded: {error}"
+        print(f"nothing vouches for {path}, used for the first time; {told}")
+        return
+    known = read_text(note, "the sha256 in").split()[:1]
+    if not known or not re.fullmatch(r"[0-9a-fA-F]{64}", known[0]):
+        raise GlideError(f"{note} holds no sha256: delete it, and that of {path.name} is recorded anew")
+    if known[0].lower() != sha256:
+        raise GlideError(f"{path} has changed since it was first used ({note.name} differs): delete both and run again")
+
+
 def download(url: str, path: Path) -> None:
-    """Fetches a checkpoint whole or not at all; a download cut short goes on where it stopped, now or later.
+    """Downloads a checkpoint whole or not at all; one cut short is resumed where it stopped, now or later.
 
     The bytes gather under a temporary name that carries the server's version of the file (its ETag), so that
-    two versions never mix. Of several processes that want the same file one fetches it and the others wait.
+    two versions never mix. Of several processes that want the same file one downloads it and the others wait.
 
     Raises:
         GlideError: the server cannot be reached, has no such file, does not tell its size, stops short, or sends
@@ -86,8 +136,7 @@ def download(url: str, path: Path) -> None:
 
 
 def _describe(url: str) -> _Remote:
-    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT) as response:
-        _refuse_pages(url, response.headers)
+    with _answer(urllib.request.Request(url, method="HEAD")) as response:
         told = response.headers.get("Content-Length")
         if told is None:
             raise GlideError(f"{url} does not tell its size, so a download could not be checked")
@@ -99,9 +148,14 @@ def _describe(url: str) -> _Remote:
         return _Remote(url, size, _version(response.headers) or str(size))
 
 
-def _refuse_pages(url: str, headers: Any) -> None:
-    if headers.get_content_type() == "text/html":
-        raise GlideError(f"{url} answered with a web page, not a file: does this network ask for a login?")
+@contextlib.contextmanager
+def _answer(request: urllib.request.Request) -> Iterator[Any]:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if response.headers.get_content_type() == "text/html":
+            raise GlideError(
+                f"{request.full_url} answered with a web page, not a file: does this network ask for a login?"
+            )
+        yield response
 
 
 def _version(headers: Any) -> str:
@@ -119,7 +173,7 @@ def _complete(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
         _append(remote, file, progress)
         file.flush()
         if file.tell() <= done:
-            raise GlideError(f"{remote.url} stopped at {done} of {remote.size} bytes: run again to go on from there")
+            raise GlideError(f"{remote.url} stopped at {done} of {remote.size} bytes: run again to resume")
     if file.tell() != remote.size:
         file.truncate(0)
         raise GlideError(f"{remote.url} sent more than its {remote.size} bytes: run again to start over")
@@ -129,15 +183,14 @@ def _append(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
     headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
     if headers and remote.version.startswith('"'):  # only a strong ETag may be asked for
         headers["If-Range"] = remote.version
-    with urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=_TIMEOUT) as response:
-        _refuse_pages(remote.url, response.headers)
+    with _answer(urllib.request.Request(remote.url, headers=headers)) as response:
         span, _, total = response.headers.get("Content-Range", "").partition("/")
-        goes_on = span.startswith(f"bytes {file.tell()}-")
-        told = _number(total if goes_on else response.headers.get("Content-Length", ""))
+        resumed = span.startswith(f"bytes {file.tell()}-")
+        told = _number(total if resumed else response.headers.get("Content-Length", ""))
         if told not in (None, remote.size) or _version(response.headers) not in ("", remote.version):
             file.truncate(0)
             raise GlideError(f"{remote.url} changed during the download: run again to start over")
-        if not goes_on:  # the whole file
+        if not resumed:  # the whole file
             file.truncate(0)
             file.seek(0)
         with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any

@@ -1,4 +1,4 @@
-"""A checkpoint to hand on: its averaged weights alone, in two bytes each."""
+"""A checkpoint to publish: its EMA weights alone, in bfloat16."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ _LONGEST_CAPTION = 256  # tokens
 
 
 def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tuple[Architecture, int]:
-    """Writes the weights of a GLIDE model in bfloat16, rounded to the nearest.
+    """Writes the weights of a model in bfloat16, rounded to the nearest.
 
     Args:
-        checkpoint: a run folder, one of its steps or converted weights; averaged weights where there are any.
+        checkpoint: a run folder, one of its steps or converted weights; its EMA weights where there are any.
         output: folder of the new checkpoint, which must not exist.
         captions: text file of the captions that the model was trained on. Tokens in none of them get a row of zeros
-            in the table of token embeddings, which compresses to nothing; drawings from the others stay the same.
+            in the table of token embeddings, which compresses to nothing; images of the others stay the same.
 
     Returns:
         The architecture, and the bytes written.
