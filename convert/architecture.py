@@ -25,7 +25,7 @@ from glide_jax.options import convert, fields, parse
 Options = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-_VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # (inpaint, super_res)
+_VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # channels: inpaint, super_res
 _IMAGE_SIZES = (64, 128, 256)
 _LEAST_TENSORS = 10  # of a block; a number that so many tensors cannot reach is left to be reported as unexpected
 _MOST_BLOCKS = 100  # of one kind; the published models have 16
@@ -39,8 +39,8 @@ _CLIP_AXES = {
         "n_embd": ("output.f.w", 0),
     },
 }
-# Options of the reference that concern how a model is run, not what it is.
-_OF_NO_CONCERN = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule", "logit_scale"}
+# Options of the reference on how a model is run, not what it is.
+_IGNORED = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule", "logit_scale"}
 _LISTS = ("channel_mult", "attention_resolutions")
 
 
@@ -129,7 +129,7 @@ def parse_options(content: Options) -> Options:
     Raises:
         GlideError: a list that is none.
     """
-    options = {name: value for name, value in content.items() if name not in _OF_NO_CONCERN}
+    options = {name: value for name, value in content.items() if name not in _IGNORED}
     if options.get("xf_width", 0) is None:
         options["xf_width"] = 0
     for name in [each for each in _LISTS if each in options]:
@@ -175,12 +175,12 @@ def _checked(options: Options, *classes: type) -> dict[str, Any]:
 
 
 def _infer_glide(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    told, attending_levels = _read_unet(shapes)
-    told |= _read_text(shapes)
-    published = _published(options | told)
+    inferred, attending_levels = _read_unet(shapes)
+    inferred |= _read_text(shapes)
+    published = _published(options | inferred)
     size = options.get("image_size", published["image_size"])
-    told["attention_resolutions"] = tuple(size >> level for level in attending_levels)
-    values, assumed = _complete(told, published, _comparable(options, told, size))
+    inferred["attention_resolutions"] = tuple(size >> level for level in attending_levels)
+    values, assumed = _complete(inferred, published, _comparable(options, inferred, size))
     if not values["super_res"]:
         assumed.pop("low_res_size", None)
     return values, assumed
@@ -190,8 +190,8 @@ def _read_unet(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
     """What the UNet's tensors tell, and the levels (0 is the largest) that have attention."""
     width = max(_majority(shapes, r"(input|output)_blocks\.\d+\.\d\.emb_layers\.1\.weight", 1) // 4, 1)
     count = 1 + max(_numbers(shapes, r"output_blocks\.(\d+)\."))
-    rising = _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.(?:in_layers|conv)\.")
-    per_level = 1 + min(rising, default=count - 1)
+    upsampling = _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.(?:in_layers|conv)\.")
+    per_level = 1 + min(upsampling, default=count - 1)
     attending = _numbers(shapes, r"output_blocks\.(\d+)\.1\.qkv\.")
     # The way up starts at the smallest level.
     levels = [range(start, min(start + per_level, count)) for start in range(0, count, per_level)][::-1]
@@ -199,17 +199,17 @@ def _read_unet(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
         _majority(shapes, rf"output_blocks\.({'|'.join(map(str, level))})\.0\.out_layers\..*", 0) for level in levels
     ]
     inputs = shapes.get("input_blocks.0.0.weight", ())
-    told = {
+    inferred = {
         "num_channels": width,
         "num_res_blocks": per_level - 1,
         "channel_mult": tuple(level_width // width for level_width in widths),
         "use_scale_shift_norm": _majority(shapes, r"middle_block\.[02]\.emb_layers\.1\..*", 0) == 2 * widths[-1],
     }
     if len(inputs) > 1 and inputs[1] in _VARIANTS:
-        told["inpaint"], told["super_res"] = _VARIANTS[inputs[1]]
-    if rising:
-        told["resblock_updown"] = not _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.conv\.")
-    return told, [i for i, level in enumerate(levels) if attending & set(level)]
+        inferred["inpaint"], inferred["super_res"] = _VARIANTS[inputs[1]]
+    if upsampling:
+        inferred["resblock_updown"] = not _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.conv\.")
+    return inferred, [i for i, level in enumerate(levels) if attending & set(level)]
 
 
 def _read_text(shapes: Shapes) -> dict[str, Any]:
@@ -234,9 +234,9 @@ def _published(known: Options) -> dict[str, Any]:
     return asdict(ModelConfig()) | {"image_size": fitting[0] if fitting else size} | asdict(diffusion)
 
 
-def _comparable(options: dict[str, Any], told: Options, size: int) -> dict[str, Any]:
+def _comparable(options: dict[str, Any], inferred: Options, size: int) -> dict[str, Any]:
     """Options without what only repeats a default of the reference or never takes effect."""
-    reached = {size >> level for level in range(len(told["channel_mult"]))}
+    reached = {size >> level for level in range(len(inferred["channel_mult"]))}
     options = {name: value for name, value in options.items() if name != "channel_mult" or value}
     if "attention_resolutions" in options:
         attending = set(options["attention_resolutions"]) & reached
@@ -253,36 +253,36 @@ def _infer_clip(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any]
     config = _clip_config(shapes)
     side, published = "image" if config is ClipImageConfig else "text", asdict(config())
     options = {name: value for name, value in options.items() if name in published}
-    told = _read_clip(shapes, side, published | options)
+    inferred = _read_clip(shapes, side, published | options)
     heads, head_width = f"n_head_{side}", f"n_head_state_{side}"
     width = _majority(shapes, r"blocks\.block_\d+\.f_(attn|mlp)\.ln\..*", 0)
     if heads in options:
         options.setdefault(head_width, width // max(options[heads], 1))
-    told[heads] = width // max(options.get(head_width, published[head_width]), 1)
-    return _complete(told, published, options)
+    inferred[heads] = width // max(options.get(head_width, published[head_width]), 1)
+    return _complete(inferred, published, options)
 
 
 def _read_clip(shapes: Shapes, side: str, otherwise: Options) -> dict[str, Any]:
     """What a tower's tensors tell; `otherwise` has options that some of it must be read with."""
     axes = {name: (shapes.get(f"blocks.{key}", ()), axis) for name, (key, axis) in _CLIP_AXES[side].items()}
-    told: dict[str, Any] = {name: shape[axis] for name, (shape, axis) in axes.items() if len(shape) > axis}
-    if "tokens" in told:
-        told["image_size"] = isqrt(max(told.pop("tokens") - 1, 0)) * {**otherwise, **told}["patch_size"]
-    told[f"n_xf_blocks_{side}"] = 1 + max(_numbers(shapes, r"blocks\.block_(\d+)\."))
-    return told
+    inferred: dict[str, Any] = {name: shape[axis] for name, (shape, axis) in axes.items() if len(shape) > axis}
+    if "tokens" in inferred:
+        inferred["image_size"] = isqrt(max(inferred.pop("tokens") - 1, 0)) * {**otherwise, **inferred}["patch_size"]
+    inferred[f"n_xf_blocks_{side}"] = 1 + max(_numbers(shapes, r"blocks\.block_(\d+)\."))
+    return inferred
 
 
-def _complete(told: Options, published: Options, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All options with their values, and those of them that are mere assumptions: neither told nor given."""
+def _complete(inferred: Options, published: Options, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All options with their values, and those of them that are assumptions: neither inferred nor given."""
     contradictions = [
         f"{name} is {value} in the tensors, {options[name]} in the options"
-        for name, value in told.items()
+        for name, value in inferred.items()
         if name in options and options[name] != value
     ]
     if contradictions:
         raise GlideError(f"--options contradict the tensors: {'; '.join(contradictions)}")
-    assumed = {name: value for name, value in published.items() if name not in told and name not in options}
-    return {**published, **options, **told}, assumed
+    assumed = {name: value for name, value in published.items() if name not in inferred and name not in options}
+    return {**published, **options, **inferred}, assumed
 
 
 def _majority(shapes: Shapes, pattern: str, axis: int) -> int:

@@ -38,7 +38,7 @@ _LONGEST_NAME = 500
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # begins what torch.save wrote before zip archives
 
 # What training programs keep beside weights, and what is read of it: nothing. None of these is made or run.
-_PASSED_OVER = (
+_IGNORED = (
     *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -46,8 +46,8 @@ _PASSED_OVER = (
 )
 
 
-class _PassedOver:
-    """Stands for an object of one of these names, whatever was to become of it."""
+class _Ignored:
+    """Stands in for an object of one of these names, whatever it would have been made of."""
 
     def __new__(cls, *_: Any) -> Self:
         return super().__new__(cls)
@@ -57,24 +57,21 @@ class _PassedOver:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _stand_in(name: str) -> type:
-    module, _, short = name.rpartition(".")
-    return type(short, (_PassedOver,), {"__module__": module})  # torch goes by its name
-
-
-_STAND_INS = [_stand_in(name) for name in _PASSED_OVER]
+_STAND_INS = [  # torch knows a class by its module and name
+    type(name, (_Ignored,), {"__module__": module}) for module, _, name in (each.rpartition(".") for each in _IGNORED)
+]
 
 
 class Found(NamedTuple):
-    """A `state_dict`, its name in the file ("" for the file as a whole), and what else a person should know."""
+    """A `state_dict`, its name in the file ("" for the file as a whole), and remarks for the user."""
 
     tensors: dict[str, Any]
     entry: str
-    told: list[str]
+    notes: list[str]
 
 
 def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
-    """The `state_dict` in a safetensors file or in a file of `torch.save`, told apart by their content.
+    """The `state_dict` in a safetensors file or in a file of `torch.save`, notes apart by their content.
 
     It may lie beside optimiser states and the like; a line printed says where it was found, and what float64 will cost.
     Nothing stored in the file is executed.
@@ -99,11 +96,11 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     if size > stored:
         raise GlideError(f"{path} tells of {size} bytes of tensors, and has only {stored}: it is no checkpoint")
     misnamed = (path.suffix == ".safetensors") != (kind == SAFETENSORS)
-    told = [f"{kind} in spite of its name"] if misnamed else []
-    told += [*found.told, *_about_float64(arrays)]
-    if found.entry or told:
+    notes = [f"{kind} in spite of its name"] if misnamed else []
+    notes += [*found.notes, *_about_float64(arrays)]
+    if found.entry or notes:
         entry = f'"{found.entry}" of the file' if found.entry else "the file"
-        print(f"read {', '.join([entry, *told])}")
+        print(f"read {', '.join([entry, *notes])}")
     return arrays
 
 
@@ -166,8 +163,8 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool], where: str, 
         raise GlideError(f"{where} holds no EMA weights by name: leave out --ema")
     entry = "/".join(names)
     _check_tensors(content, is_tensor, f'"{entry}" of {where}' if entry else where)
-    tensors, told = _without_wrappers(content, where)
-    return Found(tensors, entry, told + [f'--ema reads "{name}" instead' for name in beside])
+    tensors, notes = _unwrapped(content, where)
+    return Found(tensors, entry, notes + [f'--ema reads "{name}" instead' for name in beside])
 
 
 def _grouped(content: dict[Any, Any]) -> dict[Any, Any]:
@@ -209,18 +206,18 @@ def _check_tensors(content: Any, is_tensor: Callable[[Any], bool], where: str) -
             )
 
 
-def _without_wrappers(tensors: dict[Any, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+def _unwrapped(tensors: dict[Any, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     named = {str(key): value for key, value in tensors.items() if key != _AVERAGED_COUNT}
     prefix = _common_wrapper(list(named))
     plain = {key.removeprefix(prefix).replace(_COMPILED, ""): value for key, value in named.items()}
     if len(plain) < len(named):
         raise GlideError(f"{where} holds some tensors twice, with and without the prefix {_COMPILED!r}")
-    told = [f'without the prefix "{prefix}"'] if prefix else []
+    notes = [f'without the prefix "{prefix}"'] if prefix else []
     if any(_COMPILED in key.removeprefix(prefix) for key in named):
-        told.append(f'without "{_COMPILED}" inside names')
+        notes.append(f'without "{_COMPILED}" inside names')
     if _AVERAGED_COUNT in tensors:
-        told.append(f'without "{_AVERAGED_COUNT}"')
-    return plain, told
+        notes.append(f'without "{_AVERAGED_COUNT}"')
+    return plain, notes
 
 
 def _common_wrapper(keys: list[str]) -> str:

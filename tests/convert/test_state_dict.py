@@ -39,7 +39,7 @@ PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "
 def test_prefixes_of_wrappers_are_taken_off(prefix):
     found = find(prefixed(prefix))
     assert list(found.tensors.items()) == list(RAW.items())
-    assert found.told == [f'without the prefix "{prefix}"']
+    assert found.notes == [f'without the prefix "{prefix}"']
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_prefixes_of_wrappers_are_taken_off(prefix):
 def test_only_what_all_names_share_is_taken_off(content, keys, told):
     found = find(content)
     assert list(found.tensors) == keys
-    assert found.told == told
+    assert found.notes == told
 
 
 NESTED = {
@@ -73,7 +73,7 @@ NESTED = {
 @pytest.mark.parametrize("entry", NESTED)
 def test_weights_are_found_beside_other_things(entry):
     found = find(NESTED[entry])
-    assert (found.tensors, found.entry, found.told) == (RAW, entry, [])
+    assert (found.tensors, found.entry, found.notes) == (RAW, entry, [])
     with pytest.raises(GlideError, match=r"^my.pt holds no EMA weights by name: leave out --ema$"):
         find(NESTED[entry], ema=True)
 
@@ -95,7 +95,7 @@ BOTH = {
 def test_raw_weights_are_the_default_and_ema_weights_are_asked_for(entry):
     raw = find(BOTH[entry])
     assert raw.tensors == RAW
-    assert raw.told[-1].startswith('--ema reads "')
+    assert raw.notes[-1].startswith('--ema reads "')
     averaged = find(BOTH[entry], ema=True)
     assert (averaged.tensors, averaged.entry) == (EMA, entry)
 
@@ -104,7 +104,7 @@ def test_raw_weights_are_the_default_and_ema_weights_are_asked_for(entry):
 def test_a_file_of_ema_weights_alone_is_read_without_asking(name):
     for ema in (False, True):
         found = find({name: EMA, **BESIDE}, ema=ema)
-        assert (found.tensors, found.entry, found.told) == (EMA, name, [])
+        assert (found.tensors, found.entry, found.notes) == (EMA, name, [])
 
 
 HOLDS_ITSELF: dict = {"step": 1.0}
