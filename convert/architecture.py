@@ -20,7 +20,7 @@ from convert.keymap import Entry, clip_keymap, glide_keymap
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
-from glide_jax.options import convert, fields, parse
+from glide_jax.options import build, convert, fields, parse
 
 Options = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -95,14 +95,11 @@ def recorded_architecture(record: dict[str, Any], where: str) -> Architecture:
         GlideError: it tells none; `where` names the checkpoint.
     """
     if "model" in record:
-        options: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record["model"].items()
-        }
-        return glide_architecture(ModelConfig(**options), record.get("diffusion", {}))
+        return glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
     if "clip_text" in record:
-        return clip_architecture(ClipTextConfig(**record["clip_text"]))
+        return clip_architecture(build(ClipTextConfig, record["clip_text"]))
     if "clip_image" in record:
-        return clip_architecture(ClipImageConfig(**record["clip_image"]))
+        return clip_architecture(build(ClipImageConfig, record["clip_image"]))
     raise GlideError(f"the record of {where} does not tell its model")
 
 

@@ -40,14 +40,6 @@ class Source(NamedTuple):
     sha256: str
 
 
-class _Remote(NamedTuple):
-    """A file on a server, in the version that the first answer told."""
-
-    url: str
-    size: int
-    version: str
-
-
 def open_source(source: str) -> Source:
     """The file of a path, whatever its suffix, or of a published name; downloaded if it is not in the cache.
 
@@ -114,16 +106,23 @@ def download(url: str, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remote = _describe(url)
-        part = path.with_name(f"{path.name}.{zlib.crc32(remote.version.encode()):08x}.part")
+        size, version = _describe(url)
+        part = path.with_name(f"{path.name}.{zlib.crc32(version.encode()):08x}.part")
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0, os.SEEK_END)
             if path.exists():  # another process was faster
                 part.unlink(missing_ok=True)
                 return
-            with bar(f"downloading {path.name} (MiB)", remote.size >> 20, file.tell() >> 20) as progress:
-                _complete(remote, file, progress)
+            with bar(f"downloading {path.name} (MiB)", size >> 20, file.tell() >> 20) as progress:
+                while (done := file.tell()) < size:
+                    _append(url, size, version, file, progress)
+                    file.flush()
+                    if file.tell() <= done:
+                        raise GlideError(f"{url} stopped at {done} of {size} bytes: run again to resume")
+            if file.tell() != size:
+                file.truncate(0)
+                raise GlideError(f"{url} sent more than its {size} bytes: run again to start over")
             _check_kind(url, part)
             part.replace(path)
     except urllib.error.HTTPError as error:
@@ -135,26 +134,48 @@ def download(url: str, path: Path) -> None:
         ) from error
 
 
-def _describe(url: str) -> _Remote:
+def _describe(url: str) -> tuple[int, str]:
+    """The size of a file on a server, and its version."""
     with _answer(urllib.request.Request(url, method="HEAD")) as response:
-        told = response.headers.get("Content-Length")
-        if told is None:
+        length = response.headers.get("Content-Length")
+        if length is None:
             raise GlideError(f"{url} does not tell its size, so a download could not be checked")
-        size = _number(told)
+        size = _number(length)
         if size is None:
-            raise GlideError(f"{url} tells {told[:40]!r} as its size, which is no number")
+            raise GlideError(f"{url} tells {length[:40]!r} as its size, which is no number")
         if size == 0:
             raise GlideError(f"{url} is empty")
-        return _Remote(url, size, _version(response.headers) or str(size))
+        return size, _version(response.headers) or str(size)
+
+
+def _append(url: str, size: int, version: str, file: IO[bytes], progress: Bar) -> None:
+    """Asks for what is missing, and writes as much of it as comes."""
+    headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
+    if headers and version.startswith('"'):  # only a strong ETag may be asked for
+        headers["If-Range"] = version
+    with _answer(urllib.request.Request(url, headers=headers)) as response:
+        span, _, total = response.headers.get("Content-Range", "").partition("/")
+        resumed = span.startswith(f"bytes {file.tell()}-")
+        whole = _number(total if resumed else response.headers.get("Content-Length", ""))
+        if whole not in (None, size) or _version(response.headers) not in ("", version):
+            file.truncate(0)
+            raise GlideError(f"{url} changed during the download: run again to start over")
+        if not resumed:
+            file.truncate(0)
+            file.seek(0)
+        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any
+            while chunk := response.read(_CHUNK):
+                before = file.tell() >> 20
+                file.write(chunk)
+                progress.update((file.tell() >> 20) - before)
 
 
 @contextlib.contextmanager
 def _answer(request: urllib.request.Request) -> Iterator[Any]:
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if response.headers.get_content_type() == "text/html":
-            raise GlideError(
-                f"{request.full_url} answered with a web page, not a file: does this network ask for a login?"
-            )
+            where = request.full_url
+            raise GlideError(f"{where} answered with a web page, not a file: does this network ask for a login?")
         yield response
 
 
@@ -165,39 +186,6 @@ def _version(headers: Any) -> str:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
-
-
-def _complete(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
-    """Asks for what is missing as long as each answer brings more of it."""
-    while (done := file.tell()) < remote.size:
-        _append(remote, file, progress)
-        file.flush()
-        if file.tell() <= done:
-            raise GlideError(f"{remote.url} stopped at {done} of {remote.size} bytes: run again to resume")
-    if file.tell() != remote.size:
-        file.truncate(0)
-        raise GlideError(f"{remote.url} sent more than its {remote.size} bytes: run again to start over")
-
-
-def _append(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
-    headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
-    if headers and remote.version.startswith('"'):  # only a strong ETag may be asked for
-        headers["If-Range"] = remote.version
-    with _answer(urllib.request.Request(remote.url, headers=headers)) as response:
-        span, _, total = response.headers.get("Content-Range", "").partition("/")
-        resumed = span.startswith(f"bytes {file.tell()}-")
-        told = _number(total if resumed else response.headers.get("Content-Length", ""))
-        if told not in (None, remote.size) or _version(response.headers) not in ("", remote.version):
-            file.truncate(0)
-            raise GlideError(f"{remote.url} changed during the download: run again to start over")
-        if not resumed:  # the whole file
-            file.truncate(0)
-            file.seek(0)
-        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any
-            while chunk := response.read(_CHUNK):
-                before = file.tell() >> 20
-                file.write(chunk)
-                progress.update((file.tell() >> 20) - before)
 
 
 def _check_kind(url: str, part: Path) -> None:

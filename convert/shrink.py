@@ -10,7 +10,6 @@ from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.errors import GlideError
 from glide_jax.files import lines, read_text
-from glide_jax.models import Params
 from glide_jax.tokenizer import GlideTokenizer
 
 _LONGEST_CAPTION = 256  # tokens
@@ -37,15 +36,15 @@ def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tupl
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
     params = load_weights(checkpoint, half)
     if captions is not None:
-        _forget_unused_tokens(params, captions)
+        table = params["text"]["token_embedding"]
+        params["text"]["token_embedding"] = jnp.where(_used_tokens(captions, len(table)), table, 0)
     save_weights(output, params, architecture.record, compress=True)
     return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 
-def _forget_unused_tokens(params: Params, captions: Path) -> None:
+def _used_tokens(captions: Path, vocabulary: int) -> np.ndarray:
     texts = ["", *lines(read_text(captions, "the captions in"))]
     tokens, _ = GlideTokenizer().padded(texts, _LONGEST_CAPTION)  # padding is a token too
-    table = params["text"]["token_embedding"]
-    used = np.zeros((len(table), 1), bool)
+    used = np.zeros((vocabulary, 1), bool)
     used[np.unique(tokens)] = True
-    params["text"]["token_embedding"] = jnp.where(used, table, 0)
+    return used

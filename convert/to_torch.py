@@ -38,7 +38,10 @@ def to_torch(
         raise GlideError(f"--output {output} must end in .pt")
     if output.exists():
         raise GlideError(f"{output} exists already; choose another --output or remove it")
-    weights = _choose(checkpoint, weights)
+    held = held_weights(checkpoint)
+    weights = weights or ("ema" if "ema" in held else "params")
+    if weights not in held:
+        raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
     architecture = recorded_architecture(record, str(checkpoint))
     params = load_weights(checkpoint, architecture.params, prefer=weights)
@@ -55,15 +58,6 @@ def convert_params(params: Params, architecture: Architecture) -> dict[str, np.n
         entry.torch: entry.to_torch(np.asarray(flat.pop(entry.path)))
         for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap))
     }
-
-
-def _choose(checkpoint: Path, weights: Weights | None) -> Weights:
-    held = held_weights(checkpoint)
-    if weights is None:
-        return "ema" if "ema" in held else "params"
-    if weights not in held:
-        raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
-    return weights
 
 
 def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
