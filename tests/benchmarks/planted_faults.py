@@ -243,13 +243,13 @@ UI = (
 CONVERT = (
     Fault("height and width of kernels are exchanged", "convert/keymap.py",
           '"conv": (2, 3, 1, 0)', '"conv": (3, 2, 1, 0)',
-          ("tests/convert/test_keymap.py::test_layouts_move_the_right_axes",)),
+          ("tests/convert/test_architecture.py::test_layouts_move_the_right_axes",)),
     Fault("the way back loses the source's dtypes", "convert/to_torch.py",
           'DTYPES[dtype or wanted.get(key, "float32")]', 'DTYPES[dtype or "float32"]',
           ("tests/convert/test_cli.py::test_there_and_back_again",)),
     Fault("unknown tensors are dropped in silence", "convert/to_flax.py",
           "[key for key in arrays if key not in shapes]", "[]",
-          ("tests/convert/test_to_flax.py::test_one_error_lists_every_offender",)),
+          ("tests/convert/test_conversion.py::test_one_error_lists_every_offender",)),
 )
 LEAVES = (
     Fault("an unknown option is compared with its group", "glide_jax/options.py",

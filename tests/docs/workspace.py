@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from convert.architecture import clip_architecture, glide_architecture
-from convert.tensor_file import write_tensors
+from convert.state_dict import write_tensors
 from glide_jax.checkpoint import CheckpointStore
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.models import ClipImageConfig, ClipTextConfig
