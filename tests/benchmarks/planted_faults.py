@@ -216,10 +216,10 @@ TRAIN = (
           ("tests/train/test_origin.py::test_a_run_that_trains_another_part_is_refused_with_both",)),
 )
 EVALUATE = (
-    Fault("the worst pictures are ranked first", "glide_jax/evaluate/record.py",
+    Fault("the worst images are ranked first", "glide_jax/evaluate/run_folder.py",
           "order.sort(key=lambda i: -scores[i])", "order.sort(key=lambda i: scores[i])",
           ("tests/evaluate/test_evaluation.py::test_records_tell_every_candidate",)),
-    Fault("a resumed evaluation draws everything again", "glide_jax/evaluate/evaluation.py",
+    Fault("a resumed evaluation generates everything again", "glide_jax/evaluate/evaluation.py",
           "for index in range(len(job.prompts)) if not folder.done(index)]", "for index in range(len(job.prompts))]",
           ("tests/evaluate/test_evaluation.py::test_an_interrupted_run_goes_on_with_the_same_pictures",)),
     Fault("the kernel distance counts a picture with itself", "glide_jax/evaluate/distances.py",
