@@ -6,5 +6,7 @@ from glide_jax.evaluate.job import Job as Job
 from glide_jax.evaluate.record import Candidate as Candidate
 from glide_jax.evaluate.record import PromptRecord as PromptRecord
 from glide_jax.evaluate.run_folder import RunFolder as RunFolder
+from glide_jax.evaluate.scorer import NOISED as NOISED
 from glide_jax.evaluate.scorer import NoisedClipScorer as NoisedClipScorer
 from glide_jax.evaluate.scorer import Scorer as Scorer
+from glide_jax.evaluate.scorer import scorer_loader as scorer_loader

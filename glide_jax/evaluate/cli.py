@@ -15,11 +15,11 @@ from glide_jax.evaluate.evaluation import SUFFIXES, Keeping, evaluate
 from glide_jax.evaluate.extractor import ClipFeatures, Extractor
 from glide_jax.evaluate.job import Job
 from glide_jax.evaluate.run_folder import RunFolder, plain, write_json
-from glide_jax.evaluate.scorer import NoisedClipScorer, Scorer
+from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
 from glide_jax.evaluate.scores import clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
-from glide_jax.sample import LoadedClip, Pipeline, checkpoint_step, parse_with_shipped
+from glide_jax.sample import Pipeline, checkpoint_step, parse_with_shipped
 from glide_jax.sample.cli import (
     add_sampler_options,
     add_upsampler_options,
@@ -38,7 +38,6 @@ examples:
   python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip glide/clip-text glide/clip-image --clip_rerank --clip_model noised
   python evaluate.py --resume out/evaluate/00003
 """  # noqa: E501
-NOISED = "noised"
 # What may differ when a run goes on: nothing of it changes pictures by more than rounding.
 _FREE = {"resume", "dry_run", "batch_size", "clip_batch_size", "reference", "features", "inception_checkpoint"}
 
@@ -279,36 +278,6 @@ def _scorer_loader(args: argparse.Namespace, view: View) -> Callable[[], Scorer 
     if not _loads_clip(args):
         return lambda: None
     return scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, args.clip_batch_size, view.note)
-
-
-def scorer_loader(
-    model: str, checkpoint: Path | None, clip: Sequence[str] | None, batch_size: int, note: Callable[[str], None]
-) -> Callable[[], Scorer]:
-    """What loads a scorer, after its name was checked.
-
-    Args:
-        model, checkpoint, clip: as the options --clip_model, --clip_checkpoint and --clip say it.
-        batch_size: pictures scored at once.
-        note: told what is loaded, and what was corrected.
-
-    Raises:
-        GlideError: no such model, or its library is missing; the loader raises it for weights it cannot load.
-    """
-    if model == NOISED:
-        if clip is None:
-            raise GlideError("--clip_model noised is the noised CLIP: give --clip TEXT IMAGE")
-        return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*clip), batch_size)
-    from glide_jax.evaluate.clip_score import OpenClipScorer, find_model  # noqa: PLC0415
-
-    name = find_model(model)
-    if name.note is not None:
-        note(f"note: {name.note}")
-
-    def load() -> Scorer:
-        note(f"loading OpenCLIP {name.model}")
-        return OpenClipScorer(name, checkpoint, batch_size)
-
-    return load
 
 
 def _loads_clip(args: argparse.Namespace) -> bool:

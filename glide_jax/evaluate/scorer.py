@@ -1,6 +1,7 @@
 """How well pictures fit a caption: what a scorer is, and the one made of GLIDE's noised CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -15,6 +16,8 @@ from glide_jax.sample import LoadedClip
 from glide_jax.tokenizer import ClipTokenizer
 
 Images = Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n height width 3"]
+
+NOISED = "noised"
 
 
 class Scorer(Protocol):
@@ -79,6 +82,36 @@ class NoisedClipScorer:
     def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
         """See `Scorer`."""
         return np.asarray(self._text(self._clip.params, *ClipTokenizer().padded([prompt])))[0]
+
+
+def scorer_loader(
+    model: str, checkpoint: Path | None, clip: Sequence[str] | None, batch_size: int, note: Callable[[str], None]
+) -> Callable[[], Scorer]:
+    """What loads a scorer, after its name was checked.
+
+    Args:
+        model, checkpoint, clip: as the options --clip_model, --clip_checkpoint and --clip say it.
+        batch_size: pictures scored at once.
+        note: told what is loaded, and what was corrected.
+
+    Raises:
+        GlideError: no such model, or its library is missing; the loader raises it for weights it cannot load.
+    """
+    if model == NOISED:
+        if clip is None:
+            raise GlideError("--clip_model noised is the noised CLIP: give --clip TEXT IMAGE")
+        return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*clip), batch_size)
+    from glide_jax.evaluate.clip_score import OpenClipScorer, find_model  # noqa: PLC0415
+
+    name = find_model(model)
+    if name.note is not None:
+        note(f"note: {name.note}")
+
+    def load() -> Scorer:
+        note(f"loading OpenCLIP {name.model}")
+        return OpenClipScorer(name, checkpoint, batch_size)
+
+    return load
 
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:

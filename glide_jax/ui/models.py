@@ -19,9 +19,9 @@ class Found:
     Attributes:
         name: what it is called by the page and its clients, who never see or send paths.
         path: a run folder, one of its steps or a converted model.
-        image_size: side of the pictures it draws, in pixels.
-        enlarges: side of the pictures it takes, if it is an upsampler, else 0.
-        inpaints: whether it completes pictures.
+        image_size: side of the images it generates, in pixels.
+        enlarges: side of the images it takes, if it is an upsampler, else 0.
+        inpaints: whether it is an inpainting model.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Models:
         folders: searched for more, a few levels deep.
         dtype: compute type.
         clip: the noised CLIP, to guide by.
-        batch_size: pictures drawn at once.
+        batch_size: images generated at once.
         kept: how many models stay loaded; the one unused for longest goes first.
     """
 
@@ -68,12 +68,12 @@ class Models:
 
     @property
     def has_clip(self) -> bool:
-        """Whether pictures can be guided by the noised CLIP."""
+        """Whether images can be guided by the noised CLIP."""
         return self._clip is not None
 
     @property
     def bases(self) -> list[Found]:
-        """The models that draw from text."""
+        """The models that generate from text."""
         return [found for found in self._found.values() if not found.enlarges]
 
     @property
@@ -117,7 +117,7 @@ class Models:
 
     def _load(self, found: Found) -> LoadedModel:
         with self._lock:
-            # A run that goes on training has a newer step tomorrow.
+            # A run still training has a newer step tomorrow.
             step = checkpoint_step(found.path)
             if step not in self._loaded:
                 self._loaded[step] = _loaded(found, step, self._dtype, None if found.enlarges else self._clip)

@@ -8,20 +8,34 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.sample.inputs import load_mask
-from glide_jax.ui.uploads import _AHEAD, _bounded, bound_folder, check_files, from_editor, uploaded
+from glide_jax.ui.uploads import AHEAD, bound_ahead, bound_folder, check_files, mask_of, open_edited, uploaded
 
 
-def test_what_is_painted_is_drawn_anew_and_the_rest_is_kept():
+def test_what_is_painted_is_inpainted_and_the_rest_is_kept():
     layer = np.zeros((40, 60, 4), np.uint8)
     layer[10:30, 20:40] = 255
-    picture = Image.new("RGBA", (60, 40))
-    background, mask = from_editor({"background": picture, "layers": [Image.fromarray(layer)]})
-    assert background is picture
-    kept = load_mask(mask, 40)[..., 0]
+    image = Image.new("RGBA", (60, 40))
+    kept = load_mask(mask_of(image, Image.fromarray(layer)), 40)[..., 0]
     assert kept[20, 20] == 0
     assert kept.mean() == 1 - 20 * 20 / 40 / 40
-    assert from_editor({"background": picture, "layers": []})[1].getextrema() == (255, 255)
-    assert from_editor(None) == (None, None)
+    assert mask_of(image, None).getextrema() == (255, 255)
+
+
+def test_an_editor_is_opened_from_files_or_what_was_sent_ahead(tmp_path):
+    image, layer = Image.new("RGBA", (6, 4), "red"), Image.new("RGBA", (3, 2), "blue")
+    files = []
+    for name, each in (("image.png", image), ("layer.png", layer)):
+        each.save(tmp_path / name)
+        files.append({"path": str(tmp_path / name)})
+    background, painted = ((tmp_path / name).read_bytes() for name in ("image.png", "layer.png"))
+    ahead = {"a": SimpleNamespace(background=background, layers=[None, painted, b"not opened"])}
+    sent = {"background": files[0], "layers": [files[1], {"path": "not opened"}], "id": None}
+    for each in (sent, {"background": None, "layers": [], "id": "a"}):
+        opened, mask = open_edited(each, ahead, str(tmp_path))
+        assert (opened, mask.getextrema()) == (image, (0, 0))
+    assert not ahead
+    for nothing in (None, {"background": None, "layers": [], "id": None}, {"background": None, "layers": [], "id": "a"}):
+        assert open_edited(nothing, ahead, str(tmp_path)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +86,12 @@ def test_what_editors_send_ahead_is_bounded():
     def accept(sent):
         storage[sent.data["id"]] = SimpleNamespace(background=b"", layers=[])
 
-    accepting = _bounded(accept, storage)
-    for number in range(_AHEAD + 5):
-        accepting(blob(type="background", id=number))
-    accepting(blob(type="layer", index="3", id="last"))
-    assert list(storage) == [*range(6, _AHEAD + 5), "last"]
+    editor = SimpleNamespace(accept_blobs=accept, blob_storage=storage)
+    bound_ahead(editor)
+    for number in range(AHEAD + 5):
+        editor.accept_blobs(blob(type="background", id=number))
+    editor.accept_blobs(blob(type="layer", index="3", id="last"))
+    assert list(storage) == [*range(6, AHEAD + 5), "last"]
 
 
 @pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --extra app")
@@ -86,5 +101,7 @@ def test_what_editors_send_ahead_is_bounded():
 def test_what_no_editor_sends_is_refused(data):
     from starlette.exceptions import HTTPException
 
+    editor = SimpleNamespace(accept_blobs=lambda _: None, blob_storage={})
+    bound_ahead(editor)
     with pytest.raises(HTTPException):
-        _bounded(lambda _: None, {})(SimpleNamespace(data=data))
+        editor.accept_blobs(SimpleNamespace(data=data))
