@@ -4,8 +4,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,14 +22,8 @@ class Stopped(Exception):
     """Raised in the thread at work when nobody wants the result any more."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is.
-
-    Attributes:
-        done: image evaluations done.
-        images: uint8 images as predicted by now; None before the first report.
-    """
+class Progress(NamedTuple):
+    """Image evaluations done, and the uint8 images as predicted by then; None before the first report."""
 
     done: int = 0
     images: Images | None = None
@@ -51,8 +45,7 @@ class Job(Generic[T]):
         self._news: queue.Queue[Progress | None] = queue.Queue()
         self._stop = threading.Event()
         self._done = 0
-        self._error: BaseException | None = None
-        self._result: list[T] = []
+        self._future: Future[T] = Future()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def progress(self) -> Generator[Progress, None, None]:
@@ -72,13 +65,12 @@ class Job(Generic[T]):
                 yield latest
         finally:
             self._stop.set()
-        if self._error is not None:
-            raise self._error
+        self._future.result()
 
     @property
     def result(self) -> T:
         """What the work returned, once `progress` is through."""
-        return self._result[0]
+        return self._future.result()
 
     def _run(self) -> None:
         try:
@@ -86,11 +78,11 @@ class Job(Generic[T]):
                 self._check()
             try:
                 self._check()
-                self._result.append(self._work(self._report))
+                self._future.set_result(self._work(self._report))
             finally:
                 _DEVICE.release()
         except BaseException as error:
-            self._error = error
+            self._future.set_exception(error)
         self._news.put(None)
 
     def _report(self, done: int, images: Images) -> None:

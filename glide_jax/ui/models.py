@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glide_jax.errors import GlideError
@@ -93,16 +93,10 @@ class Models:
         for folder in self._folders:
             if not folder.expanduser().is_dir():
                 raise GlideError(f"--models {folder}: no such folder")
-            for path in _checkpoints_below(folder.expanduser(), _DEPTH):
-                if all(path.resolve() != other.path.expanduser().resolve() for other in found.values()):
-                    _add(found, _described(path.relative_to(folder.expanduser()).as_posix(), path))
+            for new in _below(folder.expanduser(), folder.expanduser(), _DEPTH):
+                if all(new.path.resolve() != other.path.expanduser().resolve() for other in found.values()):
+                    _add(found, new)
         self._found = found
-
-    def find(self, name: str) -> Found:
-        """The model of that name; raises `GlideError` where there is none."""
-        if not isinstance(name, str) or name not in self._found:
-            raise GlideError(f"there is no model {str(name)[:100]!r} any more: choose another")
-        return self._found[name]
 
     def pipeline(self, base: str | None, upsampler: str | None) -> Pipeline:
         """The models of these names, loaded if they are not yet, in one pipeline.
@@ -112,10 +106,13 @@ class Models:
         """
         if base is None and upsampler is None:
             raise GlideError("no model is chosen: choose a base model or an upsampler")
-        models = [None if name is None else self._load(self.find(name)) for name in (base, upsampler)]
+        models = [None if name is None else self._load(name) for name in (base, upsampler)]
         return Pipeline(models[0], models[1], self._clip, self._batch_size)
 
-    def _load(self, found: Found) -> LoadedModel:
+    def _load(self, name: str) -> LoadedModel:
+        if name not in self._found:
+            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+        found = self._found[name]
         with self._lock:
             # A run still training has a newer step tomorrow.
             step = checkpoint_step(found.path)
@@ -144,24 +141,18 @@ def _described(name: str, path: Path) -> Found:
 
 
 def _add(found: dict[str, Found], new: Found) -> None:
-    name, number = new.name, 1
-    while new.name in found:
-        number += 1
-        new = Found(f"{name} ({number})", new.path, new.image_size, new.enlarges, new.inpaints)
-    found[new.name] = new
+    names = (new.name, *(f"{new.name} ({number})" for number in range(2, len(found) + 2)))
+    name = next(name for name in names if name not in found)
+    found[name] = replace(new, name=name)
 
 
-def _checkpoints_below(folder: Path, depth: int) -> Iterator[Path]:
+def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
+    """The checkpoints in a folder, called by their paths from `root`."""
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if _is_model(path):
-            yield path
-        elif depth > 1:
-            yield from _checkpoints_below(path, depth - 1)
-
-
-def _is_model(path: Path) -> bool:
-    try:
-        checkpoint_config(path)
-    except (GlideError, TypeError, ValueError):  # another format, another kind of network
-        return False
-    return True
+        try:
+            found = _described(path.relative_to(root).as_posix(), path)
+        except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
+            if depth > 1:
+                yield from _below(path, root, depth - 1)
+        else:
+            yield found

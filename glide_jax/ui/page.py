@@ -3,7 +3,7 @@
 import html
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.ui.models import Found
@@ -83,11 +83,8 @@ def _said(error: Exception) -> str:
     return _INTERNAL
 
 
-class _Tab(NamedTuple):
-    """What a task has of its own: its button, and fields by the names that clients use."""
-
-    button: Any
-    fields: dict[str, Any]
+# What a task has of its own: its button, and fields by the names that clients use.
+_Tab = tuple[Any, dict[str, Any]]
 
 
 class _Page:
@@ -99,7 +96,12 @@ class _Page:
         self.models = self._choose_models()
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=340):
-                self._fields = dict(zip(("base", "upsampler"), self.models, strict=True)) | self._prompts()
+                self._fields = dict(zip(("base", "upsampler"), self.models, strict=True))
+                for name, label in (("prompt", "Prompt"), ("negative_prompt", "Negative prompt: what to avoid")):
+                    lines = 2 if name == "prompt" else 1
+                    self._fields[name] = gr.Textbox(
+                        "", label=label, lines=lines, max_lines=4, max_length=LONGEST_PROMPT, elem_id=name
+                    )
                 tabs = self._tabs()
                 self._fields |= settings_panels(gr, service.fields, has_clip=service.models.has_clip)
             with gr.Column(scale=1, min_width=340):
@@ -140,13 +142,6 @@ class _Page:
             return *working, working
         return base, upsampler, (base, upsampler)
 
-    def _prompts(self) -> dict[str, Any]:
-        text = self._gr.Textbox
-        return {
-            "prompt": text("", label="Prompt", lines=2, max_length=LONGEST_PROMPT, elem_id="prompt"),
-            "negative_prompt": text("", label="Negative prompt: what to avoid", max_lines=2, max_length=LONGEST_PROMPT),
-        }
-
     def _tabs(self) -> dict[Task, _Tab]:
         gr, own = self._gr, self._service.fields
         tabs: dict[Task, _Tab] = {}
@@ -183,7 +178,7 @@ class _Page:
         return self._gr.Image(label=label, sources=_SOURCES, height=280, elem_id=elem_id)
 
     def _tab(self, text: str, task: Task, **fields: Any) -> _Tab:
-        return _Tab(self._gr.Button(text, variant="primary", elem_id=f"go-{task}"), fields)
+        return self._gr.Button(text, variant="primary", elem_id=f"go-{task}"), fields
 
     def _results(self) -> None:
         gr = self._gr
@@ -202,12 +197,12 @@ class _Page:
     def _connect(self, tabs: Mapping[Task, _Tab]) -> None:
         gr, running = self._gr, []
         outputs = [self._status, self._seed, self._gallery, self._download]
-        for task, tab in tabs.items():
-            triggers = [tab.button.click] + ([self._fields["prompt"].submit] if task == "draw" else [])
+        for task, (button, own) in tabs.items():
+            triggers = [button.click] + ([self._fields["prompt"].submit] if task == "draw" else [])
             gr.on(triggers, None, None, self._status, js=_QUEUED, **_PRIVATE)
             # Unprocessed: `checked` sees all that is sent, where gradio's components fail at values of another type.
             running.append(gr.on(
-                triggers, self._generator(task), None, outputs, inputs_kwargs=self._fields | tab.fields,
+                triggers, self._generator(task), None, outputs, inputs_kwargs=self._fields | own,
                 preprocess=False, api_name=task, concurrency_id="generating", concurrency_limit=1,
                 show_progress="minimal", show_progress_on=self._status,
             ))  # fmt: skip
@@ -236,16 +231,10 @@ class _Page:
         return generated
 
     def _opened(self, sent: Mapping[str, Any]) -> dict[str, Any]:
-        editor = self._editor
+        folder, ahead = self._editor.GRADIO_CACHE, self._editor.blob_storage
         if "editor" in sent:
-            return dict(
-                zip(
-                    ("image", "mask"),
-                    open_edited(sent["editor"], editor.blob_storage, editor.GRADIO_CACHE),
-                    strict=True,
-                )
-            )
-        return {"image": open_uploaded(sent.get("picture"), editor.GRADIO_CACHE)}
+            return open_edited(sent["editor"], ahead, folder)
+        return {"image": open_uploaded(sent.get("picture"), folder)}
 
     def _updates(self, shown: Shown) -> tuple[Any, ...]:
         gr = self._gr

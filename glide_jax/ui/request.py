@@ -94,7 +94,7 @@ def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Fie
         defaults: in place of the usual ones.
     """
     sampling = fields(SampleOptions)
-    found = dict(fields(_Own)) | dict(sampling) | {flag: _optional(sampling[name]) for flag, name in UPSAMPLER.items()}
+    found = dict(sampling) | dict(fields(_Own)) | {flag: _optional(sampling[name]) for flag, name in UPSAMPLER.items()}
     del found["guidance_interval"]  # interval_low and interval_high
     most = {"num_images": limits.max_images, "candidates": limits.max_candidates, "top_k": limits.max_candidates}
     most |= dict.fromkeys(("num_steps", "upsampler_num_steps"), limits.max_steps)

@@ -5,11 +5,11 @@ import html
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.scorer import score
 from glide_jax.images import save_png, to_uint8
 from glide_jax.options import Field
-from glide_jax.sample import Pipeline, metadata
+from glide_jax.sample import Pipeline, Samples, metadata
 from glide_jax.ui.jobs import Images, Job, Report
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits, Request, Task, check_fit, checked, request_fields
@@ -26,18 +26,11 @@ from glide_jax.ui.request import Limits, Request, Task, check_fit, checked, requ
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
 
 
-@dataclass(frozen=True)
-class Generated:
-    """An image of a request.
-
-    Attributes:
-        pixels: uint8 [height, width, 3].
-        index: its number, which with the seed decides its noise.
-        score: cosine with the caption, if it was ranked.
-    """
+class Generated(NamedTuple):
+    """A uint8 image, its number, which with the seed decides its noise, and its CLIP score, if it was ranked."""
 
     pixels: np.ndarray
-    index: int
+    number: int
     score: float | None = None
 
 
@@ -54,20 +47,23 @@ def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Score
         GlideError: models and request do not fit.
     """
     finished: Images = []
-    how: dict[str, Any] = {
-        "seed": request.seed,
-        "on_steps": lambda done, x_0: report(done, [*finished, *to_uint8(np.asarray(x_0))]),
-    }
+
+    def on_steps(done: int, x_0: Any) -> None:
+        report(done, [*finished, *to_uint8(np.asarray(x_0))])
+
+    images: dict[str, Any] = dict(request.images)
+    how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
+    batches: Iterable[Samples]
     if request.task == "enlarge":
-        image = request.images["image"]
-        return [
-            Generated(pipeline.upsample([image], request.prompt, options=request.upsampler_options, **how).images[0], 0)
-        ]
-    how |= {"options": request.options, "upsampler_options": request.upsampler_options}
-    how |= {"negative_prompt": request.negative_prompt, **request.images}
-    for batch in pipeline.batches([request.prompt] * request.num_images, range(request.num_images), **how):
+        batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
+    else:
+        batches = pipeline.batches(
+            [request.prompt] * request.num_images, range(request.num_images), options=request.options,
+            upsampler_options=request.upsampler_options, negative_prompt=request.negative_prompt, **images, **how,
+        )  # fmt: skip
+    for batch in batches:
         finished += list(batch.images)
-    generated = [Generated(pixels, index) for index, pixels in enumerate(finished)]
+    generated = [Generated(pixels, number) for number, pixels in enumerate(finished)]
     return _ranked(generated, request, scorer) if request.task == "rank" else generated
 
 
@@ -76,7 +72,7 @@ def _ranked(generated: Sequence[Generated], request: Request, scorer: Scorer | N
         raise GlideError("no CLIP to rank by: start with --clip_model")
     scores = score(scorer, [each.pixels for each in generated], request.prompt)
     best = np.argsort(-scores, kind="stable")[: request.keep]
-    return [replace(generated[i], score=float(scores[i])) for i in best]
+    return [generated[i]._replace(score=float(scores[i])) for i in best]
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,7 @@ class Service:
         return request_fields(self.limits, self.defaults)
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """One state of the page's result side.
 
     Attributes:
@@ -153,14 +148,14 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
             latest = progress
             yield Shown(clock.bar(progress.done), request.seed, images[-1].shape[0] if images else 0, images)
     with tempfile.TemporaryDirectory() as folder:
-        files = save(Path(folder), request, job.result)
+        files = _save(Path(folder), request, job.result)
         captions = [None if each.score is None else f"{each.score:.3f}" for each in job.result]
         yield Shown(
             _line(*_summary(request, job.result, pipeline, clock.seconds)),
             request.seed,
             job.result[0].pixels.shape[0],
             list(zip(files, captions, strict=True)),
-            _bundled(Path(folder), request, files),
+            _download(Path(folder), request, files),
         )
 
 
@@ -207,30 +202,27 @@ def _line(*sentences: str) -> str:
     return f"<p>{html.escape(' '.join(sentences))}</p>"
 
 
-def save(folder: Path, request: Request, generated: Sequence[Generated]) -> list[Path]:
+def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> list[Path]:
     """Writes PNG files in order, with the entries that sample.py writes; raises `GlideError` if it cannot."""
     paths = []
     for rank, each in enumerate(generated, 1):
         ranked = f"-rank{rank}" if each.score is not None else ""
-        paths.append(folder / f"glide-{request.seed}-{each.index:02d}{ranked}.png")
+        paths.append(folder / f"glide-{request.seed}-{each.number:02d}{ranked}.png")
         save_png(paths[-1], each.pixels, _entries(request, each))
     return paths
 
 
 def _entries(request: Request, each: Generated) -> dict[str, str]:
-    own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.index)}
+    own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
     if each.score is not None:
         own["clip_score"] = f"{each.score:.6f}"
     named = {"checkpoint": request.base, "negative_prompt": request.negative_prompt, "upsampler": request.upsampler}
     own |= {name: value for name, value in named.items() if value} | dict.fromkeys(request.images, "uploaded")
-    base, upsampler = (
-        request.options if request.base else None,
-        request.upsampler_options if request.upsampler else None,
-    )
-    return own | metadata(base, upsampler)
+    options = request.options if request.base else None
+    return own | metadata(options, request.upsampler_options if request.upsampler else None)
 
 
-def _bundled(folder: Path, request: Request, images: Sequence[Path]) -> Path:
+def _download(folder: Path, request: Request, images: Sequence[Path]) -> Path:
     """One file to download: the image, or an archive of several."""
     if len(images) == 1:
         return images[0]

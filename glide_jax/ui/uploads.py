@@ -90,10 +90,8 @@ def open_uploaded(sent: Mapping[str, Any] | bytes | None, folder: str) -> Image.
     return open_in_child(sent if isinstance(sent, bytes) else uploaded(sent["path"], folder))
 
 
-def open_edited(
-    sent: Mapping[str, Any] | None, ahead: MutableMapping[str, Any], folder: str
-) -> tuple[Image.Image | None, Image.Image | None]:
-    """The image in a `gr.ImageEditor` and the mask painted over it; None for what is not there.
+def open_edited(sent: Mapping[str, Any] | None, ahead: MutableMapping[str, Any], folder: str) -> dict[str, Image.Image]:
+    """The "image" in a `gr.ImageEditor` and the "mask" painted over it; nothing if there is none.
 
     Args:
         sent: what a client sent of the editor: files, or the id of what was sent ahead.
@@ -105,10 +103,10 @@ def open_edited(
         sent = None if blobs is None else {"background": blobs.background, "layers": blobs.layers}
     image = None if sent is None else open_uploaded(sent["background"], folder)
     if sent is None or image is None:
-        return None, None
+        return {}
     # The page sends one layer; a client might send thousands.
     painted = next((layer for layer in sent["layers"] if layer is not None), None)
-    return image, mask_of(image, open_uploaded(painted, folder))
+    return {"image": image, "mask": mask_of(image, open_uploaded(painted, folder))}
 
 
 def mask_of(image: Image.Image, painted: Image.Image | None) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.ui.request import Limits, request_fields
 from tests.ui.test_jobs import concurrently
 
 
@@ -233,9 +234,15 @@ def test_only_so_many_requests_wait(app):
     assert 503 in answers
 
 
-def test_only_the_tasks_are_offered_to_clients(app):
+def test_only_the_tasks_are_offered_to_clients_with_all_settings_by_name(app):
     with urllib.request.urlopen(f"{app}/gradio_api/info", timeout=30) as answer:
-        assert set(json.load(answer)["named_endpoints"]) == {"/draw", "/inpaint", "/redraw", "/enlarge", "/rank"}
+        endpoints = json.load(answer)["named_endpoints"]
+    names = {task: {each["parameter_name"] for each in endpoints[task]["parameters"]} for task in endpoints}
+    common = {"base", "upsampler", "prompt", "negative_prompt", *request_fields(Limits(), {})}
+    common -= {"strength", "candidates", "top_k"}
+    own = {"inpaint": {"editor"}, "redraw": {"picture", "strength"}, "enlarge": {"picture"}}
+    own |= {"draw": set(), "rank": {"candidates", "top_k"}}
+    assert names == {f"/{task}": common | fields for task, fields in own.items()}
 
 
 def test_nothing_is_fetched_from_elsewhere(app):

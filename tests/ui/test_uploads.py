@@ -31,11 +31,15 @@ def test_an_editor_is_opened_from_files_or_what_was_sent_ahead(tmp_path):
     ahead = {"a": SimpleNamespace(background=background, layers=[None, painted, b"not opened"])}
     sent = {"background": files[0], "layers": [files[1], {"path": "not opened"}], "id": None}
     for each in (sent, {"background": None, "layers": [], "id": "a"}):
-        opened, mask = open_edited(each, ahead, str(tmp_path))
-        assert (opened, mask.getextrema()) == (image, (0, 0))
+        opened = open_edited(each, ahead, str(tmp_path))
+        assert (opened["image"], opened["mask"].getextrema()) == (image, (0, 0))
     assert not ahead
-    for nothing in (None, {"background": None, "layers": [], "id": None}, {"background": None, "layers": [], "id": "a"}):
-        assert open_edited(nothing, ahead, str(tmp_path)) == (None, None)
+    for nothing in (
+        None,
+        {"background": None, "layers": [], "id": None},
+        {"background": None, "layers": [], "id": "a"},
+    ):
+        assert open_edited(nothing, ahead, str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(
