@@ -189,12 +189,7 @@ def _require_gradio() -> None:
 
 
 def serve(service: Service, server: Server, folder: Path) -> None:
-    """Serves a page until Ctrl-C or SIGTERM.
-
-    Args:
-        service: what the page offers.
-        server: where, and to whom.
-        folder: what it writes is below; the oldest goes when that is too much.
+    """Serves a page until Ctrl-C or SIGTERM; the oldest files in `folder` go when there is too much.
 
     Raises:
         GlideError: the port is in use.

@@ -1,9 +1,9 @@
 """The models a page may choose from: checkpoints found in folders, a few of them loaded."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from glide_jax.errors import GlideError
@@ -60,8 +60,8 @@ class Models:
         kept: int = 3,
     ) -> None:
         self._given, self._folders = [Path(path) for path in given], [Path(folder) for folder in folders]
-        self._dtype, self._clip, self._batch_size, self._kept = dtype, clip, batch_size, kept
-        self._loaded: OrderedDict[Path, LoadedModel] = OrderedDict()
+        self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
+        self._loaded = lru_cache(kept)(self._load_step)
         self._lock = threading.Lock()
         self._found: dict[str, Found] = {}
         self.search()
@@ -115,24 +115,17 @@ class Models:
         found = self._found[name]
         with self._lock:
             # A run still training has a newer step tomorrow.
-            step = checkpoint_step(found.path)
-            if step not in self._loaded:
-                self._loaded[step] = _loaded(found, step, self._dtype, None if found.enlarges else self._clip)
-            self._loaded.move_to_end(step)
-            while len(self._loaded) > self._kept:
-                self._loaded.popitem(last=False)
-            return self._loaded[step]
+            return self._loaded(checkpoint_step(found.path), found)
 
-
-def _loaded(found: Found, step: Path, dtype: str, clip: LoadedClip | None) -> LoadedModel:
-    try:
-        return LoadedModel.from_checkpoint(step, dtype, clip)
-    except Exception as error:  # of a damaged file, whatever its reader throws
-        reason = str(error).strip() or type(error).__name__
-        if not isinstance(error, GlideError):
-            reason = reason.splitlines()[0][:200]
-        reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
-        raise GlideError(f"{found.name} could not be loaded: {reason}") from error
+    def _load_step(self, step: Path, found: Found) -> LoadedModel:
+        try:
+            return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
+        except Exception as error:  # of a damaged file, whatever its reader throws
+            reason = str(error).strip() or type(error).__name__
+            if not isinstance(error, GlideError):
+                reason = reason.splitlines()[0][:200]
+            reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
+            raise GlideError(f"{found.name} could not be loaded: {reason}") from error
 
 
 def _described(name: str, path: Path) -> Found:

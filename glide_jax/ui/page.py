@@ -100,7 +100,7 @@ class _Page:
                 for name, label in (("prompt", "Prompt"), ("negative_prompt", "Negative prompt: what to avoid")):
                     lines = 2 if name == "prompt" else 1
                     self._fields[name] = gr.Textbox(
-                        "", label=label, lines=lines, max_lines=4, max_length=LONGEST_PROMPT, elem_id=name
+                        "", label=label, lines=lines, max_length=LONGEST_PROMPT, elem_id=name
                     )
                 tabs = self._tabs()
                 self._fields |= settings_panels(gr, service.fields, has_clip=service.models.has_clip)

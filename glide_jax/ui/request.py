@@ -89,9 +89,7 @@ class Request:
 def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Field]:
     """The settings of a request by the names that clients use (sample.py's flags), with bounds on every number.
 
-    Args:
-        limits: the most that may be asked for.
-        defaults: in place of the usual ones.
+    `defaults`, by these names, take the place of the usual ones.
     """
     sampling = fields(SampleOptions)
     found = dict(sampling) | dict(fields(_Own)) | {flag: _optional(sampling[name]) for flag, name in UPSAMPLER.items()}

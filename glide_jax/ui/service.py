@@ -35,16 +35,10 @@ class Generated(NamedTuple):
 
 
 def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Scorer | None = None) -> list[Generated]:
-    """All images of a request, in the order to be shown in.
-
-    Args:
-        pipeline: the request's models.
-        request: what to generate.
-        report: told of evaluations done and images by now; what it raises ends the sampling.
-        scorer: ranks, for task "rank".
+    """All images of a request, in the order to be shown in; what `report` raises ends the sampling.
 
     Raises:
-        GlideError: models and request do not fit.
+        GlideError: models and request do not fit, or there is no scorer for task "rank".
     """
     finished: Images = []
 
@@ -123,12 +117,7 @@ class Shown(NamedTuple):
 def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[Shown]:
     """Checks a request, generates it and yields what to show on the way; closing the iterator stops the work.
 
-    Files in what is yielded last until the iterator goes on.
-
-    Args:
-        service: what there is to generate with.
-        task: what is asked for.
-        values: see `checked`.
+    Files in what is yielded last until the iterator goes on. For `values` see `checked`.
 
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.

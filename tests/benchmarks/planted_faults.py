@@ -229,7 +229,7 @@ UI = (
           ("tests/ui/test_page.py::test_what_nobody_expected_is_one_line_and_in_the_log",)),
     Fault("an image's width alone is limited", "glide_jax/images.py",
           "if size[0] * size[1] > max_pixels:", "if size[0] > max_pixels:",
-          ("tests/ui/test_opening.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),
+          ("tests/ui/test_uploads.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),
     Fault("what is painted is kept", "glide_jax/ui/uploads.py",
           "lambda alpha: 0 if alpha > 32 else 255", "lambda alpha: 255 if alpha > 32 else 0",
           ("tests/ui/test_uploads.py::test_what_is_painted_is_inpainted_and_the_rest_is_kept",)),
