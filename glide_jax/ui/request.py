@@ -65,7 +65,7 @@ class Request:
     Attributes:
         task: which tab it comes from.
         base, upsampler: names of models; None is none.
-        prompt, negative_prompt: captions.
+        prompt, negative_prompt: texts; what guidance leads away from.
         num_images: images to generate.
         keep: how many of them to show, the best first (task "rank").
         seed: theirs; a random one if none was given.
@@ -182,7 +182,7 @@ def without_effect(chosen: Mapping[str, Any]) -> set[str]:
     """Options without effect under the sampler, schedule, ... chosen: the page hides them, and they are ignored."""
     sampling, sampler = fields(SampleOptions), chosen["sampler"]
     schedule = chosen["schedule"] or default_schedule(sampler)
-    taken = {*sampler_options(sampler), *level_options(schedule, chosen["timestep_respacing"])}
+    taken = {*sampler_options(sampler), *level_options(schedule, chosen.get("timestep_respacing", ""))}
     idle = {name for name, field in sampling.items() if field.default is None and name not in taken}
     # Others belong to one choice and begin with its name: apg_eta, dynamic_thresholding_ratio.
     for menu in ("guidance", "thresholding"):

@@ -138,12 +138,12 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
             yield Shown(clock.bar(progress.done), request.seed, images[-1].shape[0] if images else 0, images)
     with tempfile.TemporaryDirectory() as folder:
         files = _save(Path(folder), request, job.result)
-        captions = [None if each.score is None else f"{each.score:.3f}" for each in job.result]
+        scores = [None if each.score is None else f"{each.score:.3f}" for each in job.result]
         yield Shown(
             _line(*_summary(request, job.result, pipeline, clock.seconds)),
             request.seed,
             job.result[0].pixels.shape[0],
-            list(zip(files, captions, strict=True)),
+            list(zip(files, scores, strict=True)),
             _download(Path(folder), request, files),
         )
 

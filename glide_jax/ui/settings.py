@@ -27,7 +27,7 @@ def settings_panels(gr: Any, known: Mapping[str, Field], *, has_clip: bool) -> d
     others = [name for name in known if name not in (*_FIRST, *_OF_TABS, *UPSAMPLER)]
     if not has_clip:
         others.remove("clip_guidance_scale")
-    idle = without_effect({"timestep_respacing": ""} | {name: known[name].default for name in _MENUS})
+    idle = without_effect({name: known[name].default for name in _MENUS})
     with gr.Row():
         made = {name: setting(gr, known[name]) for name in _FIRST}
     sampling = [name for name in others if known[name].within in ("solver", "levels")]
@@ -71,7 +71,7 @@ def _show_what_matters(gr: Any, made: Mapping[str, Any], names: list[str]) -> No
     """Hides the fields that have no effect under the choices made."""
 
     def show(*chosen: str) -> list[Any]:
-        idle = without_effect({"timestep_respacing": ""} | dict(zip(_MENUS, chosen, strict=True)))
+        idle = without_effect(dict(zip(_MENUS, chosen, strict=True)))
         return [gr.update(visible=name not in idle) for name in names]
 
     menus = [made[menu] for menu in _MENUS]

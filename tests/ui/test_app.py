@@ -61,9 +61,9 @@ def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch)
 
 
 def test_what_is_given_comes_first(started, folder, tmp_path):
-    (tmp_path / "captions.txt").write_text("a cup\n\na hat\n")
+    (tmp_path / "prompts.txt").write_text("a cup\n\na hat\n")
     given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
-    more = ["--examples", tmp_path / "captions.txt", "--max_images", 2, "--host", "0.0.0.0"]
+    more = ["--examples", tmp_path / "prompts.txt", "--max_images", 2, "--host", "0.0.0.0"]
     app.main(list(map(str, [*given, *more])))
     [(service, server, _)] = started
     assert (service.base, service.upsampler, service.defaults) == (f"{folder.name}/inpaint", "more/up", {})
