@@ -24,6 +24,7 @@ __all__ = [
     "level_options", "metadata", "sampler_options", "upsampler_options", "upsampling",
 ]  # fmt: skip
 
+
 @dataclass(frozen=True)
 class SampleOptions(Options):
     """Options of one model's sampling: which sampler, over which noise levels, with what guidance and thresholding.
