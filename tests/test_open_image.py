@@ -13,7 +13,7 @@ from glide_jax.data.transforms import decode, picture_size
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage, image_size, open_image
 from glide_jax.sample.inputs import load_image, load_mask
-from glide_jax.ui.opening import open_picture
+from glide_jax.ui.uploads import open_upload
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HALVES = np.repeat(np.uint8([[0, 255]]), 4, axis=1).repeat(4, axis=0)  # 4 high, 8 wide, black then white
@@ -43,7 +43,7 @@ def test_a_phone_photograph_is_upright_everywhere(orientation, tmp_path):
     (tmp_path / "photo.png").write_bytes(content)
     assert image_size(content) == (4, 8)
     upright = np.asarray(decode(content))
-    np.testing.assert_array_equal(np.asarray(open_picture(content, 99).convert("RGB")), upright)
+    np.testing.assert_array_equal(np.asarray(open_upload(content, 99).convert("RGB")), upright)
     top = upright[0, 0, 0]
     for load in (load_image, load_mask):
         loaded = load(tmp_path / "photo.png", 4)
@@ -56,7 +56,7 @@ def test_sixteen_bits_are_scaled_everywhere(grey):
     assert np.asarray(open_image(grey))[0, 0].tolist() == [64, 64, 64]
     np.testing.assert_allclose(load_image(grey, 4), 64 / 127.5 - 1, rtol=1e-6)
     if isinstance(grey, bytes):
-        assert np.asarray(decode(grey))[0, 0, 0] == open_picture(grey, 99).getpixel((0, 0))[0] == 64
+        assert np.asarray(decode(grey))[0, 0, 0] == open_upload(grey, 99).getpixel((0, 0))[0] == 64
 
 
 def text_bomb():
@@ -90,8 +90,8 @@ def test_what_cannot_be_read_is_one_line_everywhere(name, tmp_path):
             assert "\n" not in str(error.value)
         with pytest.raises(BadSample):
             decode(content)
-        with pytest.raises(GlideError, match="cannot read this image"):
-            open_picture(content, 10**7)
+        with pytest.raises(GlideError, match="not a readable image"):
+            open_upload(content, 10**7)
 
 
 @pytest.mark.parametrize(

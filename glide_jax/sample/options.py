@@ -13,9 +13,16 @@ from glide_jax.diffusion.options import (
     ThresholdingOptions,
     canonical_name,
     default_schedule,
+    level_options,
+    sampler_options,
 )
 from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Options, add_arguments, build, flat, given, option
+
+__all__ = [
+    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options", "default_schedule",
+    "level_options", "metadata", "sampler_options", "upsampler_options", "upsampling",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

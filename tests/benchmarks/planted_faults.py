@@ -232,12 +232,12 @@ UI = (
           ("tests/ui/test_page.py::test_what_nobody_expected_is_one_line_and_in_the_log",)),
     Fault("an image's width alone is limited", "glide_jax/images.py",
           "if size[0] * size[1] > max_pixels:", "if size[0] > max_pixels:",
-          ("tests/ui/test_opening.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),
+          ("tests/ui/test_uploads.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),
     Fault("what is painted is kept", "glide_jax/ui/uploads.py",
           "lambda alpha: 0 if alpha > 32 else 255", "lambda alpha: 255 if alpha > 32 else 0",
-          ("tests/ui/test_uploads.py::test_what_is_painted_is_drawn_anew_and_the_rest_is_kept",)),
+          ("tests/ui/test_uploads.py::test_what_is_painted_is_inpainted_and_the_rest_is_kept",)),
     Fault("any number of requests may wait", "glide_jax/ui/page.py",
-          "blocks.queue(max_size=studio.limits.queue,", "blocks.queue(max_size=None,",
+          "blocks.queue(max_size=service.limits.max_queue,", "blocks.queue(max_size=None,",
           ("tests/ui/test_page.py::test_only_so_many_requests_wait",)),
 )
 CONVERT = (

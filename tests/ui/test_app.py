@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.ui import cli
+from glide_jax.ui import app
 from tests.programs import call, run
 
 HAS_GRADIO = find_spec("gradio") is not None
@@ -20,14 +20,14 @@ def started(monkeypatch, tmp_path):
     """What `serve` was called with, in place of serving."""
     calls = []
 
-    def serve(studio, args, accounts, folder):
+    def serve(service, server, folder):
         assert os.environ["GRADIO_TEMP_DIR"].startswith(f"{folder}/")
         assert folder.is_dir()
-        calls.append((studio, args, accounts, folder))
+        calls.append((service, server, folder))
 
-    monkeypatch.setattr(cli, "serve", serve)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "pictures"))
-    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "images"))
+    monkeypatch.setattr(app, "keep_compiled_programs", lambda: None)
     monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
     return calls
 
@@ -45,30 +45,30 @@ def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(started
 def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(GlideError, match="uv sync --extra app"):
-        cli.main([])
+        app.main([])
 
 
 def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
     shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")
-    cli.main([])
-    [(shipped, args, accounts, _)] = started
-    assert (args.host, args.port, accounts) == ("127.0.0.1", 7860, None)
-    assert (shipped.base, shipped.upsampler) == ("emoji/base", "emoji/upsample")
-    assert shipped.defaults == {"sampler": "ddpm", "upsampler_strength": 0.5}
-    assert "a 3d render of a banana" in shipped.examples
+    app.main([])
+    [(service, server, _)] = started
+    assert server == app.Server("127.0.0.1", 7860, (), None)
+    assert (service.base, service.upsampler) == ("emoji/base", "emoji/upsample")
+    assert (service.fields["sampler"].default, service.fields["upsampler_strength"].default) == ("ddpm", 0.5)
+    assert "a 3d render of a banana" in service.examples
 
 
 def test_what_is_given_comes_first(started, folder, tmp_path):
-    (tmp_path / "captions.txt").write_text("a cup\n\na hat\n")
+    (tmp_path / "prompts.txt").write_text("a cup\n\na hat\n")
     given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
-    more = ["--examples", tmp_path / "captions.txt", "--max_images", 2, "--host", "0.0.0.0"]
-    cli.main(list(map(str, [*given, *more])))
-    [(studio, args, _, _)] = started
-    assert (studio.base, studio.upsampler, studio.defaults) == (f"{folder.name}/inpaint", "more/up", {})
-    assert [found.name for found in studio.models.bases] == [studio.base, "base"]
-    assert (studio.limits.num_images, studio.examples, args.host) == (2, ["a cup", "a hat"], "0.0.0.0")
+    more = ["--examples", tmp_path / "prompts.txt", "--max_images", 2, "--host", "0.0.0.0"]
+    app.main(list(map(str, [*given, *more])))
+    [(service, server, _)] = started
+    assert (service.base, service.upsampler, service.defaults) == (f"{folder.name}/inpaint", "more/up", {})
+    assert [found.name for found in service.models.bases] == [service.base, "base"]
+    assert (service.limits.max_images, service.examples, server.host) == (2, ["a cup", "a hat"], "0.0.0.0")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
         (["--checkpoint", "nowhere"], "nowhere"),
         (["--models", "nowhere"], "--models nowhere: no such folder"),
         (["--max_images", "0"], "--max_images must be at least 1, not 0"),
-        (["--port", "70000"], "--port"),
+        (["--port", "70000"], r"--port must be in \[1, 65535\]"),
         (["--clip_model", "noised"], "give --clip TEXT IMAGE"),
         (["--allowed_host", "https://glide.example"], "without scheme and port"),
         (["--auth", "nowhere.txt"], "--auth nowhere.txt: not a text file with lines of USER:PASSWORD"),
@@ -85,21 +85,21 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
 )
 def test_what_cannot_be_is_said_before_anything_starts(started, folder, flags, message):
     with pytest.raises(GlideError, match=message):
-        cli.main(["--models", str(folder), *flags])
+        app.main(["--models", str(folder), *flags])
     assert not started
 
 
-def test_uploads_and_pictures_go_to_a_folder_that_is_removed(started, folder, tmp_path):
-    cli.main(["--models", str(folder)])
-    [(_, _, _, own)] = started
-    assert own.parent == tmp_path / "pictures"
+def test_uploads_and_images_go_to_a_folder_that_is_removed(started, folder, tmp_path):
+    app.main(["--models", str(folder)])
+    [(_, _, own)] = started
+    assert own.parent == tmp_path / "images"
     assert not list(own.parent.iterdir())
 
 
 def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
     (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n", encoding="utf-8-sig")
-    cli.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
-    assert started[0][2] == [("ann", "two words"), ("bob", "a:b")]
+    app.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
+    assert started[0][1].accounts == (("ann", "two words"), ("bob", "a:b"))
     assert not capsys.readouterr().err
 
 
@@ -107,13 +107,13 @@ def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
 def test_a_file_of_accounts_has_users_and_passwords(tmp_path, content):
     (tmp_path / "accounts").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(GlideError, match="--auth ") as refused:
-        cli.read_accounts(tmp_path / "accounts")
+        app.read_accounts(tmp_path / "accounts")
     assert "secret" not in str(refused.value)
 
 
 def test_a_password_in_place_of_the_file_is_not_repeated():
     with pytest.raises(GlideError, match="--auth FILE: not a text file with lines of USER:PASSWORD"):
-        cli.read_accounts(Path("ann:secret"))
+        app.read_accounts(Path("ann:secret"))
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_a_password_in_place_of_the_file_is_not_repeated():
     [("127.0.0.1", 0), ("localhost", 0), ("[::1]", 0), ("0.0.0.0", 1), ("::", 1), ("10.0.0.1", 1), ("box", 1)],
 )
 def test_what_others_reach_without_a_password_is_warned_of(started, folder, capsys, host, warned):
-    cli.main(["--models", str(folder), "--host", host])
+    app.main(["--models", str(folder), "--host", host])
     assert capsys.readouterr().err.count("warning: whoever reaches this machine can use the page") == warned
 
 
 def test_a_folder_without_models_is_said(started, tmp_path):
     with pytest.raises(GlideError, match="no model in"):
-        cli.main(["--models", str(tmp_path)])
+        app.main(["--models", str(tmp_path)])
 
 
 @pytest.mark.skipif(not HAS_GRADIO, reason="needs gradio: uv sync --extra app")
