@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         GlideError: gradio is missing, no model, one that cannot be loaded, invalid options, a port in use.
     """
     args = parser().parse_args(argv)
-    limits = build(Limits, given(args, Limits))
+    limits = build(Limits, given(vars(args), Limits))
     accounts = {} if args.auth is None else {"accounts": read_accounts(args.auth)}
-    server = build(Server, given(args, Server) | accounts)
+    server = build(Server, given(vars(args), Server) | accounts)
     with _own_folder() as folder:
         _require_gradio()
         if args.clip_model not in (None, NOISED):
