@@ -47,7 +47,8 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = typing.get_type_hints(cls)
+    annotations = typing.get_type_hints(cls)
+    hints = {field.name: annotations[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [name for name in values if name not in hints]
     if unknown:
         near = difflib.get_close_matches(unknown[0], hints, n=2) or sorted(hints)

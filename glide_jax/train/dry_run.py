@@ -1,4 +1,4 @@
-"""A rehearsal: what a run would train, what it would take, its first batch, and whether its step compiles."""
+"""A dry run: what a run would train, how much memory it would take, its first batch, whether its step compiles."""
 
 import time
 from collections.abc import Iterator
@@ -13,31 +13,30 @@ from rich.table import Table
 from glide_jax.images import grid, save_png
 from glide_jax.models import Params
 from glide_jax.parallel import make_mesh
-from glide_jax.train.flops import step_flops
-from glide_jax.train.origin import Origin
+from glide_jax.train.config import RunConfig
+from glide_jax.train.meter import step_flops
 from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
-from glide_jax.train.run_data import training_data
-from glide_jax.train.trainable import split
+from glide_jax.train.start import StartPoint, training_data
+from glide_jax.train.state import split
 
 _DEPTH = 2
 _CELL = 96
 
 
 def dry_run(config: RunConfig) -> int:
-    """Prints tables of the model and of the memory on each device, draws the first batch, compiles one step.
+    """Prints tables of the model and of the memory on each device, shows the first batch, compiles one step.
 
     Writes `RUN/samples/dry_run.png` and nothing else. Raises `GlideError` as a run would.
     """
-    origin = Origin.of(config)
+    start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
     console = Console()
     console.print(model_table(program))
-    with training_data(config, origin.position) as data:
+    with training_data(config, start.position) as data:
         batch = next(data)
-    picture = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
-    save_png(picture, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
-    print(f"first batch: {picture}")
+    path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
+    save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
+    print(f"first batch: {path}")
     begun = time.perf_counter()
     compiled = program.compile()
     seconds = time.perf_counter() - begun
