@@ -87,13 +87,8 @@ def _rectangles(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
     size_key, place_key, count_key = jax.random.split(key, 3)
     sizes = jax.random.uniform(size_key, (_RECTANGLES, 2), minval=1 / 8, maxval=5 / 8)
     corners = jax.random.uniform(place_key, (_RECTANGLES, 2)) * (1 - sizes)
-    y, x = _centres(side)
-    inside = (
-        (y > corners[:, 0, None, None])
-        & (y < (corners + sizes)[:, 0, None, None])
-        & (x > corners[:, 1, None, None])
-        & (x < (corners + sizes)[:, 1, None, None])
-    )
+    points, low, high = _centres(side)[None], corners[..., None, None], (corners + sizes)[..., None, None]
+    inside = ((points > low) & (points < high)).all(axis=1)
     count = jax.random.randint(count_key, (), 1, _RECTANGLES + 1)
     return (inside & (jnp.arange(_RECTANGLES) < count)[:, None, None]).any(axis=0)
 
@@ -104,7 +99,7 @@ def _strokes(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
     corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2))
     half_widths = jax.random.uniform(width_key, (_STROKES, 1), minval=0.03, maxval=0.1)
     starts, ends = corners[:, :-1, :, None, None], corners[:, 1:, :, None, None]
-    points = jnp.stack(_centres(side))[:, 0][None, None]
+    points = _centres(side)[None, None]
     along = ends - starts
     share = ((points - starts) * along).sum(2, keepdims=True) / jnp.maximum((along**2).sum(2, keepdims=True), 1e-8)
     distance = jnp.linalg.norm(points - starts - jnp.clip(share, 0, 1) * along, axis=2)
@@ -113,8 +108,7 @@ def _strokes(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
     return ((distance < half_widths[..., None, None]) & used[..., None, None]).any(axis=(0, 1))
 
 
-def _centres(side: int) -> tuple[Float[Array, "1 side side"], Float[Array, "1 side side"]]:
+def _centres(side: int) -> Float[Array, "2 side side"]:
     """Rows and columns of the pixels' centres, in [0, 1]."""
     middle = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
-    y, x = jnp.meshgrid(middle, middle, indexing="ij")
-    return y[None], x[None]
+    return jnp.stack(jnp.meshgrid(middle, middle, indexing="ij"))

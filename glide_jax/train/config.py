@@ -1,7 +1,7 @@
 """Every option of a training run: the tables that configuration pages, checks and documentation are made from."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from glide_jax.data import DataConfig
 from glide_jax.diffusion.losses import LossConfig
@@ -13,6 +13,7 @@ from glide_jax.parallel import ParallelConfig, nearest_multiples
 from glide_jax.sample import SampleOptions
 
 Trainable = Literal["all", "unet", "text"]
+_DType = Literal["float32", "bfloat16"]
 
 BLUR_RADIUS = 3
 
@@ -23,10 +24,10 @@ class MaskConfig(Options):
 
     PREFIX: ClassVar[str] = "train.conditioning.masks."
 
-    rectangles: Annotated[float, option("1 to 3 rectangles of 1/8 to 5/8 of the side are to be inpainted", low=0)] = 0.4
-    strokes: Annotated[float, option("1 to 3 thick broken lines are", low=0)] = 0.4
-    everything: Annotated[float, option("the whole image is, which keeps generation from text alone", low=0)] = 0.15
-    nothing: Annotated[float, option("no pixel is", low=0)] = 0.05
+    rectangles: Annotated[float, option("share of 1 to 3 rectangles of 1/8 to 5/8 of the side", low=0)] = 0.4
+    strokes: Annotated[float, option("share of 1 to 3 thick broken lines", low=0)] = 0.4
+    everything: Annotated[float, option("share of the whole image, as in generation from text alone", low=0)] = 0.15
+    nothing: Annotated[float, option("share of masks with nothing to inpaint", low=0)] = 0.05
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)
@@ -43,18 +44,15 @@ class MaskConfig(Options):
 class ConditioningConfig(Options):
     """Conditioning augmentation of an upsampler's input (Ho et al. 2021, arXiv:2106.15282), and inpainting masks.
 
-    For each example a strength is sampled uniformly from 0 to the greatest.
+    Blur and noise have a standard deviation that is sampled for each example, uniformly from 0 up to the one given.
     """
 
     PREFIX: ClassVar[str] = "train.conditioning."
 
     low_res_blur: Annotated[
-        float,
-        option("greatest standard deviation of a Gaussian blur, in pixels; 0 is off", low=0, high=BLUR_RADIUS / 2),
+        float, option("greatest standard deviation of a blur, in pixels; 0 is off", low=0, high=BLUR_RADIUS / 2)
     ] = 0.0
-    low_res_noise: Annotated[
-        float, option("greatest standard deviation of Gaussian noise, on [-1, 1]; 0 is off", low=0)
-    ] = 0.0
+    low_res_noise: Annotated[float, option("greatest standard deviation of noise on [-1, 1]; 0 is off", low=0)] = 0.0
     masks: Annotated[MaskConfig, option("what an inpainting model is to inpaint")] = MaskConfig()
 
 
@@ -65,18 +63,13 @@ class OptimizerConfig(Options):
     PREFIX: ClassVar[str] = "train.optimizer."
 
     learning_rate: Annotated[float, option("peak learning rate", low=0)] = 1e-4
-    lr_schedule: Annotated[
-        Literal["constant", "cosine"], option("after the warm-up; cosine ends at 0 at the last step")
-    ] = "constant"
+    lr_schedule: Annotated[Literal["constant", "cosine"], option("after the warm-up; cosine ends at 0")] = "constant"
     warmup_steps: Annotated[int, option("steps over which the learning rate rises from 0", low=0)] = 0
     weight_decay: Annotated[float, option("decoupled weight decay, on every parameter", low=0)] = 0.0
     b1: Annotated[float, option("Adam's decay rate of the first moment", low=0, below=1)] = 0.9
     b2: Annotated[float, option("Adam's decay rate of the second moment", low=0, below=1)] = 0.999
     eps: Annotated[float, option("Adam's epsilon", low=0)] = 1e-8
-    mu_dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        option("type of Adam's first moment; bfloat16 saves 2 bytes per trained parameter"),
-    ] = "float32"
+    mu_dtype: Annotated[_DType, option("type of Adam's first moment; bfloat16 saves memory")] = "float32"
     max_grad_norm: Annotated[float, option("gradients are clipped to this global norm; 0 is off", low=0)] = 1.0
     ema_decay: Annotated[float, option("decay of the EMA weights, which sampling uses", low=0, below=1)] = 0.9999
     ema_warmup: Annotated[bool, option("decay after update n is min(ema_decay, (1 + n) / (10 + n))")] = True
@@ -89,66 +82,45 @@ class PreviewConfig(Options):
     PREFIX: ClassVar[str] = "train.preview."
 
     prompts: Annotated[tuple[str, ...], option("prompts; empty takes the first training captions")] = ()
-    count: Annotated[int, option("how many training captions that is", low=1)] = 16
+    count: Annotated[int, option("number of training captions", low=1)] = 16
     upsampler: Annotated[str, option("checkpoint of an upsampler for a base model's images; empty is none")] = ""
-    upsampler_strength: Annotated[
-        float,
-        option("below 1 it starts from the image that it upsamples; its other options are GLIDE's", low=0, high=1),
-    ] = 1.0
+    upsampler_strength: Annotated[float, option("below 1 it starts from the base image", low=0, high=1)] = 1.0
     options: Annotated[SampleOptions, option("how images are sampled")] = SampleOptions(num_steps=25)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig(Options):
-    """How a model is trained."""
+    """How a model is trained.
+
+    `trainable` "unet" freezes the text transformer; "text" freezes the UNet but for its projections of the text to keys
+    and values (`state.RULES`). Steps whose loss or gradient is not finite are skipped. Beware of `loss_spike_threshold`
+    with small batches: low timesteps alone have several times the average loss.
+    """
 
     PREFIX: ClassVar[str] = "train."
 
     batch_size: Annotated[int, option("images per step, over all devices and micro-batches", low=1)] = 16
-    gradient_accumulation_steps: Annotated[
-        int, option("micro-batches that a batch is split into, one after the other, to save memory", low=1)
-    ] = 1
+    gradient_accumulation_steps: Annotated[int, option("micro-batches per step, to save memory", low=1)] = 1
     max_steps: Annotated[int, option("training steps", low=1)] = 10_000
     seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
-    dtype: Annotated[
-        str,
-        option("compute type; weights, optimizer and EMA are float32 always", choices=("float32", "bfloat16")),
-    ] = "float32"
-    trainable: Annotated[
-        Trainable,
-        option("unet freezes the text transformer; text freezes the UNet but for its projections of the text"),
-    ] = "all"
+    dtype: Annotated[str, option("compute type; the state is float32", choices=get_args(_DType))] = "float32"
+    trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
     reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
-    remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes to save memory")] = (
-        "none"
-    )
+    remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
     loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
     optimizer: Annotated[OptimizerConfig, option("AdamW and EMA")] = OptimizerConfig()
-    max_skipped_updates: Annotated[
-        int, option("so many steps in a row may be skipped, as loss or gradient are not finite, before a stop", low=0)
-    ] = 10
-    loss_spike_threshold: Annotated[
-        float,
-        option(
-            "also skips steps with a loss so many times its running average; 0 is off. In small batches low timesteps"
-            " alone have several times the average loss",
-            low=0,
-        ),
-    ] = 0.0
+    max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
+    loss_spike_threshold: Annotated[float, option("skips losses so many times their average; 0: off", low=0)] = 0.0
     log_every: Annotated[int, option("steps between log lines", low=1)] = 50
     sample_every: Annotated[int, option("steps between sample grids; 0 is only at the end", low=0)] = 1000
     validate_every: Annotated[int, option("steps between validation losses; 0 is never", low=0)] = 1000
     save_every: Annotated[int, option("steps between checkpoints; 0 is only at the end", low=0)] = 1000
-    keep_checkpoints: Annotated[int, option("how many of the newest checkpoints are kept", low=1)] = 2
-    keep_checkpoints_every: Annotated[int, option("those at multiples of so many steps too; 0 is off", low=0)] = 0
-    keep_best_checkpoints: Annotated[int, option("so many with the lowest validation loss too", low=0)] = 0
-    peak_tflops: Annotated[
-        float, option("of one device, for its utilization (MFU); 0 is the vendor's figure if it is known", low=0)
-    ] = 0.0
-    wandb_project: Annotated[
-        str, option("also log to this Weights & Biases project; empty is off. WANDB_MODE=offline keeps it here")
-    ] = ""
+    keep_checkpoints: Annotated[int, option("number of newest checkpoints kept", low=1)] = 2
+    keep_checkpoints_every: Annotated[int, option("also keeps those at multiples of this; 0 is off", low=0)] = 0
+    keep_best_checkpoints: Annotated[int, option("also keeps so many with the lowest validation loss", low=0)] = 0
+    peak_tflops: Annotated[float, option("of one device, for the MFU; 0: the vendor's figure", low=0)] = 0.0
+    wandb_project: Annotated[str, option("Weights & Biases project; empty: off. WANDB_MODE=offline works")] = ""
     preview: Annotated[PreviewConfig, option("the sample grids")] = PreviewConfig()
 
     def __post_init__(self) -> None:
@@ -174,9 +146,7 @@ class TrainConfig(Options):
 class RunConfig(Options):
     """Everything that decides a training run."""
 
-    run_dir: Annotated[str, option("folder of checkpoints, logs and sample grids; a run in it is resumed")] = (
-        "runs/glide"
-    )
+    run_dir: Annotated[str, option("folder of checkpoints, logs and samples; resumed if it exists")] = "runs/glide"
     init_from: Annotated[str, option("checkpoint or converted model to start from; empty is fresh weights")] = ""
     model: Annotated[ModelConfig, option("architecture")] = ModelConfig()
     diffusion: Annotated[DiffusionConfig, option("noise schedule")] = DiffusionConfig()

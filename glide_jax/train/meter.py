@@ -53,13 +53,13 @@ def step_flops(compiled: jax.stages.Compiled, gradient_accumulation_steps: int =
 
 @dataclass
 class Goodput:
-    """How much of the time since a run first started went into updates that it still has.
+    """How much of the time since a run first started went into steps that it still has.
 
     Kept in every checkpoint, so that what was lost between it and a kill counts as lost.
 
     Attributes:
         first_start: when the run first started, in seconds since 1970.
-        productive: seconds spent in updates, without the wait for data.
+        productive: seconds spent in steps, without the wait for data.
     """
 
     first_start: float = field(default_factory=time.time)

@@ -17,7 +17,7 @@ from glide_jax.parallel import (
 from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
-from glide_jax.train.state import State, init_state, make_optimizer, merge, split, state_from_params
+from glide_jax.train.state import State, make_optimizer, merge, split, state_from_params
 from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
 
 
@@ -46,7 +46,7 @@ class Program:
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)
         self.optimizer = make_optimizer(train.optimizer, train.max_steps)
-        abstract = jax.eval_shape(self._init, self._key())
+        abstract = jax.eval_shape(self._make_state, self._key())
         self.shardings = state_shardings(abstract, mesh, min_bytes)
         self.abstract_state: State = with_shardings(abstract, self.shardings)
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
@@ -66,11 +66,11 @@ class Program:
 
     def fresh_state(self) -> State:
         """The state of a run that starts from nothing, made where it is to lie."""
-        return jax.jit(self._init, out_shardings=self.shardings)(self._key())
+        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key())
 
     def state_from(self, params: Params) -> State:
         """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
-        return jax.jit(self._start, out_shardings=self.shardings)(params, self._key())
+        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key(), params)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch over all devices."""
@@ -94,12 +94,11 @@ class Program:
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")
 
-    def _init(self, key: jax.Array) -> State:
-        return init_state(self.model, self.optimizer, key, self.config.train.trainable)
-
-    def _start(self, params: Params, key: jax.Array) -> State:
+    def _make_state(self, key: jax.Array, params: Params | None = None) -> State:
         train = self.config.train
-        if train.reinitialize:
+        if params is None:
+            params = self.model.init(key)
+        elif train.reinitialize:
             fresh, _ = split(self.model.init(key), train.trainable)
             params = merge(fresh, split(params, train.trainable)[1])
         return state_from_params(params, self.optimizer, train.trainable)

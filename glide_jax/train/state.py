@@ -1,16 +1,16 @@
 """The training state and how a step changes it: AdamW, EMA weights, frozen parameters, steps that are skipped."""
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from glide_jax.errors import GlideError
-from glide_jax.models import Glide, Params
+from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trainable
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
@@ -30,15 +30,8 @@ RULES: dict[Trainable, tuple[tuple[str, bool], ...]] = {
 _LOSS_EMA_RATE = 0.01
 
 
-def init_state(
-    model: Glide, optimizer: optax.GradientTransformation, key: PRNGKeyArray, trainable: Trainable = "all"
-) -> State:
-    """A fresh training state; to be called under jit with the shardings it is to live in."""
-    return state_from_params(model.init(key), optimizer, trainable)
-
-
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
-    """A training state that starts from given weights."""
+    """A training state that starts from given weights; to be called under jit with the shardings it is to live in."""
     # A copy, because two entries of a donated state must not share a buffer.
     ema = jax.tree.map(jnp.copy, params)
     opt = optimizer.init(split(params, trainable)[0])
@@ -91,36 +84,16 @@ def split(params: Params, trainable: Trainable) -> tuple[Params, Params]:
     Raises:
         GlideError: nothing would be trained.
     """
-    trained: Params = {}
-    frozen: Params = {}
-    for path, leaf in _leaves(params):
-        _insert(trained if is_trained("/".join(path), trainable) else frozen, path, leaf)
+    flat = flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if is_trained("/".join(path), trainable)}
     if not trained:
         raise GlideError(f"train.trainable={trainable} leaves nothing to train: this model has no text transformer")
-    return trained, frozen
+    return unflatten_dict(trained), unflatten_dict({path: leaf for path, leaf in flat.items() if path not in trained})
 
 
 def merge(*parts: Params) -> Params:
     """The nested dict that was split into `parts`."""
-    whole: Params = {}
-    for part in parts:
-        for path, leaf in _leaves(part):
-            _insert(whole, path, leaf)
-    return whole
-
-
-def _leaves(tree: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
-
-
-def _insert(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = leaf
+    return unflatten_dict({path: leaf for part in parts for path, leaf in flatten_dict(part).items()})
 
 
 def no_skips() -> Skips:
