@@ -1,4 +1,4 @@
-"""Figures and pictures to file and, where asked for, to Weights & Biases without a network."""
+"""Figures, images and skipped steps to file and, where asked for, to Weights & Biases without a network."""
 
 import errno
 import io
@@ -13,11 +13,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from glide_jax.data.batch import Batch
 from glide_jax.errors import GlideError
-from glide_jax.train.config import TrainConfig
-from glide_jax.train.run_config import RunConfig
-from glide_jax.train.run_log import RunLog
-from glide_jax.train.writing import append_json
+from glide_jax.train.config import RunConfig, TrainConfig
+from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped, append_json
 
 CONFIG = RunConfig(train=TrainConfig(wandb_project="glide"))
 
@@ -28,10 +27,10 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         RunLog(tmp_path, CONFIG)
 
 
-def test_lines_and_pictures_are_files(tmp_path):
+def test_lines_and_images_are_files(tmp_path):
     with RunLog(tmp_path, RunConfig()) as log:
         log.write(3, {"loss": 1 / 3, "count": 2})
-        log.picture(3, "grid", np.zeros((4, 4, 3), np.uint8))
+        log.image(3, "grid", np.zeros((4, 4, 3), np.uint8))
     (line,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert (line["step"], line["loss"], line["count"]) == (3, 0.3333333, 2)
     assert (tmp_path / "samples" / "grid_00000003.png").exists()
@@ -44,7 +43,7 @@ def test_wandb_offline_keeps_one_run_over_restarts(tmp_path, monkeypatch):
     for step in (1, 2):
         with RunLog(tmp_path, CONFIG) as log:
             log.write(step, {"loss": 1.0})
-            log.picture(step, "grid", np.zeros((4, 4, 3), np.uint8))
+            log.image(step, "grid", np.zeros((4, 4, 3), np.uint8))
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     identity = (tmp_path / "wandb_id").read_text()
     assert runs
@@ -86,7 +85,7 @@ def test_a_full_disk_is_one_line(tmp_path, name):
 
     def run():
         with RunLog(tmp_path, RunConfig()) as log:
-            log.picture(3, "grid", np.zeros((4, 4, 3), np.uint8))
+            log.image(3, "grid", np.zeros((4, 4, 3), np.uint8))
             log.write(3, {"loss": 1.0})
 
     with pytest.raises(GlideError, match=r"^cannot write .*: No space left on device.*$"):
@@ -113,7 +112,7 @@ def test_events_that_do_not_fit_are_one_line_and_no_thread_dies_of_them(tmp_path
     pytest.importorskip("tensorboardX", reason="the tensorboard extra is not installed")
     pixels = np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)
     with RunLog(tmp_path, RunConfig()) as log:
-        log.picture(1, "grid", pixels)
+        log.image(1, "grid", pixels)
         (events,) = (tmp_path / "tensorboard").iterdir()
         size = events.stat().st_size
         assert size > pixels.nbytes
@@ -140,3 +139,26 @@ def test_whatever_a_disk_fails_with_is_named(tmp_path, number):
     ):
         append_json(file, {"loss": 1.0})
     assert path.read_text() == "{}\n"
+
+
+def test_skipped_examples_are_written_down_and_too_many_in_a_row_stop(tmp_path):
+    watch = SkipWatch(tmp_path, limit=2, count=5)
+    batch = Batch({"index": np.array([8, 9], np.int32)}, ["a cat", "a dog"])
+    for step, count in enumerate((5, 6, 6, 7, 8), start=1):
+        watch.see(step, count, float("nan"), float("inf"), batch)
+    with pytest.raises(TooManySkipped, match=r"^3 steps in a row were skipped .*skipped\.jsonl"):
+        watch.see(6, 9, float("nan"), float("inf"), batch)
+    written = lines(tmp_path / "skipped.jsonl")
+    assert [line["step"] for line in written] == [2, 4, 5, 6]
+    assert written[0]["index"] == [8, 9]
+    assert written[0]["captions"] == ["a cat", "a dog"]
+    assert (written[0]["loss"], written[0]["grad_norm"]) == ("nan", "inf")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_another_error_than_too_many(tmp_path):
+    (tmp_path / "skipped.jsonl").symlink_to("/dev/full")
+    watch = SkipWatch(tmp_path, limit=0, count=0)
+    with pytest.raises(GlideError, match=r"^cannot write to .*skipped\.jsonl: No space left on device$") as refusal:
+        watch.see(1, 1, float("nan"), 1.0, Batch({"index": np.array([8], np.int32)}, ["a cat"]))
+    assert not isinstance(refusal.value, TooManySkipped)  # which all processes of a run find at once, and save
