@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glide_jax.cache import keep_compiled_programs
-from glide_jax.data.shards import find_shards
+from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Keeping, evaluate
 from glide_jax.evaluate.extractor import ClipFeatures, Extractor

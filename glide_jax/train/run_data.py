@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.models import ModelConfig
 from glide_jax.train.run_config import RunConfig
 

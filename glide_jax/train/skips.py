@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.train.writing import append_json, writing
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.validation import fixed_examples, open_validation
+from glide_jax.data.loader import fixed_examples, open_validation
 from glide_jax.errors import GlideError
 
 SHAPES = {"image_size": 8, "text_ctx": 6}
@@ -73,7 +73,7 @@ def test_an_unusable_sample_has_no_weight_and_is_counted(write_shard, numbered):
     data = open_validation(config, batch_size=5, **SHAPES)
     (batch,) = data
     np.testing.assert_array_equal(batch.arrays["weight"], [1, 1, 0, 1, 1])
-    assert data.report() == {"usable": 5, "read": 5, "corrupt picture": 1}
+    assert data.report() == {"usable": 5, "read": 5, "corrupt image": 1}
 
 
 def test_no_validation_path_is_refused(numbered_shards):

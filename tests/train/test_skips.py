@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.train.skips import SkipWatch, TooManySkipped, judge, no_skips
 from tests.tiny.training import make_batch, make_config, make_params, make_state, updated

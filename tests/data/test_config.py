@@ -1,8 +1,7 @@
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.presets import CaptionKey, caption_keys, endings
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.shards.presets import CaptionKey, caption_keys, endings
 from glide_jax.errors import GlideError
 
 
@@ -60,7 +59,7 @@ def test_empty_words_are_refused(name):
 
 
 def test_bounds_take_precedence_over_a_preset_where_they_are_set():
-    preset = FilterConfig(min_size=256, max_aspect=2.0)
+    preset = {"min_size": 256, "max_aspect": 2.0}
     assert FilterConfig(min_size=64, languages=("en",)).over(preset) == FilterConfig(
         min_size=64, max_aspect=2.0, languages=("en",)
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import progress
-from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
-from glide_jax.data.index_cache import Index, IndexFile, stamp_of
-from glide_jax.data.shard_index import Selection, index_shard
-from glide_jax.data.shards import find_shards
-from glide_jax.data.source import Sample, listed
+from glide_jax.data.shards.captions import Span, captions_in, read_spans
+from glide_jax.data.shards.index import Index, IndexFile, Selection, index_shard, stamp_of
+from glide_jax.data.shards.patterns import find_shards
+from glide_jax.data.source import WHOLE, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
@@ -23,8 +22,8 @@ _GIVE_UP_AFTER = 50_000  # samples of which not one passed
 _LISTED = 10  # damaged shards named
 
 
-class WebDataset:
-    """The samples of a set of shards that have a picture and a caption and pass the filters.
+class WebDataset(Source):
+    """The samples of a set of shards that have an image and a caption and pass the filters.
 
     Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
     (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
@@ -39,7 +38,7 @@ class WebDataset:
             sample is usable, or none of the first 50,000.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
         self.shards = find_shards(config.path)
         self._selection = Selection(config)
         files = [self._selection.index_file(shard) for shard in self.shards]
@@ -81,8 +80,7 @@ def _index_all(
     pending = [position for position, index in enumerate(indexes) if index is None]
     if not pending:
         return [index for index in indexes if index is not None]
-    if selection.needs_lines:
-        len(selection.lines)  # read once, before several threads ask for them
+    _ = selection.lines  # read once, before several threads ask for them
     with ThreadPoolExecutor(min(config.workers or 16, len(pending))) as pool:
         jobs = {pool.submit(index_shard, shards[position], selection): position for position in pending}
         seen, passed = Counter[str](), 0

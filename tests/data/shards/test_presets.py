@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.presets import PRESETS
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.shards.presets import PRESETS
 from glide_jax.data.source import BadSample
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 
 
 def img2dataset(key, **changes):
-    """The `.json` member that img2dataset writes beside a picture."""
+    """The `.json` member that img2dataset writes beside an image."""
     return {
         "key": key,
         "status": "success",
@@ -86,7 +85,7 @@ def test_laion_with_the_quirks_of_img2dataset(write):
         "aspect ratio": 1,
         "nsfw": 2,
         "empty caption": 1,
-        "corrupt picture": 1,  # without JSON the file itself is measured
+        "corrupt image": 1,  # without JSON the file itself is measured
         "missing image": 1,
         "missing caption": 1,
         "unreadable metadata": 1,
@@ -109,7 +108,7 @@ def test_alamy_keeps_english(write):
 
 @pytest.mark.parametrize("preset", ["simple", "datacomp-real"])
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "png", "webp", "avif", "tif"])
-def test_a_picture_of_any_kind_and_its_text(write, preset, ending):
+def test_an_image_of_any_kind_and_its_text(write, preset, ending):
     assert captions(write({"0": {ending: b"0", "txt": "a dog"}}), preset=preset) == (["a dog"], {})
 
 
