@@ -10,33 +10,26 @@ from glide_jax.data.source import SOURCES
 from glide_jax.errors import GlideError
 from glide_jax.options import Options, fields, option
 
+Words = tuple[str, ...]
+Crop = Literal["center", "random", "squash"]
+
 
 @dataclass(frozen=True, slots=True)
 class FilterConfig(Options):
     """Bounds on a sample's metadata, caption and image size; the defaults accept everything and read nothing.
 
-    Sizes are those of `original_width` and `original_height`, as img2dataset writes them, or else the image's own.
+    Sizes are those of `original_width` and `original_height`, as img2dataset writes them, or else the image's own; a
+    language is stated as `lc`, `LANGUAGE`, `language` or `lang`; LAION's `NSFW` is UNLIKELY, UNSURE or NSFW.
     """
 
     min_size: Annotated[int, option("least shorter side in pixels", low=0)] = 0
     min_aspect: Annotated[float, option("least width / height")] = 0.0
     max_aspect: Annotated[float, option("greatest width / height")] = math.inf
-    min_similarity: Annotated[float, option("least cosine of image and caption, the metadata's `similarity`")] = -1.0
+    min_similarity: Annotated[float, option("least cosine of image and caption (`similarity`)")] = -1.0
     max_similarity: Annotated[float, option("greatest cosine of image and caption")] = 1.0
-    nsfw_labels: Annotated[
-        tuple[str, ...],
-        option("`NSFW` values to leave out, in any case; LAION's are UNLIKELY, UNSURE and NSFW", metavar="LABEL"),
-    ] = ()
-    languages: Annotated[
-        tuple[str, ...],
-        option(
-            "the only languages to keep, in any case, as `lc`, `LANGUAGE`, `language` or `lang` states them",
-            metavar="LANGUAGE",
-        ),
-    ] = ()
-    skip_words: Annotated[
-        tuple[str, ...], option("captions with one of these words or phrases are left out", metavar="WORD")
-    ] = ()
+    nsfw_labels: Annotated[Words, option("values of `NSFW` to leave out, in any case", metavar="LABEL")] = ()
+    languages: Annotated[Words, option("the only languages to keep, in any case", metavar="LANGUAGE")] = ()
+    skip_words: Annotated[Words, option("words and phrases of captions to leave out", metavar="WORD")] = ()
     min_caption_length: Annotated[int, option("least characters of a caption")] = 0
     max_caption_length: Annotated[float, option("most characters of a caption")] = math.inf
 
@@ -76,61 +69,34 @@ class DataConfig(Options):
 
     `image_key` and `caption_key` list member endings inside a shard, alternatives joined by `;`, the best first;
     `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
-    or `filename`; a TFDS's are features, as `captions/text`. Empty means the usual ones.
+    or `filename`; a TFDS's are features, as `captions/text`. Empty means the usual ones. A random crop is torch's
+    `RandomResizedCrop`; `bicubic` is how GLIDE's upsampler was trained.
     """
 
-    source: Annotated[
-        str,
-        option(
-            "tar shards, image files in folders, a prepared TFDS data set, or shards read from front to end",
-            choices=tuple(SOURCES),
-        ),
-    ] = "webdataset"
-    path: Annotated[str | tuple[str, ...], option("the data set; its form depends on the source")] = ""
-    validation_path: Annotated[
-        str | tuple[str, ...], option("the same for held-out samples; empty means no validation")
-    ] = ""
-    preset: Annotated[
-        str,
-        option(
-            "layout and filters of a known kind of WebDataset; what is set takes precedence", choices=tuple(PRESETS)
-        ),
-    ] = "simple"
+    source: Annotated[str, option("kind of data set", choices=tuple(SOURCES))] = "webdataset"
+    path: Annotated[str | Words, option("the data set; its form depends on the source")] = ""
+    validation_path: Annotated[str | Words, option("the same for held-out samples; empty means no validation")] = ""
+    preset: Annotated[str, option("a WebDataset's layout and filters, as far as not set", choices=tuple(PRESETS))] = (
+        "simple"
+    )
     image_key: Annotated[str, option("where images are in a sample, as `jpg;png`")] = ""
     caption_key: Annotated[str, option("where captions are in a sample, as `txt;json:caption`")] = ""
-    captions_jsonl: Annotated[str, option("file with a JSON object a line, whose `key` is that of a sample")] = ""
-    label_templates: Annotated[tuple[str, ...], option("captions of TFDS class labels, one sampled at a time")] = (
-        "a photo of a {label}",
-    )
+    captions_jsonl: Annotated[str, option("file with a JSON object a line, whose `key` is a sample's")] = ""
+    label_templates: Annotated[Words, option("captions of TFDS class labels")] = ("a photo of a {label}",)
     filters: FilterConfig = FilterConfig()
     revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
     resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
-    crop: Annotated[
-        Literal["center", "random", "squash"],
-        option("largest centred square, a random one (torch: `RandomResizedCrop`), or all of it pressed into a square"),
-    ] = "center"
-    resize_ratio: Annotated[
-        float, option("least area of a random square as a fraction of the largest square's", above=0, high=1)
-    ] = 0.8
+    crop: Annotated[Crop, option("largest centred square, a random one, or all pressed into a square")] = "center"
+    resize_ratio: Annotated[float, option("least area of a random square, 1 the largest's", above=0, high=1)] = 0.8
     trim_white: Annotated[bool, option("cut a white border off first")] = False
-    low_res_filter: Annotated[
-        Literal["bicubic", "area"], option("how an upsampler's input is made: as GLIDE was trained, or by area")
-    ] = "bicubic"
+    low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
     hflip_p: Annotated[float, option("probability of a mirrored image", low=0, high=1)] = 0.0
-    uncond_p: Annotated[
-        float, option("probability of an empty caption, for classifier-free guidance", low=0, high=1)
-    ] = 0.2
-    bad_share: Annotated[
-        float, option("share of unreadable samples above which training stops with an error", low=0, high=1)
-    ] = 0.1
+    uncond_p: Annotated[float, option("probability of dropping a caption, for guidance", low=0, high=1)] = 0.2
+    bad_share: Annotated[float, option("share of unreadable samples that stops training", low=0, high=1)] = 0.1
     workers: Annotated[int, option("decoding threads; 0 means one for each core, at most 16", low=0)] = 0
-    cache_mb: Annotated[
-        int, option("decoded images stay in memory if the whole set fits into this many MB (10^6 bytes)", low=0)
-    ] = 512
+    cache_mb: Annotated[int, option("MB (10^6 bytes) of decoded images kept, if all fit", low=0)] = 512
     shuffle_buffer: Annotated[int, option("samples that a stream keeps to choose from", low=1)] = 1000
-    stall_seconds: Annotated[float, option("how long a batch may take before the loader counts as dead", above=0)] = (
-        300.0
-    )
+    stall_seconds: Annotated[float, option("how long a batch may take at most", above=0)] = 300.0
 
     PREFIX: ClassVar[str] = "data."
 

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -195,13 +195,6 @@ class _Memory:
         return decoded
 
 
-class Examples(Protocol):
-    """Makes the rows of a batch; safe to call from several threads for different rows."""
-
-    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """Writes the examples with these numbers into the rows from `first_row` on."""
-
-
 class TrainingExamples:
     """Example g: the image chosen for it, cropped, mirrored and captioned by random numbers keyed by (seed, g).
 
@@ -216,7 +209,7 @@ class TrainingExamples:
         self._order = (Resampled if config.resampled else Order)(self._size, seed)
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """See `Examples`; raises `GlideError` if 32 samples in a row are unusable."""
+        """Writes examples into the rows from `first_row` on; raises `GlideError` after 32 unusable samples in a row."""
         texts = []
         for row, example in enumerate(examples, start=first_row):
             chosen = self._choose(example)
@@ -259,7 +252,7 @@ class PlainExamples:
         self._images, self._low_res_filter = images, low_res_filter
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """See `Examples`."""
+        """Writes the samples with these numbers into the rows from `first_row` on."""
         for row, example in enumerate(examples, start=first_row):
             try:
                 image, captions = self._images[example]

@@ -3,13 +3,17 @@
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from glide_jax import progress
 from glide_jax.data.config import FilterConfig
 from glide_jax.data.source import BadSample
 from glide_jax.images import UnreadableImage, image_size
 
+_BAR_FROM = 1000  # samples to judge for a progress bar to be worth showing
 _NO_NUMBER = (KeyError, TypeError, ValueError, OverflowError)
 _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
@@ -109,6 +113,28 @@ class Filters:
     def unlabelled(self, facts: Facts) -> bool:
         """Whether a sample that passed has no `NSFW` label, although the rules ask for it."""
         return bool(self._bounds.nsfw_labels) and _label(facts) is None
+
+
+class Verdicts(NamedTuple):
+    """The numbers of samples that pass, why others do not, and how many that pass lack the NSFW label asked for."""
+
+    kept: list[int]
+    counts: Counter[str]
+    unlabelled: int
+
+
+def judge_all(filters: Filters, facts: Callable[[int], Facts], total: int) -> Verdicts:
+    """Judges the samples from 0 to `total` by what `facts` tells of each, many at a time."""
+
+    def judge(number: int) -> tuple[str | None, bool]:
+        sample = facts(number)
+        reason = filters.rejection(sample)
+        return reason, reason is None and filters.unlabelled(sample)
+
+    with ThreadPoolExecutor(16) as pool:
+        judged = list(progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM))
+    kept = [number for number, (reason, _) in enumerate(judged) if reason is None]
+    return Verdicts(kept, Counter(reason for reason, _ in judged if reason), sum(without for _, without in judged))
 
 
 def report_unlabelled(unlabelled: int, total: int) -> None:

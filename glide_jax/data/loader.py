@@ -20,7 +20,7 @@ from itertools import count
 from typing import Generic, Self, TypeVar
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.examples import Batch, Examples, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
+from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
 from glide_jax.data.order import Order
 from glide_jax.data.source import Share, Source, source_type
 from glide_jax.errors import GlideError
@@ -129,9 +129,13 @@ def _stop(tasks: _Queue, threads: int) -> None:
 
 
 def _load(
-    examples: Examples, numbers: Iterable[Sequence[int]], shapes: Shapes, rows: int, config: DataConfig
+    fill: Callable[[Batch, int, Sequence[int]], None],
+    numbers: Iterable[Sequence[int]],
+    shapes: Shapes,
+    rows: int,
+    config: DataConfig,
 ) -> Prefetcher[Batch]:
-    """Batches of `rows` rows; batch k holds the examples `numbers[k]`.
+    """Batches of `rows` rows; batch k holds the examples `numbers[k]`, which threads `fill` in from some row on.
 
     The rows of one batch are shared among all threads, so that the first batch comes soon and few are held.
     """
@@ -142,7 +146,7 @@ def _load(
             batch = empty_batch(shapes, rows)
             share = -(-rows // threads)
             starts = range(0, len(batch_numbers), share)
-            yield batch, [partial(examples.fill, batch, at, batch_numbers[at : at + share]) for at in starts]
+            yield batch, [partial(fill, batch, at, batch_numbers[at : at + share]) for at in starts]
 
     return Prefetcher(jobs(), threads=threads, depth=_DEPTH, stall_seconds=config.stall_seconds)
 
@@ -231,7 +235,7 @@ def open_data(
     images = Images(source_type(config.source)(config, share), config, image_size)
     examples = TrainingExamples(images, config, image_size, seed)
     numbers = (range(start + rows.start, start + rows.stop) for start in count(position, batch_size))
-    return DataStream(images, _load(examples, numbers, shapes, len(rows), config), batch_size, position)
+    return DataStream(images, _load(examples.fill, numbers, shapes, len(rows), config), batch_size, position)
 
 
 def open_indexed(config: DataConfig) -> Source:
@@ -262,7 +266,7 @@ class ValidationData:
         starts = range(0, len(samples), self._batch_size)
         numbers = (samples[start + self._rows.start : start + self._rows.stop] for start in starts)
         examples = PlainExamples(self._images, self._config.low_res_filter)
-        batches = _load(examples, numbers, self._shapes, len(self._rows), self._config)
+        batches = _load(examples.fill, numbers, self._shapes, len(self._rows), self._config)
         try:
             yield from batches
         finally:

@@ -4,18 +4,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from glide_jax import progress
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, report_unlabelled
+from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
 from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 from glide_jax.files import lines
 from glide_jax.images import SUFFIXES
 
-_BAR_FROM = 1000  # images to judge for a progress bar to be worth showing
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
 
@@ -42,11 +39,14 @@ class Folder(Source):
         roots = _folders(config.path)
         for root in roots:
             self._pairs += self._paired(root)
+        unlabelled = 0
         if filters := Filters(config.filters):
-            self._pairs = self._filtered(filters)
+            kept, counts, unlabelled = judge_all(filters, self._facts, len(self))
+            self._pairs = [self._pairs[number] for number in kept]
+            self.counts += counts
         if not self._pairs:
             raise GlideError(f"no usable image below {roots[0]} ({listed(self.counts) or 'it holds none'})")
-        report_unlabelled(len(self) if config.filters.nsfw_labels else 0, len(self))
+        report_unlabelled(unlabelled, len(self))
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -54,6 +54,10 @@ class Folder(Source):
     def __getitem__(self, index: int) -> Sample:
         image, text = self._pairs[index]
         return Sample(_read(image), _captions(image, text))
+
+    def _facts(self, index: int) -> Facts:
+        image, text = self._pairs[index]
+        return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
 
     def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
         images, texts = _files(root)
@@ -72,21 +76,6 @@ class Folder(Source):
                 self.counts["stem clash" if candidates else "missing caption"] += 1
         self.counts += Counter()  # drops zeros
         return pairs
-
-    def _filtered(self, filters: Filters) -> list[tuple[Path, Path | None]]:
-        def reason(pair: tuple[Path, Path | None]) -> str | None:
-            facts = Facts(dict, lambda: _captions(*pair), lambda: _read(pair[0]))
-            return filters.rejection(facts)
-
-        kept = []
-        with ThreadPoolExecutor(16) as pool:
-            judged = zip(self._pairs, pool.map(reason, self._pairs), strict=True)
-            for pair, why in progress.tracked("filtering images", judged, len(self._pairs), _BAR_FROM):
-                if why is None:
-                    kept.append(pair)
-                else:
-                    self.counts[why] += 1
-        return kept
 
 
 def _folders(path: str | Sequence[str]) -> list[Path]:

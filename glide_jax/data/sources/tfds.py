@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from glide_jax import progress
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, report_unlabelled
+from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
 from glide_jax.data.shards.index import Index, IndexFile, stamp_of
 from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
-_BAR_FROM = 1000  # samples to judge for a progress bar to be worth showing
 
 
 class Tfds(Source):
@@ -71,23 +68,16 @@ class Tfds(Source):
         return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
 
     def _judged(self, filters: Filters) -> Index:
-        def judge(number: int) -> tuple[str | None, bool]:
-            record = self._records[number]
-            facts = Facts(
-                metadata=lambda: {name: _plain(value) for name, value in record.items()},
-                captions=lambda: self._captions(_at(record, self._caption)),
-                image=lambda: record[self._image],
-            )
-            return filters.rejection(facts), filters.unlabelled(facts)
-
-        total = len(self._records)
-        with ThreadPoolExecutor() as pool:
-            judged = progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM)
-            verdicts = list(judged)
-        kept = [number for number, (why, _) in enumerate(verdicts) if why is None]
-        counts = Counter(why for why, _ in verdicts if why is not None)
-        unlabelled = sum(without_label for why, without_label in verdicts if why is None)
+        kept, counts, unlabelled = judge_all(filters, self._facts, len(self._records))
         return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
+
+    def _facts(self, number: int) -> Facts:
+        record = self._records[number]
+        return Facts(
+            metadata=lambda: {name: _plain(value) for name, value in record.items()},
+            captions=lambda: self._captions(_at(record, self._caption)),
+            image=lambda: record[self._image],
+        )
 
 
 def _builder(path: str) -> tuple[Any, str]:
