@@ -99,15 +99,10 @@ def _percentiles(
 
 def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0) -> Pixels:
     """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
-    config = replace(config, cache_mb=0)
     with open_data(
-        config,
-        image_size=image_size,
-        low_res_size=low_res_size,
-        text_ctx=_SHEET_TEXT_CTX,
-        batch_size=_SHEET,
-        seed=seed,
-    ) as stream:
+        replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
+        batch_size=_SHEET, seed=seed,
+    ) as stream:  # fmt: skip
         batch = next(stream)
     images = list(batch.arrays["image"])
     if low_res_size is not None:

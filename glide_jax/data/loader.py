@@ -14,10 +14,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
@@ -279,44 +279,29 @@ class ValidationData:
 
 
 def open_validation(
-    config: DataConfig,
-    *,
-    image_size: int,
-    low_res_size: int | None = None,
-    text_ctx: int,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1, **sizes: Any
 ) -> ValidationData:
-    """Opens the held-out data of `config.validation_path`; arguments and errors are those of `open_data`."""
+    """Opens the held-out data of `config.validation_path`; arguments, `sizes` among them, and errors as `open_data`."""
     if not config.validation_path:
         raise GlideError("no validation data given: add --config.data.validation_path=FOLDER")
-    config = replace(config.plain(), path=config.validation_path)
-    shapes = Shapes(image_size, low_res_size, text_ctx)
+    config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**{"low_res_size": None} | sizes)
     rows = Share(process_index=process_index, process_count=process_count).rows(batch_size)
-    return ValidationData(Images(open_indexed(config), config, image_size), config, shapes, batch_size, rows)
+    images = Images(open_indexed(config), config, shapes.image_size)
+    return ValidationData(images, config, shapes, batch_size, rows)
 
 
-def fixed_examples(
-    config: DataConfig,
-    count: int,
-    *,
-    image_size: int,
-    low_res_size: int | None = None,
-    text_ctx: int,
-    seed: int = 0,
-) -> Batch:
+def fixed_examples(config: DataConfig, count: int, *, seed: int = 0, **sizes: Any) -> Batch:
     """Up to `count` different samples of `config.path` chosen by `seed`, plain: prompts and true images.
 
     Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
-    Of a stream they are the first that come. Raises `GlideError` as `open_data`.
+    Of a stream they are the first that come. `sizes` and errors as `open_data`.
     """
-    config, shapes = config.plain(), Shapes(image_size, low_res_size, text_ctx)
+    config, shapes = config.plain(), Shapes(**{"low_res_size": None} | sizes)
     if not source_type(config.source).resumable:
         config = replace(config, shuffle_buffer=1)
-        with open_data(config, **asdict(shapes), batch_size=count, seed=seed) as stream:
+        with open_data(config, **sizes, batch_size=count, seed=seed) as stream:
             return next(stream)
-    images = Images(source_type(config.source)(config), config, image_size)
+    images = Images(open_indexed(config), config, shapes.image_size)
     examples, order = PlainExamples(images, config.low_res_filter), Order(len(images), seed)
     batch, row = empty_batch(shapes, count), 0
     for number in range(len(images)):

@@ -2,6 +2,7 @@ import pytest
 
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.shards.presets import CaptionKey, caption_keys, endings
+from glide_jax.data.source import SOURCES, Source, source_type
 from glide_jax.errors import GlideError
 
 
@@ -75,3 +76,10 @@ def test_caption_keys_name_members_fields_and_scores():
 
 def test_endings_are_alternatives_in_order():
     assert endings("jpg; .PNG;;webp") == ("jpg", "png", "webp")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_of_the_registry_opens_by_its_name(name):
+    assert issubclass(source_type(name), Source)
+    assert DataConfig(source=name).source == name
+    assert source_type(name).resumable or source_type(source_type(name).indexed).resumable

@@ -91,7 +91,7 @@ def test_every_epoch_is_another_permutation_of_all_samples(open_stream):
     assert figures == {"examples": 120, "epoch": 120 / 37, "data/usable": 37}
 
 
-def test_resampling_draws_with_replacement_by_position(open_stream):
+def test_resampling_is_with_replacement_by_position(open_stream):
     captions = [caption for batch in take(open_stream(batch_size=37, resampled=True), 10) for caption in batch.captions]
     assert all(len(set(captions[start : start + 37])) < 37 for start in range(0, 370, 37))
     assert set(captions) == {f"number {i}" for i in range(37)}

@@ -24,7 +24,7 @@ def test_epochs_and_seeds_give_different_orders():
 
 
 def test_the_order_never_changes():
-    # A change here would make every interrupted run go on with other data.
+    # A change here would make every interrupted run resume with other data.
     assert [Order(2352, seed=0)[example] for example in (0, 1, 2, 2351, 2352, 10**12)] == [
         790, 1358, 1123, 1466, 141, 551
     ]  # fmt: skip

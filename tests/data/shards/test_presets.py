@@ -5,6 +5,8 @@ import json
 import pytest
 
 from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.shards import captions as captions_module
+from glide_jax.data.shards.captions import parse_metadata
 from glide_jax.data.shards.presets import PRESETS
 from glide_jax.data.source import BadSample
 from glide_jax.data.sources.webdataset import WebDataset
@@ -203,3 +205,16 @@ def test_the_table_has_the_known_presets():
 def test_a_json_field_may_be_named_by_hand(write):
     samples = {"0": {"png": b"0", "txt": "alt", "json": {"title": "from json"}}, "1": {"png": b"1", "txt": "alt"}}
     assert captions(write(samples), caption_key="json:title;txt")[0] == ["from json", "alt"]
+
+
+def test_json_is_parsed_once_a_sample(write, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(captions_module, "parse_metadata", lambda data: parsed.append(data) or parse_metadata(data))
+    fields = {"original_width": 512, "original_height": 512, "similarity": 0.3, "lc": "en", "NSFW": "UNLIKELY"}
+    captioned = [{"short_caption": "", "long_caption": f"long {i}", **fields} for i in range(4)]
+    filters = FilterConfig(
+        min_size=9, max_aspect=2.0, min_similarity=0.1, languages=("en",), nsfw_labels=("NSFW",), skip_words=("logo",)
+    )
+    path = write({str(i): {"jpg": b"jpeg", "json": record} for i, record in enumerate(captioned)})
+    source = WebDataset(DataConfig(path=path, preset="synthetic", filters=filters))
+    assert (len(source), len(parsed)) == (4, 4)

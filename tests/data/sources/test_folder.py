@@ -136,7 +136,7 @@ def test_a_folder_without_samples_gets_one_clear_line(write, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_is_drawn_by_seed_and_position(write, numbered):
+def test_a_line_is_sampled_by_seed_and_position(write, numbered):
     lines = [f"line {i}" for i in range(4)]
     path = write({"1.png": numbered(1)["png"], "1.txt": "\n".join(lines)})
 
@@ -146,10 +146,10 @@ def test_a_line_is_drawn_by_seed_and_position(write, numbered):
         with open_data(config, position=position, **options) as stream:
             return [caption for batch in itertools.islice(stream, 10) for caption in batch.captions]
 
-    drawn = captions(seed=0)
-    assert {drawn.count(line) > 25 for line in lines} == {True}
-    assert captions(seed=0, position=40)[:100] == drawn[40:140]
-    assert captions(seed=1) != drawn
+    found = captions(seed=0)
+    assert {found.count(line) > 25 for line in lines} == {True}
+    assert captions(seed=0, position=40)[:100] == found[40:140]
+    assert captions(seed=1) != found
 
 
 def test_links_are_followed_but_not_in_circles(write, tmp_path):
