@@ -105,6 +105,9 @@ class CaptionedImage(NamedTuple):
 class Images:
     """Reads and decodes the samples of a source; safe to use from several threads.
 
+    All of them stay in memory if they fit into `cache_mb`; once one does not, none do: a part of a set that is read in
+    random order would cost memory and save little.
+
     Attributes:
         source: as given.
         counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
@@ -112,7 +115,8 @@ class Images:
 
     def __init__(self, source: Source, config: DataConfig, image_size: int) -> None:
         self.source, self._config, self._size = source, config, image_size
-        self._memory = _Memory(config.cache_mb * 10**6 if source.resumable else 0)
+        self._free = config.cache_mb * 10**6 if source.resumable else 0
+        self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter(read=0)
 
@@ -127,16 +131,17 @@ class Images:
         """
         with self._lock:
             self.counts["read"] += 1
+            kept = self._kept.get(index)
+        if kept is not None:
+            return CaptionedImage(Image.fromarray(kept[0]), kept[1])
         try:
-            return self._memory.get(index) or self._memory.keep(index, self._read(index))
-        except BadSample as bad:
-            self._count(str(bad))
-            raise
+            return self._keep(index, self._read(index))
         except GlideError:
             raise
         except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
-            reason = f"failed with {type(error).__name__}"
-            self._count(reason)
+            reason = str(error) if isinstance(error, BadSample) else f"failed with {type(error).__name__}"
+            with self._lock:
+                self.counts[reason] += 1
             raise BadSample(reason) from error
 
     def report(self) -> dict[str, int]:
@@ -158,41 +163,21 @@ class Images:
                 f"{self._config.bad_share:g} allows; repair the data or raise it"
             )
 
-    def _count(self, reason: str) -> None:
-        with self._lock:
-            self.counts[reason] += 1
-
     def _read(self, index: int) -> CaptionedImage:
         sample, config = self.source[index], self._config
         image = transforms.prepare(sample.image, self._size, config.crop, config.resize_ratio, config.trim_white)
         return CaptionedImage(image, sample.captions)
 
-
-class _Memory:
-    """Images by number while all of them fit into `budget` bytes; once one does not, none, for good.
-
-    A part of a set that is read in random order would cost memory and save little.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self._free = budget
-        self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, index: int) -> CaptionedImage | None:
-        kept = self._kept.get(index)
-        return kept and CaptionedImage(Image.fromarray(kept[0]), kept[1])
-
-    def keep(self, index: int, decoded: CaptionedImage) -> CaptionedImage:
-        size = 3 * decoded.image.width * decoded.image.height
+    def _keep(self, index: int, read: CaptionedImage) -> CaptionedImage:
+        size = 3 * read.image.width * read.image.height
         with self._lock:
             if size > self._free:
                 self._free = 0
                 self._kept.clear()
             elif index not in self._kept:
                 self._free -= size
-                self._kept[index] = np.asarray(decoded.image), decoded.captions
-        return decoded
+                self._kept[index] = np.asarray(read.image), read.captions
+        return read
 
 
 class TrainingExamples:

@@ -273,10 +273,6 @@ class ValidationData:
             batches.close()
         self._images.check_bad_share()
 
-    def report(self) -> dict[str, int]:
-        """Counters of this process over all passes: see `Images.report`."""
-        return self._images.report()
-
 
 def open_validation(
     config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1, **sizes: Any

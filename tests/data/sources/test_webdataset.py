@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_named_and_left_out(numbered_shards, tmp_path, capfd,
         kept = 7 if how == "truncated shard" else 0  # before the cut
         numbers = [*range(10), *range(10, 10 + kept), *range(25, 37)]
         assert [source[i].captions for i in range(len(source))] == [(f"number {i}",) for i in numbers]
-        assert (source.counts[how], source.damaged) == (1, {tmp_path / "set-001.tar": how})
+        assert source.counts[how] == 1
         line = f"1 of 3 shards are damaged and left out from there on:\n  {tmp_path}/set-001.tar: {how}, {kept} samples"
         assert line in capfd.readouterr().err
 
