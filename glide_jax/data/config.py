@@ -69,16 +69,15 @@ class DataConfig(Options):
 
     `image_key` and `caption_key` list member endings inside a shard, alternatives joined by `;`, the best first;
     `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
-    or `filename`; a TFDS's are features, as `captions/text`. Empty means the usual ones. A random crop is torch's
-    `RandomResizedCrop`; `bicubic` is how GLIDE's upsampler was trained.
+    or `filename`; a TFDS's are features, as `captions/text`. Empty means the preset's; filters too are
+    the preset's where they are not set. A random crop is torch's `RandomResizedCrop`, `resize_ratio` a fraction of the
+    largest square; `bicubic` is how the input of GLIDE's upsampler was made.
     """
 
     source: Annotated[str, option("kind of data set", choices=tuple(SOURCES))] = "webdataset"
     path: Annotated[str | Words, option("the data set; its form depends on the source")] = ""
     validation_path: Annotated[str | Words, option("the same for held-out samples; empty means no validation")] = ""
-    preset: Annotated[str, option("a WebDataset's layout and filters, as far as not set", choices=tuple(PRESETS))] = (
-        "simple"
-    )
+    preset: Annotated[str, option("layout and filters of a known WebDataset", choices=tuple(PRESETS))] = "simple"
     image_key: Annotated[str, option("where images are in a sample, as `jpg;png`")] = ""
     caption_key: Annotated[str, option("where captions are in a sample, as `txt;json:caption`")] = ""
     captions_jsonl: Annotated[str, option("file with a JSON object a line, whose `key` is a sample's")] = ""
@@ -87,11 +86,11 @@ class DataConfig(Options):
     revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
     resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
     crop: Annotated[Crop, option("largest centred square, a random one, or all pressed into a square")] = "center"
-    resize_ratio: Annotated[float, option("least area of a random square, 1 the largest's", above=0, high=1)] = 0.8
+    resize_ratio: Annotated[float, option("least area of a random square, as a fraction", above=0, high=1)] = 0.8
     trim_white: Annotated[bool, option("cut a white border off first")] = False
     low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
     hflip_p: Annotated[float, option("probability of a mirrored image", low=0, high=1)] = 0.0
-    uncond_p: Annotated[float, option("probability of dropping a caption, for guidance", low=0, high=1)] = 0.2
+    uncond_p: Annotated[float, option("probability of an empty caption, for guidance", low=0, high=1)] = 0.2
     bad_share: Annotated[float, option("share of unreadable samples that stops training", low=0, high=1)] = 0.1
     workers: Annotated[int, option("decoding threads; 0 means one for each core, at most 16", low=0)] = 0
     cache_mb: Annotated[int, option("MB (10^6 bytes) of decoded images kept, if all fit", low=0)] = 512

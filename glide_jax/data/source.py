@@ -67,7 +67,10 @@ class Source(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, share: Share = WHOLE) -> None:
-        """Opens the samples of `config.path`, a `DataConfig`'s; raises `GlideError` if there are none."""
+        """Opens the samples of `config.path`, a `DataConfig`'s; raises `GlideError` if there are none.
+
+        Only a source that is not resumable reads just its `share` of them.
+        """
 
     @abstractmethod
     def __len__(self) -> int: ...

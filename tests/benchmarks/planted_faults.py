@@ -142,7 +142,7 @@ DATA = (
           ("tests/data/test_loader.py::test_a_stream_goes_on_bit_for_bit_from_its_position",)),
     Fault("a corrupt image is not counted", "glide_jax/data/examples.py",
           "self.counts[reason] += 1", "pass",
-          ("tests/data/test_images.py::test_bad_samples_are_counted_beside_those_left_out",)),
+          ("tests/data/test_examples.py::test_bad_samples_are_counted_beside_those_left_out",)),
     Fault("a truncated tar ends in an exception", "glide_jax/data/shards/tar.py",
           "except Damage as damage:", "except OSError as damage:",
           ("tests/data/shards/test_tar.py::test_every_cut_keeps_the_members_before_it",)),
