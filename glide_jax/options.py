@@ -250,7 +250,9 @@ def add_arguments(
         if kind is bool:
             shape = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(kinds[0]) is tuple:
-            shape |= {"nargs": len(typing.get_args(kinds[0])), "metavar": field.option.metavar or ("LOW", "HIGH")}
+            parts = typing.get_args(kinds[0])
+            metavar = field.option.metavar or ("LOW", "HIGH")
+            shape |= {"nargs": "+"} if ... in parts else {"nargs": len(parts), "metavar": metavar}
         elif field.option.choices and field.option.metavar is None:
             shape |= {"choices": [choice for choice in field.option.choices if choice], "metavar": None}
         text = argparse.SUPPRESS if name in hide else _help(field.option.help, shown.get(name, field.default))
@@ -260,7 +262,7 @@ def add_arguments(
 def _help(text: str, default: Any) -> str:
     """The help of an option with its default, unless it speaks of one itself."""
     text = text.replace("%", "%%")
-    return text if default in (None, "") or "default" in text else f"{text} (default: {_said(default)})"
+    return text if default in (None, "", ()) or "default" in text else f"{text} (default: {_said(default)})"
 
 
 def _said(value: Any) -> str:

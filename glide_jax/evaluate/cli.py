@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from glide_jax.cache import keep_compiled_programs
-from glide_jax.data.shards import find_shards
+from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
 from glide_jax.evaluate.reference import Extractor

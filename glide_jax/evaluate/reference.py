@@ -13,11 +13,10 @@ from PIL import Image
 
 from glide_jax import progress
 from glide_jax.cache import cache_folder
-from glide_jax.data import DataConfig
-from glide_jax.data.pictures import Pictures
-from glide_jax.data.shards import find_shards
+from glide_jax.data import DataConfig, examples
+from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.source import BadSample
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Features
 from glide_jax.evaluate.scorer import Images
@@ -100,7 +99,7 @@ def _from_files(files: list[Path], size: int) -> _Found:
 
 def _from_shards(path: str, size: int) -> _Found:
     config = DataConfig(path=path, cache_mb=0)
-    images = Pictures(WebDataset(config), config, size)
+    images = examples.Images(WebDataset(config), config, size)
 
     def usable() -> Iterator[Pixels]:
         for index in range(len(images)):

@@ -17,7 +17,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, grid, open_image, save_png
 from glide_jax.train.config import RunConfig

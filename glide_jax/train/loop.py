@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage

@@ -3,7 +3,7 @@
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from glide_jax.data.batch import Shapes, empty_batch
+from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
 from glide_jax.parallel import (

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, ModelConfig, Params
 from glide_jax.parallel import wait_for_all

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.train.config import RunConfig, TrainConfig
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped, append_json

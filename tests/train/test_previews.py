@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glide_jax.data.batch import Shapes, empty_batch
+from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, SampleOptions
 from glide_jax.train.config import PreviewConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.tar import SPARSE, scan_tar
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.shards.tar import SPARSE, scan_tar
+from glide_jax.data.sources.webdataset import WebDataset
 
 LONG = "folder/" * 20 + "name.txt"
 CONTENTS = {

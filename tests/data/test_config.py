@@ -1,8 +1,8 @@
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.presets import CaptionKey, caption_keys, endings
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.shards.presets import CaptionKey, caption_keys, endings
+from glide_jax.data.source import SOURCES, Source, source_type
 from glide_jax.errors import GlideError
 
 
@@ -60,7 +60,7 @@ def test_empty_words_are_refused(name):
 
 
 def test_bounds_take_precedence_over_a_preset_where_they_are_set():
-    preset = FilterConfig(min_size=256, max_aspect=2.0)
+    preset = {"min_size": 256, "max_aspect": 2.0}
     assert FilterConfig(min_size=64, languages=("en",)).over(preset) == FilterConfig(
         min_size=64, max_aspect=2.0, languages=("en",)
     )
@@ -76,3 +76,10 @@ def test_caption_keys_name_members_fields_and_scores():
 
 def test_endings_are_alternatives_in_order():
     assert endings("jpg; .PNG;;webp") == ("jpg", "png", "webp")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_of_the_registry_opens_by_its_name(name):
+    assert issubclass(source_type(name), Source)
+    assert DataConfig(source=name).source == name
+    assert source_type(name).resumable or source_type(source_type(name).indexed).resumable

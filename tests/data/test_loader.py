@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.pipeline import open_data
+from glide_jax.data.loader import open_data
 from glide_jax.errors import GlideError
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -71,7 +71,7 @@ def test_a_batch_has_the_stated_arrays(open_stream):
     np.testing.assert_array_equal(batch.arrays["weight"], 1.0)
 
 
-def test_pictures_and_captions_stay_together(open_stream):
+def test_images_and_captions_stay_together(open_stream):
     for batch in take(open_stream(**AUGMENTED), 10):
         numbers = [int(caption.removeprefix("number ")) for caption in batch.captions]
         np.testing.assert_array_equal(batch.arrays["image"][:, 3, 3], [(i, 255 - i, 7) for i in numbers])
@@ -85,13 +85,13 @@ def test_every_epoch_is_another_permutation_of_all_samples(open_stream):
     everything = {f"number {i}" for i in range(37)}
     assert all(set(epoch) == everything for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert (stream.position, stream.epoch, stream.steps_per_epoch) == (120, 120 / 37, 3.7)
+    assert (stream.position, stream.epoch) == (120, 120 / 37)
     figures = stream.figures()
     assert figures.pop("data/read") >= 120
     assert figures == {"examples": 120, "epoch": 120 / 37, "data/usable": 37}
 
 
-def test_resampling_draws_with_replacement_by_position(open_stream):
+def test_resampling_is_with_replacement_by_position(open_stream):
     captions = [caption for batch in take(open_stream(batch_size=37, resampled=True), 10) for caption in batch.captions]
     assert all(len(set(captions[start : start + 37])) < 37 for start in range(0, 370, 37))
     assert set(captions) == {f"number {i}" for i in range(37)}
@@ -172,7 +172,7 @@ def test_captions_are_never_or_always_dropped_at_the_ends(open_stream, uncond_p,
 
 @pytest.fixture
 def stripes(write_shard, encode):
-    """A shard with one 64-pixel picture, dark on the left and bright on the right, with a fine pattern."""
+    """A shard with one 64-pixel image, dark on the left and bright on the right, with a fine pattern."""
     x = np.arange(64)[None, :, None]
     pixels = np.broadcast_to(x * 3 + 40 * (x % 2), (64, 64, 3)).astype(np.uint8)
     return str(write_shard("stripes.tar", [{"png": encode(pixels), "txt": "stripes"}]))
@@ -190,7 +190,7 @@ def test_random_crops_differ_and_stay_inside(open_stream, stripes):
     assert len(np.unique(batch.arrays["image"], axis=0)) > 50
 
 
-def test_the_low_resolution_picture_is_of_the_same_crop(open_stream, stripes):
+def test_the_low_resolution_image_is_of_the_same_crop(open_stream, stripes):
     options = {"crop": "random", "resize_ratio": 0.25, "hflip_p": 0.5}
     batch = next(open_stream(batch_size=32, path=stripes, image_size=32, low_res_size=8, **options))
     high = batch.arrays["image"].astype(float)
@@ -218,7 +218,7 @@ def test_bad_samples_are_replaced_by_whole_good_ones(open_stream, with_faults):
     assert min(captions.values()) >= 20
     report = stream.report()
     assert report["usable"] == 12
-    assert report["corrupt picture"] >= 40
+    assert report["corrupt image"] >= 40
     assert report["empty caption"] >= 20
     assert report["read"] >= 240 + 60
 
@@ -234,13 +234,13 @@ def test_replacements_are_the_same_for_every_process_and_after_resuming(open_str
 
 def test_too_many_bad_samples_end_training_with_the_counts(open_stream, with_faults):
     stream = open_stream(batch_size=12, path=with_faults, bad_share=0.1)
-    with pytest.raises(GlideError, match=r"samples were unusable \(corrupt picture: \d+, empty caption: \d+\)"):
+    with pytest.raises(GlideError, match=r"samples were unusable \(corrupt image: \d+, empty caption: \d+\)"):
         take(stream, 50)
 
 
 def test_nothing_readable_ends_training_whatever_the_share(open_stream, write_shard):
     path = str(write_shard("bad.tar", [{"png": b"damaged", "txt": "a"}] * 3))
-    with pytest.raises(GlideError, match=r"32 samples in a row were unusable .*corrupt picture: "):
+    with pytest.raises(GlideError, match=r"32 samples in a row were unusable .*corrupt image: "):
         next(open_stream(path=path, bad_share=1.0))
 
 

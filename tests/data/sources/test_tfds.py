@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.pipeline import open_data
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.loader import open_data
 from glide_jax.data.source import BadSample
-from glide_jax.data.tfds import Tfds
+from glide_jax.data.sources.tfds import Tfds
 from glide_jax.errors import GlideError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -20,7 +19,7 @@ SIZE = 23
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The folder of a small data set, really prepared as array_record: picture i has the colour (i, 255 - i, 7)."""
+    """The folder of a small data set, really prepared as array_record: image i has the colour (i, 255 - i, 7)."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
 
     class Dogs(tfds.core.GeneratorBasedBuilder):
@@ -67,7 +66,7 @@ def samples(source):
     return found
 
 
-def test_pictures_come_as_files_with_their_captions(prepared):
+def test_images_come_as_files_with_their_captions(prepared):
     found = samples(open_tfds(prepared))
     assert found.count("empty caption") == 1
     whole = [sample for sample in found if isinstance(sample, tuple)]
@@ -83,7 +82,7 @@ def test_splits_are_those_of_tfds(prepared):
 def test_lists_of_captions_and_labels_through_templates(prepared):
     several = samples(open_tfds(prepared, caption_key="captions/text"))
     assert sorted(sample.captions for sample in several) == sorted((f"first {i}", f"second {i}") for i in range(SIZE))
-    templates = ("a photo of a {label}", "a picture of one {label}")
+    templates = ("a photo of a {label}", "an image of one {label}")
     labelled = samples(open_tfds(prepared, caption_key="label", label_templates=templates))
     assert {sample.captions for sample in labelled} == {
         tuple(template.format(label=label) for template in templates) for label in ("red dog", "cat")
@@ -123,7 +122,7 @@ def test_batches_are_those_of_the_one_pipeline(prepared):
     ("path", "options", "message"),
     [
         ("PREPARED@nowhere", {}, "cannot read dogs/1.0.0@nowhere: Unknown split"),
-        ("PREPARED", {"image_key": "picture"}, "no feature 'picture'; set data.image_key to one of "),
+        ("PREPARED", {"image_key": "photo"}, "no feature 'photo'; set data.image_key to one of "),
         ("PREPARED", {"caption_key": "title"}, "no feature title; set data.caption_key to one of "),
         ("no_such_set@train", {}, "no TFDS data set 'no_such_set'"),
         ("", {}, "add --config.data.path=mnist@train"),

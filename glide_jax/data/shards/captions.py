@@ -1,15 +1,19 @@
 """Captions of WebDataset samples: plain members, fields of JSON members, and lines of one JSONL file."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glide_jax.data.filters import parse_metadata
-from glide_jax.data.presets import CaptionKey
+from glide_jax.data.shards.presets import CaptionKey
+from glide_jax.data.shards.tar import SPARSE, Member
 from glide_jax.data.source import BadSample, usable_captions
 from glide_jax.errors import GlideError
+
+MOST_BYTES = 2**28  # of one image, caption or metadata file
 
 
 class Span(NamedTuple):
@@ -39,12 +43,15 @@ def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> 
     return parts
 
 
-class Choice(NamedTuple):
-    """The caption of a sample: which of the keys it came by, where it is, and the other fields of its record."""
-
-    key: int
-    span: Span
-    record: dict[str, Any]
+def parse_metadata(data: bytes) -> dict[str, Any]:
+    """The fields of a `.json` member or line; raises `BadSample`."""
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError) as error:  # a million brackets
+        raise BadSample("unreadable metadata") from error
+    if not isinstance(metadata, dict):
+        raise BadSample("unreadable metadata")
+    return metadata
 
 
 class CaptionLines:
@@ -55,7 +62,7 @@ class CaptionLines:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self._spans: dict[str, Span] = {}
         offset = 0
         try:
@@ -75,19 +82,72 @@ class CaptionLines:
             return
         self._spans.setdefault(str(key), span)
 
-    def __len__(self) -> int:
-        return len(self._spans)
-
     def find(self, key: str) -> Span | None:
         """The line of a sample by its key, with or without the folders in it."""
         return self._spans.get(key) or self._spans.get(key.rsplit("/", 1)[-1])
 
+    def read(self, span: Span) -> bytes:
+        """The content of a line; raises `BadSample`."""
+        return read_spans(self._path, span)[0]
 
-def choose_caption(
-    keys: Sequence[CaptionKey],
-    find: Callable[[CaptionKey], Span | None],
-    read: Callable[[CaptionKey, Span], bytes],
-) -> Choice:
+
+class SampleFiles:
+    """The members of one sample in a shard by ending, and as `jsonl` its line; JSON is parsed once.
+
+    Args:
+        key: of the sample.
+        members: by ending.
+        read: gives bytes of the shard.
+        lines: where captions are beside the shards.
+    """
+
+    def __init__(
+        self, key: str, members: Mapping[str, Member], read: Callable[[Span], bytes], lines: CaptionLines | None
+    ) -> None:
+        self._key, self._members, self._read, self._lines = key, members, read, lines
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def find(self, ending: str) -> Span | None:
+        """Where a member is, or None if there is none; raises `BadSample` if it is sparse or too large."""
+        if ending == "jsonl":
+            return self._lines.find(self._key) if self._lines else None
+        member = self._members.get(ending)
+        if member is None:
+            return None
+        if member.size == SPARSE:
+            raise BadSample("sparse member")
+        if member.size > MOST_BYTES:
+            raise BadSample("file too large")
+        return Span(member.offset, member.size)
+
+    def content(self, ending: str) -> bytes:
+        """The bytes of a member; raises `BadSample`."""
+        span = self.find(ending)
+        if span is None:
+            raise BadSample("missing member")
+        return self._lines.read(span) if ending == "jsonl" and self._lines else self._read(span)
+
+    def record(self, ending: str) -> dict[str, Any]:
+        """The fields of a JSON member, none if there is no such member; raises `BadSample` if it is unreadable."""
+        if ending not in self._records:
+            self._records[ending] = {} if self.find(ending) is None else parse_metadata(self.content(ending))
+        return self._records[ending]
+
+    def captions(self, key: CaptionKey) -> tuple[str, ...]:
+        """The captions in a place, of which a list in a JSON field has several; raises `BadSample` without any."""
+        return usable_captions(self.record(key.member).get(key.field) if key.field else self.content(key.member))
+
+
+class Choice(NamedTuple):
+    """The caption of a sample: which of the keys it came by, where it is, and the other fields of its record."""
+
+    key: int
+    span: Span
+    record: dict[str, Any]
+    captions: Callable[[], tuple[str, ...]]
+
+
+def choose_caption(keys: Sequence[CaptionKey], files: SampleFiles) -> Choice:
     """The first caption there is, or where keys state scores the one of the highest.
 
     Raises:
@@ -95,24 +155,25 @@ def choose_caption(
     """
     best, best_score, problem = None, float("-inf"), "missing caption"
     for number, key in enumerate(keys):
-        span = find(key)
+        span = files.find(key.member)
         if span is None:
             continue
         if not span.size:
             problem = "empty caption"
             continue
+        choice = Choice(number, span, {}, partial(files.captions, key))
         if not key.field:
-            return Choice(number, span, {})
-        record = parse_metadata(read(key, span))
+            return choice
+        record = files.record(key.member)
         try:
-            usable_captions(record.get(key.field))
+            choice.captions()
         except BadSample as bad:
             problem = str(bad)
             continue
         if not key.score:
-            return Choice(number, span, record)
+            return choice._replace(record=record)
         if (score := _score(record, key)) > best_score:
-            best, best_score = Choice(number, span, record | {"similarity": score}), score
+            best, best_score = choice._replace(record=record | {"similarity": score}), score
     if best is None:
         raise BadSample(problem)
     return best
@@ -127,5 +188,5 @@ def _score(record: Mapping[str, Any], key: CaptionKey) -> float:
 
 
 def captions_in(data: bytes, key: CaptionKey) -> tuple[str, ...]:
-    """The captions in a member or line, of which a list in a JSON field has several; raises `BadSample` without any."""
+    """The captions in the bytes of a member or line; raises `BadSample` without any."""
     return usable_captions(parse_metadata(data).get(key.field) if key.field else data)

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from glide_jax.data.check import survey
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig, Filters
-from glide_jax.data.folder import Folder
-from glide_jax.data.shards import find_shards, find_streams
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.filters import Filters
+from glide_jax.data.shards.patterns import find_shards, find_streams
 from glide_jax.data.source import BadSample, usable_captions
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.sources.folder import Folder
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 from glide_jax.files import lines, read_text
-from glide_jax.sample.cli import read_prompts
 from tests.data.test_filters import facts
 
 NAN = math.nan
@@ -72,7 +71,7 @@ def test_only_line_ends_end_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(f"{ODD_SPACES}\r\ntwo\rthree\n".encode())
     expected = (ODD_SPACES, "two", "three")
     assert Folder(DataConfig(source="folder", path=str(tmp_path)))[0].captions == expected
-    assert read_prompts(tmp_path / "a.txt") == list(expected)
+    assert lines(read_text(tmp_path / "a.txt", "--prompt_file")) == list(expected)
     assert lines("") == lines(" \n\r\n ") == []
 
 
@@ -82,7 +81,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, numbered_shards):
     assert find_shards(str(tmp_path / "list.txt")) == [shard]
     assert find_streams(str(tmp_path / "list.txt")) == [str(shard)]
     (tmp_path / "prompts.txt").write_text("a cat", encoding="utf-8-sig")
-    assert read_prompts(tmp_path / "prompts.txt") == ["a cat"]
+    assert lines(read_text(tmp_path / "prompts.txt", "--prompt_file")) == ["a cat"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from glide_jax import progress
-from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
-from glide_jax.data.index_cache import Index, IndexFile, stamp_of
-from glide_jax.data.shard_index import Selection, index_shard
-from glide_jax.data.shards import find_shards
-from glide_jax.data.source import Sample, listed
+from glide_jax.data.shards.captions import Span, captions_in, read_spans
+from glide_jax.data.shards.index import Index, IndexFile, Selection, index_shard, stamp_of
+from glide_jax.data.shards.patterns import find_shards
+from glide_jax.data.source import WHOLE, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
@@ -23,36 +22,32 @@ _GIVE_UP_AFTER = 50_000  # samples of which not one passed
 _LISTED = 10  # damaged shards named
 
 
-class WebDataset:
-    """The samples of a set of shards that have a picture and a caption and pass the filters.
+class WebDataset(Source):
+    """The samples of a set of shards that have an image and a caption and pass the filters.
 
     Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
     (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
     cannot be read to their end are listed on standard error, and left out from the damage on.
-
-    Attributes:
-        shards: all shards, in order.
-        damaged: those that cannot be read to their end, with the reason.
 
     Raises:
         GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no
             sample is usable, or none of the first 50,000.
     """
 
-    def __init__(self, config: DataConfig) -> None:
-        self.shards = find_shards(config.path)
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
+        self._shards = find_shards(config.path)
         self._selection = Selection(config)
-        files = [self._selection.index_file(shard) for shard in self.shards]
-        indexes = _index_all(self.shards, files, self._selection, config)
+        files = [self._selection.index_file(shard) for shard in self._shards]
+        indexes = _index_all(self._shards, files, self._selection, config)
         self._stamps = [file.stamp for file in files]
         self._lines_stamp = stamp_of(self._selection.lines_path) if self._selection.needs_lines else None
         self._rows = [index.rows for index in indexes]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
-        self.damaged = {shard: index.damage for shard, index in zip(self.shards, indexes, strict=True) if index.damage}
-        _report_damaged(self.damaged, dict(zip(self.shards, map(len, self._rows), strict=True)))
-        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), Counter(self.damaged.values()))
+        _report_damaged(dict(zip(self._shards, indexes, strict=True)))
+        damages = Counter(index.damage for index in indexes if index.damage)
+        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), damages)
         if not len(self):
-            raise _nothing_usable(len(self.shards), self.counts)
+            raise _nothing_usable(len(self._shards), self.counts)
         report_unlabelled(sum(index.unlabelled for index in indexes), len(self))
 
     def __len__(self) -> int:
@@ -60,7 +55,7 @@ class WebDataset:
 
     def __getitem__(self, index: int) -> Sample:
         position = int(np.searchsorted(self._ends, index, side="right"))
-        rows, shard = self._rows[position], self.shards[position]
+        rows, shard = self._rows[position], self._shards[position]
         image_at, caption_at, image_size, caption_size, key = rows[index - int(self._ends[position])].item()
         place = self._selection.captions[key]
         spans = Span(image_at, image_size), Span(caption_at, caption_size)
@@ -81,8 +76,7 @@ def _index_all(
     pending = [position for position, index in enumerate(indexes) if index is None]
     if not pending:
         return [index for index in indexes if index is not None]
-    if selection.needs_lines:
-        len(selection.lines)  # read once, before several threads ask for them
+    _ = selection.lines  # read once, before several threads ask for them
     with ThreadPoolExecutor(min(config.workers or 16, len(pending))) as pool:
         jobs = {pool.submit(index_shard, shards[position], selection): position for position in pending}
         seen, passed = Counter[str](), 0
@@ -99,16 +93,20 @@ def _index_all(
     return [index for index in indexes if index is not None]
 
 
-def _report_damaged(damaged: dict[Path, str], usable: dict[Path, int]) -> None:
+def _report_damaged(indexes: dict[Path, Index]) -> None:
     """Names damaged shards; raises `GlideError` if nothing is left of any shard, and damage is why."""
+    damaged = [
+        f"{shard}: {index.damage}, {len(index.rows)} samples before it"
+        for shard, index in indexes.items()
+        if index.damage
+    ]
     if not damaged:
         return
-    lines = [f"{shard}: {damage}, {usable[shard]} samples before it" for shard, damage in damaged.items()]
-    if len(damaged) == len(usable) and not any(usable.values()):
-        raise GlideError(f"all {len(usable)} shards are invalid ({lines[0]}); copy them again")
-    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    header = f"{len(damaged)} of {len(usable)} shards are damaged and left out from there on:"
-    print(header, *lines[:_LISTED], *more, sep="\n  ", file=sys.stderr)
+    if len(damaged) == len(indexes) and not any(len(index.rows) for index in indexes.values()):
+        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); copy them again")
+    more = [f"and {len(damaged) - _LISTED} more"] if len(damaged) > _LISTED else []
+    header = f"{len(damaged)} of {len(indexes)} shards are damaged and left out from there on:"
+    print(header, *damaged[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
 def _nothing_usable(shards: int, counts: Counter[str]) -> GlideError:

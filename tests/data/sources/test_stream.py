@@ -13,12 +13,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.pipeline import open_data
-from glide_jax.data.shards import find_streams
-from glide_jax.data.stream import ShardStream
-from glide_jax.data.validation import fixed_examples
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.loader import fixed_examples, open_data
+from glide_jax.data.shards.patterns import find_streams
+from glide_jax.data.sources.stream import ShardStream
 from glide_jax.errors import GlideError
 
 SHAPES = {"image_size": 8, "text_ctx": 6}
@@ -103,14 +101,14 @@ def test_processes_read_shards_of_their_own(open_stream, piped):
 
 def test_keys_filters_and_lines_are_those_of_indexed_shards(write_shard, numbered, tmp_path):
     samples = [numbered(i, json={"similarity": i / 10}) for i in range(10)]
-    path = str(write_shard("a.tar", [*samples, {"txt": "no picture"}]))
+    path = str(write_shard("a.tar", [*samples, {"txt": "no image"}]))
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps({"key": f"a-{i:05d}", "caption": f"line {i}"}) + "\n" for i in range(8)))
     config = DataConfig(
         path=path, preset="datacomp-synthetic", captions_jsonl=str(lines), shuffle_buffer=1,
         filters=FilterConfig(min_similarity=0.5),
     )  # fmt: skip
-    stream = ShardStream(config, seed=0)
+    stream = ShardStream(config)
     assert [stream[0].captions for _ in range(6)] == [(f"line {i}",) for i in (5, 6, 7)] * 2
     stream.close()
     assert {"similarity", "missing caption", "missing image"} == set(stream.counts)
@@ -129,7 +127,7 @@ def test_faulty_shards_and_samples_are_counted_and_passed_over(open_stream, tmp_
     found = set(numbers(stream, 20))
     assert {*range(10), *range(25, 37)} < found <= set(range(37))
     report = stream.report()
-    for reason in ("unreadable shard", "truncated shard", "corrupt picture", "caption is not UTF-8"):
+    for reason in ("unreadable shard", "truncated shard", "corrupt image", "caption is not UTF-8"):
         assert report[reason] >= 2
 
 

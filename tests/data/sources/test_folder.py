@@ -3,11 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.folder import Folder
-from glide_jax.data.pipeline import open_data
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.loader import open_data
 from glide_jax.data.source import BadSample
+from glide_jax.data.sources.folder import Folder
 from glide_jax.errors import GlideError
 
 
@@ -29,7 +28,7 @@ def open_folder(path, **options):
     return Folder(DataConfig(source="folder", path=path, **options))
 
 
-def test_pictures_are_paired_with_their_captions_in_order(write):
+def test_images_are_paired_with_their_captions_in_order(write):
     path = write(
         {
             "b/2.PNG": b"2",
@@ -97,11 +96,11 @@ def test_a_file_name_stands_in_for_a_missing_text(write):
     assert [source[i].captions for i in range(2)] == [("a dog",), ("the cat",)]
 
 
-def test_filters_see_captions_and_the_picture_itself(write, encode):
-    def picture(side):
+def test_filters_see_captions_and_the_image_itself(write, encode):
+    def image(side):
         return encode(np.zeros((side, side, 3), np.uint8))
 
-    files = {"1.png": picture(8), "2.png": picture(20), "3.png": picture(20)}
+    files = {"1.png": image(8), "2.png": image(20), "3.png": image(20)}
     texts = {"1.txt": "small one", "2.txt": "large one", "3.txt": "a logo"}
     source = open_folder(write(files | texts), filters=FilterConfig(min_size=16, skip_words=("logo",)))
     assert [sample.captions for sample in map(source.__getitem__, range(len(source)))] == [("large one",)]
@@ -125,7 +124,7 @@ def test_a_file_that_vanishes_is_a_bad_sample(write, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"no usable picture below .*set \(missing caption: 1\)"),
+        ({}, r"no usable image below .*set \(missing caption: 1\)"),
         ({"caption_key": "json"}, "'txt' or 'filename', not 'json'"),
         ({"path": ""}, "no data path given"),
         ({"path": "/no/such/folder"}, "/no/such/folder is no folder"),
@@ -137,7 +136,7 @@ def test_a_folder_without_samples_gets_one_clear_line(write, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_is_drawn_by_seed_and_position(write, numbered):
+def test_a_line_is_sampled_by_seed_and_position(write, numbered):
     lines = [f"line {i}" for i in range(4)]
     path = write({"1.png": numbered(1)["png"], "1.txt": "\n".join(lines)})
 
@@ -147,10 +146,10 @@ def test_a_line_is_drawn_by_seed_and_position(write, numbered):
         with open_data(config, position=position, **options) as stream:
             return [caption for batch in itertools.islice(stream, 10) for caption in batch.captions]
 
-    drawn = captions(seed=0)
-    assert {drawn.count(line) > 25 for line in lines} == {True}
-    assert captions(seed=0, position=40)[:100] == drawn[40:140]
-    assert captions(seed=1) != drawn
+    found = captions(seed=0)
+    assert {found.count(line) > 25 for line in lines} == {True}
+    assert captions(seed=0, position=40)[:100] == found[40:140]
+    assert captions(seed=1) != found
 
 
 def test_links_are_followed_but_not_in_circles(write, tmp_path):

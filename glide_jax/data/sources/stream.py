@@ -1,7 +1,7 @@
 """Shards that can only be read from front to end: `pipe:COMMAND`, URLs, and files too slow to index.
 
 The guarantee is weaker than an indexed set's. Which sample becomes which example is not fixed: it depends on timing,
-and a run that goes on starts another shuffled pass of the shards, so that some samples come twice and others not at
+and a resumed run starts another shuffled pass of the shards, so that some samples come twice and others not at
 all in that pass. Each process reads shards of its own. Crops, flips and dropped captions stay keyed by the example.
 """
 
@@ -16,50 +16,47 @@ from functools import partial
 from itertools import count
 from typing import IO
 
-from glide_jax.data.captions import Span, captions_in, read_spans
 from glide_jax.data.config import DataConfig
-from glide_jax.data.draws import generator
-from glide_jax.data.order import Order
-from glide_jax.data.shard_index import MOST_BYTES, Selection, key_and_ending, make_row
-from glide_jax.data.shards import find_streams
-from glide_jax.data.source import BadSample, Sample, listed
-from glide_jax.data.tar import Member
+from glide_jax.data.order import Order, generator
+from glide_jax.data.shards.captions import MOST_BYTES, Span
+from glide_jax.data.shards.index import Selection, key_and_ending, select
+from glide_jax.data.shards.patterns import find_streams
+from glide_jax.data.shards.tar import Member
+from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
 
 _AHEAD = 64  # samples between the reader and the decoding threads
 _OPEN = 32  # samples whose members may be mixed with each other's
 
 
-class ShardStream:
+class ShardStream(Source):
     """The samples of this process's shards, shuffled by shard and in a buffer, without end.
-
-    It stands in for a `Source`, but `[...]` gives the next sample whatever the index, and its length is not known.
 
     Args:
         config: shards, members, filters and `shuffle_buffer`.
-        seed, position: key the order in which shards are read and the buffer's draws.
-        process_index, process_count: every `process_count`-th shard is this process's.
+        share: seed and position key the order in which shards are read and the choices from the buffer; every
+            `process_count`-th shard is this process's.
 
     Raises:
         GlideError: there are fewer shards than processes; later, from `[...]`, if a whole pass gave no sample.
     """
 
-    def __init__(
-        self, config: DataConfig, seed: int, position: int = 0, process_index: int = 0, process_count: int = 1
-    ) -> None:
-        shards = find_streams(config.path)
-        if len(shards) < process_count:
-            raise GlideError(f"{len(shards)} shards cannot be shared by {process_count} processes; give more shards")
+    resumable = False
+    indexed = "webdataset"
+
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
+        shards, processes = find_streams(config.path), share.process_count
+        if len(shards) < processes:
+            raise GlideError(f"{len(shards)} shards cannot be shared by {processes} processes; give more shards")
         self.counts: Counter[str] = Counter()
-        self._shards, self._selection = shards[process_index::process_count], Selection(config)
+        self._shards, self._selection = shards[share.process_index :: processes], Selection(config)
         self._samples: queue.Queue[Sample | GlideError] = queue.Queue(_AHEAD)
         self._told = False
         self._closed = threading.Event()
-        read = partial(self._read, config.shuffle_buffer, seed, position)
+        read = partial(self._read, config.shuffle_buffer, share.seed, share.position)
         threading.Thread(target=read, name="data-stream", daemon=True).start()
 
     def __len__(self) -> int:
-        """Zero, for not known."""
         return 0
 
     def __getitem__(self, index: int) -> Sample:
@@ -123,14 +120,11 @@ class ShardStream:
         def content(span: Span) -> bytes:
             return data[span.offset : span.offset + span.size]
 
-        row, without_label = make_row(content, key, members, self._selection)
-        if without_label and not self._told:
+        found = select(key, members, content, self._selection)
+        if found.unlabelled and not self._told:
             self._told = True
             print("samples without an NSFW label pass data.filters.nsfw_labels", file=sys.stderr)
-        image_at, caption_at, image_size, caption_size, number = row
-        place, span = self._selection.captions[number], Span(caption_at, caption_size)
-        text = read_spans(self._selection.lines_path, span)[0] if place.member == "jsonl" else content(span)
-        return Sample(content(Span(image_at, image_size)), captions_in(text, place))
+        return Sample(content(found.image), found.caption.captions())
 
     def _put(self, item: Sample | GlideError) -> bool:
         while not self._closed.is_set():

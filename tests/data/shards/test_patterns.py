@@ -1,6 +1,6 @@
 import pytest
 
-from glide_jax.data.shards import find_shards
+from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 
 

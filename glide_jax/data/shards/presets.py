@@ -1,8 +1,9 @@
-"""How known kinds of WebDataset are laid out: a table, and the language of its caption keys."""
+"""How known kinds of WebDataset are laid out: a table, and the language of its image and caption keys."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from glide_jax.data.filters import FilterConfig
 from glide_jax.errors import GlideError
 from glide_jax.images import SUFFIXES
 
@@ -10,17 +11,17 @@ _ANY_IMAGE = ";".join(ending.removeprefix(".") for ending in SUFFIXES)
 
 
 class Preset(NamedTuple):
-    """Where pictures and captions are, and which samples the data set's users leave out."""
+    """Where captions and images are, and the filters by which the data set's users leave samples out."""
 
     caption_key: str
-    filters: FilterConfig = FilterConfig()
+    filters: Mapping[str, Any] = MappingProxyType({})
     image_key: str = _ANY_IMAGE
 
 
 PRESETS = {
     "simple": Preset("txt"),
-    "laion": Preset("txt", FilterConfig(min_size=256, min_aspect=0.5, max_aspect=2.0, nsfw_labels=("NSFW", "LIKELY"))),
-    "alamy": Preset("txt", FilterConfig(languages=("en",))),
+    "laion": Preset("txt", {"min_size": 256, "min_aspect": 0.5, "max_aspect": 2.0, "nsfw_labels": ("NSFW", "LIKELY")}),
+    "alamy": Preset("txt", {"languages": ("en",)}),
     "synthetic": Preset("json:short_caption;json:long_caption"),
     "datacomp-real": Preset("txt"),
     "datacomp-synthetic": Preset("jsonl:caption"),

@@ -1,8 +1,7 @@
-"""Prepared TensorFlow Datasets, read without TensorFlow: picture bytes, and captions or class labels."""
+"""Prepared TensorFlow Datasets, read without TensorFlow: encoded images, and captions or class labels."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
@@ -11,22 +10,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from glide_jax import progress
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, report_unlabelled
-from glide_jax.data.index_cache import Index, IndexFile, stamp_of
-from glide_jax.data.source import BadSample, Sample, listed, usable_captions
+from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
+from glide_jax.data.shards.index import Index, IndexFile, stamp_of
+from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
-_BAR_FROM = 1000  # samples to judge for a progress bar to be worth showing
 
 
-class Tfds:
+class Tfds(Source):
     """A split of a data set that was prepared in the array_record format.
 
     `path` is `NAME@SPLIT` or `FOLDER@SPLIT`, such as `coco_captions@train[:90%]`; `train` where no split is named. A
-    caption feature is a text, a list of texts (one is drawn at a time) or a class label, whose name fills each of
+    caption feature is a text, a list of texts (one is sampled at a time) or a class label, whose name fills each of
     `label_templates`.
 
     Raises:
@@ -34,7 +31,7 @@ class Tfds:
             sample passes the filters.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
         if not isinstance(config.path, str) or not config.path:
             raise GlideError("a TFDS data path is one NAME@SPLIT or FOLDER@SPLIT: add --config.data.path=mnist@train")
         builder, split = _builder(config.path)
@@ -65,37 +62,22 @@ class Tfds:
 
     def _filtered(self, config: DataConfig, folder: Path) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""
-        identity = [
-            str(folder),
-            config.path,
-            self._image,
-            self._caption,
-            config.label_templates,
-            asdict(config.filters),
-        ]
-        file = IndexFile(
-            "tfds", identity, [n for path in sorted(folder.glob("*.array_record*")) for n in stamp_of(path)]
-        )
+        chosen = [self._image, self._caption, config.label_templates, asdict(config.filters)]
+        stamp = [number for path in sorted(folder.glob("*.array_record*")) for number in stamp_of(path)]
+        file = IndexFile("tfds", [str(folder), config.path, *chosen], stamp)
         return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
 
     def _judged(self, filters: Filters) -> Index:
-        def judge(number: int) -> tuple[str | None, bool]:
-            record = self._records[number]
-            facts = Facts(
-                metadata=lambda: {name: _plain(value) for name, value in record.items()},
-                captions=lambda: self._captions(_at(record, self._caption)),
-                image=lambda: record[self._image],
-            )
-            return filters.rejection(facts), filters.unlabelled(facts)
-
-        total = len(self._records)
-        with ThreadPoolExecutor() as pool:
-            judged = progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM)
-            verdicts = list(judged)
-        kept = [number for number, (why, _) in enumerate(verdicts) if why is None]
-        counts = Counter(why for why, _ in verdicts if why is not None)
-        unlabelled = sum(without_label for why, without_label in verdicts if why is None)
+        kept, counts, unlabelled = judge_all(filters, self._facts, len(self._records))
         return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
+
+    def _facts(self, number: int) -> Facts:
+        record = self._records[number]
+        return Facts(
+            metadata=lambda: {name: _plain(value) for name, value in record.items()},
+            captions=lambda: self._captions(_at(record, self._caption)),
+            image=lambda: record[self._image],
+        )
 
 
 def _builder(path: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""Shard patterns to shard files."""
+"""Shard patterns to shards: files, and what can only be streamed."""
 
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
@@ -21,12 +21,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
     Raises:
         GlideError: there is no pattern, a named shard does not exist, or a pattern matches nothing.
     """
-    shards = [shard for part in _parts(patterns) for shard in _expand(part, Path())]
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1} more of {len(shards)} shards)" if len(missing) > 1 else ""
-        raise GlideError(f"shard {missing[0]} does not exist{more}; correct the data path")
-    return shards
+    return [Path(name) for name in _find(patterns, remote=False)]
 
 
 def find_streams(patterns: str | Sequence[str]) -> list[str]:
@@ -35,77 +30,61 @@ def find_streams(patterns: str | Sequence[str]) -> list[str]:
     Raises:
         GlideError: as `find_shards`.
     """
-    found: list[str] = []
-    for part in _parts(patterns):
-        if _is_remote(part):
-            found += _braces(part)
-        elif Path(part).suffix in _LIST_SUFFIXES and Path(part).expanduser().is_file():
-            found += _listed_streams(Path(part).expanduser())
-        else:
-            found += map(str, find_shards(part))
-    return found
+    return _find(patterns, remote=True)
 
 
-def _listed_streams(path: Path) -> list[str]:
-    return find_streams(
-        [line if _is_remote(line) else str(path.parent / Path(line).expanduser()) for line in _lines(path)]
-    )
+def _find(patterns: str | Sequence[str], remote: bool) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    parts = [part.strip() for pattern in patterns for part in pattern.split("::") if part.strip()]
+    if not parts:
+        raise GlideError("no data path given: add --config.data.path=FOLDER (or a '{00000..00099}.tar' pattern)")
+    shards = [shard for part in parts for shard in _expand(part, Path(), remote)]
+    missing = [shard for shard in shards if not _is_remote(shard) and not Path(shard).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more of {len(shards)} shards)" if len(missing) > 1 else ""
+        raise GlideError(f"shard {missing[0]} does not exist{more}; correct the data path")
+    return shards
 
 
 def _is_remote(pattern: str) -> bool:
     return pattern.startswith("pipe:") or "://" in pattern
 
 
-def _parts(patterns: str | Sequence[str]) -> list[str]:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    parts = [part.strip() for pattern in patterns for part in pattern.split("::") if part.strip()]
-    if not parts:
-        raise GlideError("no data path given: add --config.data.path=FOLDER (or a '{00000..00099}.tar' pattern)")
-    return parts
-
-
-def _braces(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise GlideError(f"unbalanced braces in shard pattern {pattern!r}") from error
-
-
-def _expand(pattern: str, folder: Path) -> Iterator[Path]:
-    if _is_remote(pattern):
+def _expand(pattern: str, folder: Path, remote: bool) -> Iterator[str]:
+    if _is_remote(pattern) and not remote:
         raise GlideError(
             f"shards are read from disk, not from {pattern!r}: copy them, or set --config.data.source=stream"
         )
-    for name in _braces(pattern):
-        yield from _expand_name(folder / Path(name).expanduser())
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise GlideError(f"unbalanced braces in shard pattern {pattern!r}") from error
+    for name in names:
+        yield from [name] if _is_remote(pattern) else _expand_path(folder / Path(name).expanduser(), remote)
 
 
-def _expand_name(path: Path) -> Iterator[Path]:
+def _expand_path(path: Path, remote: bool) -> Iterator[str]:
     if path.is_dir():
         yield from _matches(path / "*.tar")
     elif path.is_file() and path.suffix in _LIST_SUFFIXES:
-        yield from _listed(path)
+        for pattern in _patterns_in(path):
+            yield from _expand(pattern, path.parent, remote)
     elif has_magic(str(path)) and not path.exists():
         yield from _matches(path)
     else:
-        yield path
+        yield str(path)
 
 
-def _matches(pattern: Path) -> list[Path]:
+def _matches(pattern: Path) -> list[str]:
     found = [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute too
     if not found:
         raise GlideError(f"no shard matches {pattern}; correct the data path")
     # Of `**` through a link that leads back up, the shortest path to each.
     unique = {path.resolve(): path for path in sorted(found, key=lambda path: len(path.parts), reverse=True)}
-    return sorted(unique.values())
+    return [str(path) for path in sorted(unique.values())]
 
 
-def _listed(path: Path) -> Iterator[Path]:
-    for pattern in _lines(path):
-        yield from _expand(pattern, path.parent)
-
-
-def _lines(path: Path) -> list[str]:
+def _patterns_in(path: Path) -> list[str]:
     patterns = [line for line in lines(read_text(path, "the shard list")) if not line.startswith("#")]
     if not patterns:
         raise GlideError(f"shard list {path} is empty")

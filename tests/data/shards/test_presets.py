@@ -4,16 +4,17 @@ import json
 
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.presets import PRESETS
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.shards import captions as captions_module
+from glide_jax.data.shards.captions import parse_metadata
+from glide_jax.data.shards.presets import PRESETS
 from glide_jax.data.source import BadSample
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 
 
 def img2dataset(key, **changes):
-    """The `.json` member that img2dataset writes beside a picture."""
+    """The `.json` member that img2dataset writes beside an image."""
     return {
         "key": key,
         "status": "success",
@@ -86,7 +87,7 @@ def test_laion_with_the_quirks_of_img2dataset(write):
         "aspect ratio": 1,
         "nsfw": 2,
         "empty caption": 1,
-        "corrupt picture": 1,  # without JSON the file itself is measured
+        "corrupt image": 1,  # without JSON the file itself is measured
         "missing image": 1,
         "missing caption": 1,
         "unreadable metadata": 1,
@@ -109,7 +110,7 @@ def test_alamy_keeps_english(write):
 
 @pytest.mark.parametrize("preset", ["simple", "datacomp-real"])
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "png", "webp", "avif", "tif"])
-def test_a_picture_of_any_kind_and_its_text(write, preset, ending):
+def test_an_image_of_any_kind_and_its_text(write, preset, ending):
     assert captions(write({"0": {ending: b"0", "txt": "a dog"}}), preset=preset) == (["a dog"], {})
 
 
@@ -204,3 +205,16 @@ def test_the_table_has_the_known_presets():
 def test_a_json_field_may_be_named_by_hand(write):
     samples = {"0": {"png": b"0", "txt": "alt", "json": {"title": "from json"}}, "1": {"png": b"1", "txt": "alt"}}
     assert captions(write(samples), caption_key="json:title;txt")[0] == ["from json", "alt"]
+
+
+def test_json_is_parsed_once_a_sample(write, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(captions_module, "parse_metadata", lambda data: parsed.append(data) or parse_metadata(data))
+    fields = {"original_width": 512, "original_height": 512, "similarity": 0.3, "lc": "en", "NSFW": "UNLIKELY"}
+    captioned = [{"short_caption": "", "long_caption": f"long {i}", **fields} for i in range(4)]
+    filters = FilterConfig(
+        min_size=9, max_aspect=2.0, min_similarity=0.1, languages=("en",), nsfw_labels=("NSFW",), skip_words=("logo",)
+    )
+    path = write({str(i): {"jpg": b"jpeg", "json": record} for i, record in enumerate(captioned)})
+    source = WebDataset(DataConfig(path=path, preset="synthetic", filters=filters))
+    assert (len(source), len(parsed)) == (4, 4)
