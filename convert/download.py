@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from convert.file_check import file_kind
-from glide_jax.cache import cache_folder
 from glide_jax.errors import GlideError
-from glide_jax.files import read_text, written
+from glide_jax.files import cache_folder, read_text, written
 from glide_jax.progress import Bar, bar
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021"

@@ -12,12 +12,11 @@ from tests.programs import ROOT
 FOLDERS = ("glide_jax", "convert", "configs", "datasets", "tests")
 ENTRY_POINTS = ("train.py", "sample.py", "evaluate.py", "app.py")
 
-LEAVES = {"cache", "errors", "files", "options", "randomness", "images", "progress"}
+LEAVES = {"errors", "files", "options", "randomness", "images", "progress"}
 # What each part may import of ours, beside itself; tests may import anything.
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
-    "cache": set(),
     "files": {"errors"},
     "randomness": {"errors"},
     "images": {"errors", "files"},

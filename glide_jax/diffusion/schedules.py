@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Self
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from glide_jax.diffusion.respacing import space_timesteps
+from glide_jax.diffusion.levels import space_timesteps
 from glide_jax.errors import GlideError
 from glide_jax.options import Options, option
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from glide_jax.cache import keep_compiled_programs
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
@@ -19,7 +18,7 @@ from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
 from glide_jax.evaluate.scores import ClipFeatures, clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
-from glide_jax.files import lines, read_text
+from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, flat, given, option
 from glide_jax.sample import Pipeline, base_options, checkpoint_step, metadata, parse_with_bundled, upsampler_options
 from glide_jax.sample.options import add_sampling_arguments

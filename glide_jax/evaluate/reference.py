@@ -12,7 +12,6 @@ from jaxtyping import Float
 from PIL import Image
 
 from glide_jax import progress
-from glide_jax.cache import cache_folder
 from glide_jax.data import DataConfig, examples
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.source import BadSample
@@ -20,7 +19,7 @@ from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Features
 from glide_jax.evaluate.scorer import Images
-from glide_jax.files import written
+from glide_jax.files import cache_folder, written
 from glide_jax.images import SUFFIXES, Pixels, to_uint8
 from glide_jax.sample.inputs import load_image
 

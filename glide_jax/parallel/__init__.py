@@ -1,12 +1,14 @@
 """Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
 
 from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
-from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
+    AXES,
+    ParallelConfig,
     batch_sharding,
     bytes_per_device,
     check_batch_size,
     gather_for_use,
+    make_mesh,
     nearest_multiples,
     partition_spec,
     put_batch,

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from glide_jax import progress, sample
-from glide_jax.cache import keep_compiled_programs
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
-from glide_jax.files import lines, read_text
+from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.images import Pixels, grid, save_png
 from glide_jax.options import add_arguments
-from glide_jax.sample.bundled import parse_with_bundled
 from glide_jax.sample.options import (
     SampleOptions,
     add_sampling_arguments,
     base_options,
     metadata,
+    parse_with_bundled,
     upsampler_options,
 )
 

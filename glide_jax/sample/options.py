@@ -1,8 +1,9 @@
 """How images are generated: the options of both models, as command lines and image files say them."""
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from glide_jax.diffusion.options import (
@@ -20,8 +21,9 @@ from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Options, add_arguments, build, flat, given, option
 
 __all__ = [
-    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options", "default_schedule",
-    "level_options", "metadata", "sampler_options", "upsampler_options", "upsampling",
+    "BUNDLED_SETTINGS", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options",
+    "bundled_models", "default_schedule", "level_options", "metadata", "parse_with_bundled", "sampler_options",
+    "upsampler_options", "upsampling",
 ]  # fmt: skip
 
 
@@ -130,3 +132,34 @@ def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | N
 def _changed(options: SampleOptions, base: SampleOptions, also: Collection[str] = ()) -> dict[str, Any]:
     usual = flat(base)
     return {k: v for k, v in flat(options).items() if k in also or (v != usual[k] and v not in (None, ""))}
+
+
+_FOLDER = Path("checkpoints/emoji")
+# Flags. They are small and were trained for hours, not weeks: fresh noise at every step mends many mistakes of the base
+# model, and the upsampler is not precise enough at high noise to keep an image's colours.
+BUNDLED_SETTINGS: Mapping[str, Any] = {"sampler": "ddpm", "upsampler_strength": 0.5}
+
+
+def bundled_models() -> tuple[str, str]:
+    """The checkpoints of the base model and of the upsampler in `checkpoints/emoji`, for when none is given.
+
+    Raises:
+        GlideError: the working directory is not the repository's.
+    """
+    if not _FOLDER.is_dir():
+        raise GlideError(f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_FOLDER}")
+    return str(_FOLDER / "base"), str(_FOLDER / "upsample")
+
+
+def parse_with_bundled(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; where it names no model, it means the bundled ones, by their settings if it gives none.
+
+    The bundled upsampler has its strength behind other base models too.
+    """
+    args = parse.parse_args(argv)
+    if args.checkpoint is None and args.upsampler is None:
+        base, upsampler = bundled_models()
+        parse.set_defaults(checkpoint=base, upsampler=upsampler, **BUNDLED_SETTINGS)
+    elif args.upsampler is not None and Path(args.upsampler).resolve() == (_FOLDER / "upsample").resolve():
+        parse.set_defaults(upsampler_strength=BUNDLED_SETTINGS["upsampler_strength"])
+    return parse.parse_args(argv)

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from glide_jax.diffusion.denoiser import Gradient, denoiser
+from glide_jax.diffusion.denoiser import Gradient, denoiser, paste, threshold
 from glide_jax.diffusion.forward import Image
 from glide_jax.diffusion.guidance import Guidance, guidance, guided, initial_memory
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
-from glide_jax.diffusion.solvers.ddim import ddim_inversion
+from glide_jax.diffusion.solvers.ddpm import ddim_inversion
 from glide_jax.diffusion.solvers.solver import Carry, Plan, Row, Solver, Start, run_steps, start
-from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.models import Conditioning, Glide, NoisedClip, Params
 from glide_jax.randomness import fold, normal_per_example, stream_key
 from glide_jax.sample.conditioning import Arguments, ClipGuide, Conditioner, Inputs

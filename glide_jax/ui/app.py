@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from glide_jax.cache import keep_compiled_programs
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
-from glide_jax.files import lines, read_text
+from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, given, option
 from glide_jax.sample import BUNDLED_SETTINGS, LoadedClip, bundled_models
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
+from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, threshold
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import LevelOptions, SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.solver import run_steps, start
-from glide_jax.diffusion.thresholding import threshold
 
 MEANS, STD = np.array([-0.8, -0.2, 0.3, 0.9]), 0.05
 COUNT = 4096

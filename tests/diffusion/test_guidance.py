@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, unguided
+from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, threshold, unguided
 from glide_jax.diffusion.forward import Level
 from glide_jax.diffusion.guidance import guidance, guided, initial_memory
 from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
-from glide_jax.diffusion.thresholding import threshold
 from glide_jax.errors import GlideError
 from tests.compilations import compilations
 

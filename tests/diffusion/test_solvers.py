@@ -16,7 +16,7 @@ from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SAMPLERS, LevelOptions, SolverOptions, canonical_name, sampler_options
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
-from glide_jax.diffusion.solvers.ddim import ddim_inversion
+from glide_jax.diffusion.solvers.ddpm import ddim_inversion
 from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.errors import GlideError
 

@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import denoiser, unguided
+from glide_jax.diffusion.denoiser import denoiser, paste, threshold, unguided
 from glide_jax.diffusion.guidance import guidance, guided
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
-from glide_jax.diffusion.solvers.ddim import ddim
-from glide_jax.diffusion.solvers.ddpm import ddpm
-from glide_jax.diffusion.solvers.pndm import plms
+from glide_jax.diffusion.solvers.ddpm import ddim, ddpm
+from glide_jax.diffusion.solvers.multistep import plms
 from glide_jax.diffusion.solvers.solver import run_steps, start
-from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.models import Conditioning, Glide
 from glide_jax.tokenizer import ClipTokenizer
 from tests.parity.recipe import (

@@ -3,8 +3,8 @@
 import pytest
 
 from glide_jax.sample import base_options, metadata, upsampler_options
-from glide_jax.sample.bundled import parse_with_bundled
 from glide_jax.sample.cli import parser
+from glide_jax.sample.options import parse_with_bundled
 from tests.parallel.processes import ROOT
 
 BUNDLED = "checkpoints/emoji/upsample"

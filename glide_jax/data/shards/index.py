@@ -14,7 +14,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from glide_jax.cache import cache_folder
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters
 from glide_jax.data.shards.captions import CaptionLines, Choice, SampleFiles, Span, choose_caption
@@ -22,7 +21,7 @@ from glide_jax.data.shards.presets import PRESETS, caption_keys, endings
 from glide_jax.data.shards.tar import Member, scan_tar
 from glide_jax.data.source import BadSample
 from glide_jax.errors import GlideError
-from glide_jax.files import written
+from glide_jax.files import cache_folder, written
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
 _VERSION = 4  # of the cache; raise it when the meaning of rows or counts changes

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SolverOptions, canonical_name
-from glide_jax.diffusion.solvers.ddim import ddim
-from glide_jax.diffusion.solvers.ddpm import ddpm
+from glide_jax.diffusion.solvers.ddpm import ddim, ddpm
 from glide_jax.diffusion.solvers.dpmpp import (
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -14,8 +13,7 @@ from glide_jax.diffusion.solvers.dpmpp import (
     dpmpp_sde,
 )
 from glide_jax.diffusion.solvers.euler import dpm_2, dpm_2_ancestral, euler, euler_ancestral, heun
-from glide_jax.diffusion.solvers.multistep import lms, unipc
-from glide_jax.diffusion.solvers.pndm import plms, prk
+from glide_jax.diffusion.solvers.multistep import lms, plms, prk, unipc
 from glide_jax.diffusion.solvers.solver import Plan, Solver
 
 _SOLVERS: dict[str, Callable[..., tuple[Solver, Plan]]] = {
