@@ -92,7 +92,7 @@ DIFFUSION = (
     Fault("guidance leads away from the caption", "glide_jax/diffusion/guidance.py",
           "eps_u + self.scale * (eps_c - eps_u)", "eps_c + self.scale * (eps_u - eps_c)",
           ("tests/diffusion/test_guidance.py::test_guided_noise_and_conditional_variance",)),
-    Fault("respacing stops short of a section's end", "glide_jax/diffusion/levels.py",
+    Fault("respacing stops short of a section's end", "glide_jax/diffusion/schedules.py",
           "stride = (length - 1) / (count - 1) if count > 1 else 1.0", "stride = length / count if count > 1 else 1.0",
           ("tests/diffusion/test_schedules.py::test_tables_equal_the_reference",)),
     Fault("the linear schedule leaves out its last beta", "glide_jax/diffusion/schedules.py",

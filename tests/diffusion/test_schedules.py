@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.levels import space_timesteps
-from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
+from glide_jax.diffusion.schedules import DiffusionConfig, Schedule, space_timesteps
 from glide_jax.errors import GlideError
 from tests.parity.recipe import golden_arrays
 

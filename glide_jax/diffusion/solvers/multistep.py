@@ -16,7 +16,7 @@ _HISTORY = ("eps_1", "eps_2", "eps_3")
 def prk(levels: NoiseLevels, clean_up: bool = True) -> tuple[Solver, Plan]:
     """Pseudo Runge-Kutta of fourth order: four evaluations a step (Liu et al. 2022, arXiv:2202.09778).
 
-    As crowsonkb's fork of glide-text2im it follows the raw noise prediction, so that x_0 is never thresholded on the way
+    As crowsonkb's fork of glide-text2im it follows the raw noise prediction, so x_0 is never thresholded on the way
     and known pixels are not pasted into it, skips the noisiest level and stops at the least noisy, which leaves that
     level's noise in the image; `clean_up` takes x_0 there with one evaluation more.
     """
