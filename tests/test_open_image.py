@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from glide_jax.data import transforms
 from glide_jax.data.source import BadSample
-from glide_jax.data.transforms import decode
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage, image_size, open_image
 from glide_jax.sample.inputs import load_image, load_mask
@@ -23,6 +23,10 @@ def encoded(image, form="PNG", **options):
     file = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, format=form, **options)
     return file.getvalue()
+
+
+def decode(content):
+    return transforms.decode(content).image
 
 
 def turned(orientation):
@@ -42,7 +46,7 @@ def test_a_phone_photograph_is_upright_everywhere(orientation, tmp_path):
     content = turned(orientation)
     (tmp_path / "photo.png").write_bytes(content)
     assert image_size(content) == (4, 8)
-    upright = np.asarray(decode(content).image)
+    upright = np.asarray(decode(content))
     np.testing.assert_array_equal(np.asarray(open_upload(content, 99).convert("RGB")), upright)
     top = upright[0, 0, 0]
     for load in (load_image, load_mask):
@@ -56,7 +60,7 @@ def test_sixteen_bits_are_scaled_everywhere(grey):
     assert np.asarray(open_image(grey))[0, 0].tolist() == [64, 64, 64]
     np.testing.assert_allclose(load_image(grey, 4), 64 / 127.5 - 1, rtol=1e-6)
     if isinstance(grey, bytes):
-        assert np.asarray(decode(grey).image)[0, 0, 0] == open_upload(grey, 99).getpixel((0, 0))[0] == 64
+        assert np.asarray(decode(grey))[0, 0, 0] == open_upload(grey, 99).getpixel((0, 0))[0] == 64
 
 
 def text_bomb():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from glide_jax.data import transforms
 from glide_jax.data.config import DataConfig
-from glide_jax.data.order import Order, Resampled, generator
+from glide_jax.data.order import Order, generator
 from glide_jax.data.source import BadSample, Source, listed
 from glide_jax.errors import GlideError
 from glide_jax.tokenizer import GlideTokenizer
@@ -191,7 +191,7 @@ class TrainingExamples:
     def __init__(self, images: Images, config: DataConfig, image_size: int, seed: int) -> None:
         self._images, self._config, self._image_size, self._seed = images, config, image_size, seed
         self._size = len(images) or 1  # a source of unknown length ignores the number
-        self._order = (Resampled if config.resampled else Order)(self._size, seed)
+        self._order = Order(self._size, seed)
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
         """Writes examples into the rows from `first_row` on; raises `GlideError` after 32 unusable samples in a row."""
@@ -205,6 +205,8 @@ class TrainingExamples:
 
     def _choose(self, example: int) -> CaptionedImage:
         number, others = self._order[example], None
+        if self._config.resampled:
+            number = int(generator(self._seed, "resample", example).integers(self._size))
         for _ in range(_ATTEMPTS):
             try:
                 return self._images[number]

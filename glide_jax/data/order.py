@@ -52,16 +52,6 @@ class Order:
         return left << half | right
 
 
-class Resampled:
-    """Sample numbers with replacement: the number of example g is a function of seed and g alone."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
-
-    def __getitem__(self, example: int) -> int:
-        return int(generator(self._seed, "resample", example).integers(self._size))
-
-
 def _mix(word: int) -> int:
     """The finaliser of SplitMix64 (Steele et al. 2014): every input bit changes about half of the 64 output bits."""
     word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _WORD
