@@ -20,7 +20,7 @@ import jax
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from glide_jax.checkpoint.weights import ArraySpec, describe, is_description
+from glide_jax.checkpoint.structure import ArraySpec, describe, is_description
 from glide_jax.errors import GlideError
 
 Record = dict[str, Any]

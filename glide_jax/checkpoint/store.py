@@ -27,7 +27,7 @@ from glide_jax.checkpoint.step_format import (
     read_record,
     read_state,
 )
-from glide_jax.checkpoint.weights import check_fits, describe
+from glide_jax.checkpoint.structure import check_fits, describe
 from glide_jax.errors import GlideError
 
 
