@@ -1,6 +1,6 @@
 """Seconds of a training step, beside the PyTorch reference's where it is installed.
 
-    python tests/benchmarks/training.py [--pages base64,upsample256] [--batches 2] [--steps 3] [--dtype bfloat16]
+    python tests/benchmarks/training.py [--pages glide_base,glide_upsample] [--batches 2] [--steps 3] [--dtype bfloat16]
 
 Ours is the step of a page of configs/ over random pictures: noise loss, AdamW, moving average. The reference's is
 glide-finetune's: the same loss by autograd, torch.optim.AdamW, no average; bfloat16 by autocast. `--tiny` narrows the
@@ -125,7 +125,7 @@ def fastest(step: Callable[[], None], steps: int) -> float:
 
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--pages", default="base64")
+    parse.add_argument("--pages", default="glide_base")
     parse.add_argument("--batches", default="2")
     parse.add_argument("--steps", type=int, default=3)
     parse.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

@@ -26,7 +26,11 @@ def test_a_run_leaves_log_grid_and_checkpoint(whole_run):
 @pytest.mark.slow
 def test_the_published_page_trains_on_the_embedded_shards_with_tiny_widths(tmp_path):
     path = "datasets/emoji/train-{animals,food,travel,objects,activities}-{3d,flat,drawing}.tar"
-    given = ["--config=configs/base64.py:tiny", f"--config.data.path={path}", f"--config.run_dir={tmp_path / 'run'}"]
+    given = [
+        "--config=configs/glide_base.py:tiny",
+        f"--config.data.path={path}",
+        f"--config.run_dir={tmp_path / 'run'}",
+    ]
     shorter = ["--config.train.max_steps=1", "--config.train.batch_size=2"]  # bfloat16 is slow on CPUs
     preview = ["--config.train.preview.count=1", "--config.train.preview.options.num_steps=2"]
     result = run("train.py", *given, *shorter, *preview)
