@@ -1,4 +1,4 @@
-"""The earlier name of `configs/glide_upsample_inpaint.py`, with its own run folder, so that old commands still resume."""
+"""The earlier name of `configs/glide_upsample_inpaint.py`, with its own run folder: old commands still resume."""
 
 from functools import partial
 
