@@ -1,54 +1,74 @@
 """Trains or fine-tunes: `python train.py --config configs/emoji_finetune.py [--config.train.batch_size=8 ...]`."""
 
-import sys
-from typing import Any
-
-from absl import app, flags
-from ml_collections import config_flags
+import argparse
+from collections.abc import Sequence
 
 from glide_jax.errors import GlideError, run_cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A page of configs/; change options by --config.NAME=VALUE."
-)
-_DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Show the model, its memory and the first batch, and compile one step; train nothing."
-)
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where no launcher says it.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_EXAMPLES = """\
+examples:
+  python train.py --config configs/emoji_finetune.py
+  python train.py --config configs/emoji_finetune.py --config.train.batch_size=8 --config.run_dir=runs/mine
+  python train.py --config configs/glide_base.py --dry_run
+
+docs/options.md lists all options of a page.
+"""
 
 
-def main() -> int:
-    """Parses the flags, checks the whole configuration, joins the other processes, then trains."""
-    page = _parse(sys.argv)
+def parser() -> argparse.ArgumentParser:
+    """All options of `train.py` but those of the page."""
+    parse = argparse.ArgumentParser(
+        prog="train.py",
+        description="Trains or fine-tunes a model as a page of configs/ says.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parse.add_argument
+    add("--config", metavar="FILE", help="a page of configs/; change its options by --config.NAME=VALUE")
+    add("--dry_run", action="store_true",
+        help="show the model, its memory and the first batch, and compile one step; train nothing")  # fmt: skip
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where no launcher says it")
+    add("--num_processes", type=int, help="how many processes train together")
+    add("--process_id", type=int, help="the number of this one, from 0")
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, checks the whole configuration, joins the other processes, then trains.
+
+    Raises:
+        GlideError: impossible options, or what training cannot start from.
+    """
+    args, rest = parser().parse_known_args(argv)
+    changes = overrides(rest)
+    if args.config is None:
+        raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
     # They take seconds to import; mistakes in flags and --help need not wait for them.
-    from glide_jax.config import from_ml_collections  # noqa: PLC0415
+    from glide_jax.config import from_ml_collections, override, read_page  # noqa: PLC0415
     from glide_jax.parallel import initialize_from_environment  # noqa: PLC0415
     from glide_jax.train import Trainer, dry_run  # noqa: PLC0415
 
+    page = read_page(args.config)
+    for key, text in changes:
+        override(page, key, text)
     config = from_ml_collections(page)
-    initialize_from_environment(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    return dry_run(config) if _DRY_RUN.value else Trainer(config).run()
+    initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)
+    return dry_run(config) if args.dry_run else Trainer(config).run()
 
 
-def _parse(argv: list[str]) -> Any:
-    app.define_help_flags()
-    try:
-        rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        raise GlideError(f"unknown configuration key {_line(error)}") from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise GlideError(_line(error)) from error
-    if len(rest) > 1:
-        raise GlideError(f"unexpected argument {rest[1]!r}; options are written --config.NAME=VALUE")
-    if _CONFIG.value is None:
-        raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
-    return _CONFIG.value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).strip('"').split())
+def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`; raises `GlideError` at anything else."""
+    found: list[tuple[str, str]] = []
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--config."):
+            raise GlideError(f"unexpected argument {word!r}; options of a page are written --config.NAME=VALUE")
+        if not equals and (value := next(words, "--")).startswith("--"):
+            raise GlideError(f"{name} needs a value: {name}=VALUE")
+        found.append((name.removeprefix("--config."), value))
+    return found
 
 
 if __name__ == "__main__":

@@ -1,11 +1,53 @@
-"""What a checkpoint is of: its options, its parameters and their names in PyTorch."""
+"""What a checkpoint is of: its architecture, recorded with it or inferred from a `state_dict` and a user's options.
 
-from dataclasses import asdict
-from typing import Any, NamedTuple
+Every dimension is read from many tensors at once and the majority wins, so that a missing or damaged tensor does not
+spoil it, but is found when the tensors are compared with the architecture. What no tensor tells is as in the published
+models, unless a user says otherwise.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flax.traverse_util import flatten_dict
 
 from convert.keymap import Entry, clip_keymap, glide_keymap
 from glide_jax.errors import GlideError
+from glide_jax.files import read_text
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
+from glide_jax.options import build, convert, fields, parse
+
+Options = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # channels: inpaint, super_res
+_IMAGE_SIZES = (64, 128, 256)
+_LEAST_TENSORS = 10  # of a block; a number that so many tensors cannot reach is left to be reported as unexpected
+_MOST_BLOCKS = 100  # of one kind; the published models have 16
+# The axis of one tensor that alone tells an option; the image tower has a token a patch and one more.
+_CLIP_AXES = {
+    "text": {"n_vocab": ("input.w_voc", 0), "max_text_len": ("input.w_pos", 0), "n_embd": ("output.f.w", 0)},
+    "image": {
+        "n_timesteps": ("input.w_t", 0),
+        "patch_size": ("input.patch_proj", 3),
+        "tokens": ("input.w_pos", 0),
+        "n_embd": ("output.f.w", 0),
+    },
+}
+# Options of the reference on how a model is run, not what it is.
+_IGNORED = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule", "logit_scale"}
+_LISTS = ("channel_mult", "attention_resolutions")
+
+
+@dataclass(frozen=True)
+class _Diffusion:
+    diffusion_steps: int = 1000
+    noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
 
 
 class Architecture(NamedTuple):
@@ -26,7 +68,8 @@ class Architecture(NamedTuple):
     @property
     def torch_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of the `state_dict`."""
-        return {entry.torch: entry.torch_shape(leaf(self.params, entry.path).shape) for entry in self.keymap}
+        params = flatten_dict(self.params)
+        return {entry.torch: entry.torch_shape(params[entry.path].shape) for entry in self.keymap}
 
 
 def glide_architecture(config: ModelConfig, diffusion: dict[str, Any]) -> Architecture:
@@ -52,27 +95,206 @@ def recorded_architecture(record: dict[str, Any], where: str) -> Architecture:
         GlideError: it tells none; `where` names the checkpoint.
     """
     if "model" in record:
-        options: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record["model"].items()
-        }
-        return glide_architecture(ModelConfig(**options), record.get("diffusion", {}))
+        return glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
     if "clip_text" in record:
-        return clip_architecture(ClipTextConfig(**record["clip_text"]))
+        return clip_architecture(build(ClipTextConfig, record["clip_text"]))
     if "clip_image" in record:
-        return clip_architecture(ClipImageConfig(**record["clip_image"]))
+        return clip_architecture(build(ClipImageConfig, record["clip_image"]))
     raise GlideError(f"the record of {where} does not tell its model")
 
 
-def leaf(params: Params, path: tuple[str, ...]) -> Any:
-    """The (abstract) array at `path`."""
-    node: Any = params
-    for name in path:
-        node = node[name]
-    return node
+def read_options(path: Path) -> Options:
+    """The options in a JSON file: an object of them, or one that holds them under "options" or "config".
+
+    Raises:
+        GlideError: the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(read_text(path, "--options"))
+    except (ValueError, RecursionError) as error:
+        raise GlideError(f"cannot read --options {path}: {error}") from error
+    if isinstance(content, dict):
+        content = content.get("options", content.get("config", content))
+    if not isinstance(content, dict):
+        raise GlideError(f"--options {path} holds no JSON object of options")
+    return parse_options(content)
 
 
-def place(params: Params, path: tuple[str, ...], array: Any) -> None:
-    """Puts an array at `path`, with the dicts on the way to it."""
-    for name in path[:-1]:
-        params = params.setdefault(name, {})
-    params[path[-1]] = array
+def parse_options(content: Options) -> Options:
+    """Options as ours are; the reference writes lists as "32,16,8" and a model without text as None.
+
+    Raises:
+        GlideError: a list that is none.
+    """
+    options = {name: value for name, value in content.items() if name not in _IGNORED}
+    if options.get("xf_width", 0) is None:
+        options["xf_width"] = 0
+    for name in [each for each in _LISTS if each in options]:
+        value = () if options[name] == "" else options[name]
+        read: Any = parse if isinstance(value, str) else convert
+        options[name] = read(tuple[int, ...], value, f"--options: {name}")
+    return options
+
+
+def infer(shapes: Shapes, options: Options) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture, and what had to be assumed of it: options that neither tensors nor user tell.
+
+    Args:
+        shapes: of every tensor.
+        options: what the user says, under the reference's names.
+
+    Raises:
+        GlideError: these are no such tensors, or an option is unknown or contradicts them.
+    """
+    if _numbers(shapes, r"output_blocks\.(\d+)\."):
+        values, assumed = _infer_glide(shapes, _checked(options, ModelConfig, _Diffusion))
+        diffusion = {name: values.pop(name) for name in fields(_Diffusion)}
+    elif _numbers(shapes, r"blocks\.block_(\d+)\."):
+        values, assumed = _infer_clip(shapes, _checked(options, ClipTextConfig, ClipImageConfig))
+        diffusion = {}
+    else:
+        raise GlideError(f"these are no GLIDE or noised CLIP tensors: {', '.join(list(shapes)[:3])}, ...")
+    try:
+        if diffusion:
+            return glide_architecture(ModelConfig(**values), diffusion), assumed
+        return clip_architecture(_clip_config(shapes)(**values)), assumed
+    except GlideError as error:
+        raise GlideError(f"{error}; what the tensors do not tell is given by --options FILE.json") from error
+
+
+def _checked(options: Options, *classes: type) -> dict[str, Any]:
+    """Options that fields of `classes` have the names and types of."""
+    known = {name: field.hint for each in classes for name, field in fields(each).items()}
+    for name in options:
+        if name not in known:
+            raise GlideError(f"--options: {name} is unknown; there are {', '.join(known)}")
+    return {name: convert(known[name], value, f"--options: {name}") for name, value in options.items()}
+
+
+def _infer_glide(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    inferred, attending_levels = _read_unet(shapes)
+    inferred |= _read_text(shapes)
+    published = _published(options | inferred)
+    size = options.get("image_size", published["image_size"])
+    inferred["attention_resolutions"] = tuple(size >> level for level in attending_levels)
+    values, assumed = _complete(inferred, published, _comparable(options, inferred, size))
+    if not values["super_res"]:
+        assumed.pop("low_res_size", None)
+    return values, assumed
+
+
+def _read_unet(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
+    """What the UNet's tensors tell, and the levels (0 is the largest) that have attention."""
+    width = max(_majority(shapes, r"(input|output)_blocks\.\d+\.\d\.emb_layers\.1\.weight", 1) // 4, 1)
+    count = 1 + max(_numbers(shapes, r"output_blocks\.(\d+)\."))
+    upsampling = _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.(?:in_layers|conv)\.")
+    per_level = 1 + min(upsampling, default=count - 1)
+    attending = _numbers(shapes, r"output_blocks\.(\d+)\.1\.qkv\.")
+    # The way up starts at the smallest level.
+    levels = [range(start, min(start + per_level, count)) for start in range(0, count, per_level)][::-1]
+    widths = [
+        _majority(shapes, rf"output_blocks\.({'|'.join(map(str, level))})\.0\.out_layers\..*", 0) for level in levels
+    ]
+    inputs = shapes.get("input_blocks.0.0.weight", ())
+    inferred = {
+        "num_channels": width,
+        "num_res_blocks": per_level - 1,
+        "channel_mult": tuple(level_width // width for level_width in widths),
+        "use_scale_shift_norm": _majority(shapes, r"middle_block\.[02]\.emb_layers\.1\..*", 0) == 2 * widths[-1],
+    }
+    if len(inputs) > 1 and inputs[1] in _VARIANTS:
+        inferred["inpaint"], inferred["super_res"] = _VARIANTS[inputs[1]]
+    if upsampling:
+        inferred["resblock_updown"] = not _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.conv\.")
+    return inferred, [i for i, level in enumerate(levels) if attending & set(level)]
+
+
+def _read_text(shapes: Shapes) -> dict[str, Any]:
+    blocks = _numbers(shapes, r"transformer\.resblocks\.(\d+)\.")
+    if not blocks:
+        return {"xf_width": 0}
+    return {
+        "text_ctx": _majority(shapes, r"(positional|padding)_embedding", 0),
+        "xf_width": _majority(shapes, r"transformer\.resblocks\.\d+\.ln_[12]\..*", 0),
+        "xf_layers": 1 + max(blocks),
+        "xf_final_ln": any(key.startswith("final_ln.") for key in shapes),
+        "xf_padding": "padding_embedding" in shapes,
+    }
+
+
+def _published(known: Options) -> dict[str, Any]:
+    """All options of the published model of a kind, in the image size that fits the levels' widths."""
+    super_res = known.get("super_res", False)
+    size = 256 if super_res else 64
+    fitting = [s for s in (size, *_IMAGE_SIZES) if ModelConfig(image_size=s).channel_mult == known["channel_mult"]]
+    diffusion = _Diffusion(noise_schedule="linear") if super_res else _Diffusion()
+    return asdict(ModelConfig()) | {"image_size": fitting[0] if fitting else size} | asdict(diffusion)
+
+
+def _comparable(options: dict[str, Any], inferred: Options, size: int) -> dict[str, Any]:
+    """Options without what only repeats a default of the reference or never takes effect."""
+    reached = {size >> level for level in range(len(inferred["channel_mult"]))}
+    options = {name: value for name, value in options.items() if name != "channel_mult" or value}
+    if "attention_resolutions" in options:
+        attending = set(options["attention_resolutions"]) & reached
+        options["attention_resolutions"] = tuple(sorted(attending, reverse=True))
+    return options
+
+
+def _clip_config(shapes: Shapes) -> type[ClipImageConfig] | type[ClipTextConfig]:
+    image = "blocks.input.patch_proj" in shapes or "blocks.input.w_t" in shapes
+    return ClipImageConfig if image else ClipTextConfig
+
+
+def _infer_clip(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = _clip_config(shapes)
+    side, published = "image" if config is ClipImageConfig else "text", asdict(config())
+    options = {name: value for name, value in options.items() if name in published}
+    inferred = _read_clip(shapes, side, published | options)
+    heads, head_width = f"n_head_{side}", f"n_head_state_{side}"
+    width = _majority(shapes, r"blocks\.block_\d+\.f_(attn|mlp)\.ln\..*", 0)
+    if heads in options:
+        options.setdefault(head_width, width // max(options[heads], 1))
+    inferred[heads] = width // max(options.get(head_width, published[head_width]), 1)
+    return _complete(inferred, published, options)
+
+
+def _read_clip(shapes: Shapes, side: str, otherwise: Options) -> dict[str, Any]:
+    """What a tower's tensors tell; `otherwise` has options that some of it must be read with."""
+    axes = {name: (shapes.get(f"blocks.{key}", ()), axis) for name, (key, axis) in _CLIP_AXES[side].items()}
+    inferred: dict[str, Any] = {name: shape[axis] for name, (shape, axis) in axes.items() if len(shape) > axis}
+    if "tokens" in inferred:
+        inferred["image_size"] = isqrt(max(inferred.pop("tokens") - 1, 0)) * {**otherwise, **inferred}["patch_size"]
+    inferred[f"n_xf_blocks_{side}"] = 1 + max(_numbers(shapes, r"blocks\.block_(\d+)\."))
+    return inferred
+
+
+def _complete(inferred: Options, published: Options, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All options with their values, and those of them that are assumptions: neither inferred nor given."""
+    contradictions = [
+        f"{name} is {value} in the tensors, {options[name]} in the options"
+        for name, value in inferred.items()
+        if name in options and options[name] != value
+    ]
+    if contradictions:
+        raise GlideError(f"--options contradict the tensors: {'; '.join(contradictions)}")
+    assumed = {name: value for name, value in published.items() if name not in inferred and name not in options}
+    return {**published, **options, **inferred}, assumed
+
+
+def _majority(shapes: Shapes, pattern: str, axis: int) -> int:
+    """The most common length of an axis among the tensors whose whole key matches."""
+    lengths = [shape[axis] for key, shape in shapes.items() if re.fullmatch(pattern, key) and len(shape) > axis]
+    if not lengths:
+        raise GlideError(f"no tensor has a name like {pattern}: the architecture cannot be read")
+    return Counter(lengths).most_common(1)[0][0]
+
+
+def _numbers(shapes: Shapes, pattern: str) -> set[int]:
+    """The numbers in the pattern's group among the keys that start with it, as far as there can be such blocks."""
+    texts = {found[1] for key in shapes if (found := re.match(pattern, key))}
+    numbers = {int(text) for text in texts if len(text) < 6}
+    numbers = {number for number in numbers if number <= len(shapes) // _LEAST_TENSORS}
+    if max(numbers, default=0) >= _MOST_BLOCKS:
+        raise GlideError(f"the tensors have names like {pattern} up to {max(numbers)}: at most {_MOST_BLOCKS} are read")
+    return numbers

@@ -5,18 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.download import PUBLISHED
-from convert.infer import infer
-from convert.options import Options, read_options
+from convert.architecture import Options, infer, read_options
+from convert.download import PUBLISHED, Source, open_source
 from convert.shrink import shrink
-from convert.source import Source, open_source
-from convert.tensor_file import DTYPES, read_state_dict
+from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import check_tensors, to_flax
 from convert.to_torch import to_torch
-
-_SOURCE = f"a PyTorch file (.pt, .pth, .ckpt, ...) or safetensors file, or a published name: {', '.join(PUBLISHED)}"
-_OPTIONS = "JSON file of options that the tensors do not tell, under the reference's names"
-_EMA = "read the EMA weights of a file that holds raw ones too, which are the default"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,46 +29,56 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     flax = commands.add_parser("to-flax", help="PyTorch file to checkpoint")
-    flax.add_argument("source", help=_SOURCE)
-    flax.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
-    flax.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
-    flax.add_argument("--ema", action="store_true", help=_EMA)
     flax.set_defaults(run=_to_flax)
+    _add_source(flax)
+    flax.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
 
     torch = commands.add_parser("to-torch", help="checkpoint to PyTorch file")
+    torch.set_defaults(run=_to_torch)
     torch.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
     torch.add_argument("--output", type=Path, required=True, metavar="FILE.pt", help="the new file")
     which = torch.add_mutually_exclusive_group()
-    for name, what in (
-        ("ema", "averaged weights, the default where there are any"),
-        ("params", "raw weights"),
-    ):
+    for name, what in (("ema", "EMA weights, the default where there are any"), ("params", "raw weights")):
         which.add_argument(f"--{name}", dest="weights", action="store_const", const=name, help=what)
     torch.add_argument(
         "--dtype", choices=DTYPES, help="default: the source's if the weights are unchanged, else float32"
     )
-    torch.set_defaults(run=_to_torch)
 
-    small = commands.add_parser("shrink", help="checkpoint to a small one: averaged weights in bfloat16")
+    small = commands.add_parser("shrink", help="checkpoint to a small one: EMA weights in bfloat16")
+    small.set_defaults(run=_shrink)
     small.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
     small.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
     small.add_argument(
         "--captions", type=Path, metavar="FILE.txt", help="all captions it was trained on; other tokens are forgotten"
     )
-    small.set_defaults(run=_shrink)
 
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
-    inspect.add_argument("source", help=_SOURCE)
-    inspect.add_argument("--options", type=Path, metavar="FILE.json", help=_OPTIONS)
-    inspect.add_argument("--ema", action="store_true", help=_EMA)
     inspect.set_defaults(run=_inspect)
+    _add_source(inspect)
     return parser
 
 
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(PUBLISHED)
+    parser.add_argument(
+        "source", help=f"a PyTorch file (.pt, .pth, .ckpt, ...) or safetensors file, or a published name: {names}"
+    )
+    parser.add_argument(
+        "--options",
+        type=Path,
+        metavar="FILE.json",
+        help="JSON file of options that the tensors do not tell, under the reference's names",
+    )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="read the EMA weights of a file that holds raw ones too, which are the default",
+    )
+
+
 def _to_flax(given: argparse.Namespace) -> None:
-    source = _open(given)
-    architecture, assumed, told = to_flax(source, given.output, _options(given), ema=given.ema)
-    _tell(told)
+    source, options = _opened(given)
+    architecture, assumed = to_flax(source, given.output, options, ema=given.ema)
     print(f"{architecture.kind} model written to {given.output}{_assumptions(assumed)}")
 
 
@@ -89,35 +93,22 @@ def _shrink(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    source = _open(given)
-    arrays, told = read_state_dict(source.path, ema=given.ema)
-    _tell(told)
-    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, _options(given))
+    source, options = _opened(given)
+    arrays = read_state_dict(source.path, ema=given.ema)
+    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
     for key, array in arrays.items():
         print(f"{array.dtype.name:9} {'x'.join(map(str, array.shape)):16} {key}")
     dtypes = Counter(array.dtype.name for array in arrays.values())
-    count = sum(array.size for array in arrays.values())
-    print(f"{architecture.kind} model, {count:,} parameters in {_counted(dtypes)}{_assumptions(assumed)}")
+    counted = ", ".join(f"{count} {name} tensors" for name, count in dtypes.items())
+    total = sum(array.size for array in arrays.values())
+    print(f"{architecture.kind} model, {total:,} parameters in {counted}{_assumptions(assumed)}")
     check_tensors(arrays, architecture, str(source.path))
 
 
-def _open(given: argparse.Namespace) -> Source:
+def _opened(given: argparse.Namespace) -> tuple[Source, Options]:
     source = open_source(given.source)
     print(f"sha256 {source.sha256}  {source.path}")
-    return source
-
-
-def _tell(told: str) -> None:
-    if told:
-        print(told)
-
-
-def _options(given: argparse.Namespace) -> Options:
-    return {} if given.options is None else read_options(given.options)
-
-
-def _counted(dtypes: Counter[str]) -> str:
-    return ", ".join(f"{count} {name} tensors" for name, count in dtypes.items())
+    return source, {} if given.options is None else read_options(given.options)
 
 
 def _assumptions(assumed: Options) -> str:

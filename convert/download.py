@@ -1,18 +1,22 @@
-"""The published checkpoints by name, from the cache or from their public address."""
+"""Files to convert: local ones, and the published checkpoints by name, downloaded into the cache."""
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from convert.file_kind import file_kind
+from convert.file_check import file_kind
 from glide_jax.cache import cache_folder
 from glide_jax.errors import GlideError
+from glide_jax.files import read_text, written
 from glide_jax.progress import Bar, bar
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021"
@@ -28,35 +32,73 @@ _CHUNK = 1 << 20
 _TIMEOUT = 30.0
 
 
-def published(name: str, address: str = ADDRESS) -> Path:
-    """The local file of a published checkpoint; the network is asked only where it is not in the cache.
+class Source(NamedTuple):
+    """A file of tensors: its published name or file name, where it is, and the sha256 of its bytes in hexadecimal."""
 
-    Args:
-        name: a key of `PUBLISHED`.
-        address: the folder that is its home.
+    name: str
+    path: Path
+    sha256: str
+
+
+def open_source(source: str) -> Source:
+    """The file of a path, whatever its suffix, or of a published name; downloaded if it is not in the cache.
+
+    The sha256 of a published file is recorded beside it when it is first used; one line says so, as nobody has
+    published the right one.
 
     Raises:
-        GlideError: as `download`.
+        GlideError: there is no such file, it cannot be downloaded or read, or a published one has changed since.
     """
-    path = cache_folder() / PUBLISHED[name]
-    if not path.exists():
-        download(f"{address}/{PUBLISHED[name]}", path)
-    return path
+    if source in PUBLISHED:
+        path = cache_folder() / PUBLISHED[source]
+        if not path.exists():
+            download(f"{ADDRESS}/{path.name}", path)
+    else:
+        path = _local(source)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise GlideError(f"cannot read {source}: {error.strerror or error}") from error
+    if source in PUBLISHED:
+        _compare_with_first_use(path, sha256)
+    return Source(source if source in PUBLISHED else path.name, path, sha256)
 
 
-class _Remote(NamedTuple):
-    """A file on a server, in the version that the first answer told."""
+def _local(source: str) -> Path:
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long, or of no user's home
+        path = Path(source).expanduser()
+        if path.is_dir():
+            raise GlideError(f"{source} is a folder: give a PyTorch or safetensors file")
+        if path.is_file():
+            return path
+    raise GlideError(f"{source} is neither a file nor a published name ({', '.join(PUBLISHED)})")
 
-    url: str
-    size: int
-    version: str
+
+def _compare_with_first_use(path: Path, sha256: str) -> None:
+    note = path.with_name(f"{path.name}.sha256")
+    if not note.exists():
+        line = f"{sha256}  {path.name}"  # as sha256sum writes and checks it
+        told = f"recorded in {note.name}: {line}"
+        try:
+            with written(note) as partial:
+                partial.write_text(f"{line}\n")
+        except GlideError as error:  # a cache that others keep may be read-only
+            told = f"its sha256 is not recorded: {error}"
+        print(f"nothing vouches for {path}, used for the first time; {told}")
+        return
+    known = read_text(note, "the sha256 in").split()[:1]
+    if not known or not re.fullmatch(r"[0-9a-fA-F]{64}", known[0]):
+        raise GlideError(f"{note} holds no sha256: delete it, and that of {path.name} is recorded anew")
+    if known[0].lower() != sha256:
+        raise GlideError(f"{path} has changed since it was first used ({note.name} differs): delete both and run again")
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches a checkpoint whole or not at all; a download cut short goes on where it stopped, now or later.
+    """Downloads a checkpoint whole or not at all; one cut short is resumed where it stopped, now or later.
 
     The bytes gather under a temporary name that carries the server's version of the file (its ETag), so that
-    two versions never mix. Of several processes that want the same file one fetches it and the others wait.
+    two versions never mix. Of several processes that want the same file one downloads it and the others wait.
 
     Raises:
         GlideError: the server cannot be reached, has no such file, does not tell its size, stops short, or sends
@@ -64,16 +106,23 @@ def download(url: str, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remote = _describe(url)
-        part = path.with_name(f"{path.name}.{zlib.crc32(remote.version.encode()):08x}.part")
+        size, version = _describe(url)
+        part = path.with_name(f"{path.name}.{zlib.crc32(version.encode()):08x}.part")
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0, os.SEEK_END)
             if path.exists():  # another process was faster
                 part.unlink(missing_ok=True)
                 return
-            with bar(f"downloading {path.name} (MiB)", remote.size >> 20, file.tell() >> 20) as progress:
-                _complete(remote, file, progress)
+            with bar(f"downloading {path.name} (MiB)", size >> 20, file.tell() >> 20) as progress:
+                while (done := file.tell()) < size:
+                    _append(url, size, version, file, progress)
+                    file.flush()
+                    if file.tell() <= done:
+                        raise GlideError(f"{url} stopped at {done} of {size} bytes: run again to resume")
+            if file.tell() != size:
+                file.truncate(0)
+                raise GlideError(f"{url} sent more than its {size} bytes: run again to start over")
             _check_kind(url, part)
             part.replace(path)
     except urllib.error.HTTPError as error:
@@ -85,23 +134,49 @@ def download(url: str, path: Path) -> None:
         ) from error
 
 
-def _describe(url: str) -> _Remote:
-    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT) as response:
-        _refuse_pages(url, response.headers)
-        told = response.headers.get("Content-Length")
-        if told is None:
+def _describe(url: str) -> tuple[int, str]:
+    """The size of a file on a server, and its version."""
+    with _answer(urllib.request.Request(url, method="HEAD")) as response:
+        length = response.headers.get("Content-Length")
+        if length is None:
             raise GlideError(f"{url} does not tell its size, so a download could not be checked")
-        size = _number(told)
+        size = _number(length)
         if size is None:
-            raise GlideError(f"{url} tells {told[:40]!r} as its size, which is no number")
+            raise GlideError(f"{url} tells {length[:40]!r} as its size, which is no number")
         if size == 0:
             raise GlideError(f"{url} is empty")
-        return _Remote(url, size, _version(response.headers) or str(size))
+        return size, _version(response.headers) or str(size)
 
 
-def _refuse_pages(url: str, headers: Any) -> None:
-    if headers.get_content_type() == "text/html":
-        raise GlideError(f"{url} answered with a web page, not a file: does this network ask for a login?")
+def _append(url: str, size: int, version: str, file: IO[bytes], progress: Bar) -> None:
+    """Asks for what is missing, and writes as much of it as comes."""
+    headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
+    if headers and version.startswith('"'):  # only a strong ETag may be asked for
+        headers["If-Range"] = version
+    with _answer(urllib.request.Request(url, headers=headers)) as response:
+        span, _, total = response.headers.get("Content-Range", "").partition("/")
+        resumed = span.startswith(f"bytes {file.tell()}-")
+        whole = _number(total if resumed else response.headers.get("Content-Length", ""))
+        if whole not in (None, size) or _version(response.headers) not in ("", version):
+            file.truncate(0)
+            raise GlideError(f"{url} changed during the download: run again to start over")
+        if not resumed:
+            file.truncate(0)
+            file.seek(0)
+        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any
+            while chunk := response.read(_CHUNK):
+                before = file.tell() >> 20
+                file.write(chunk)
+                progress.update((file.tell() >> 20) - before)
+
+
+@contextlib.contextmanager
+def _answer(request: urllib.request.Request) -> Iterator[Any]:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if response.headers.get_content_type() == "text/html":
+            where = request.full_url
+            raise GlideError(f"{where} answered with a web page, not a file: does this network ask for a login?")
+        yield response
 
 
 def _version(headers: Any) -> str:
@@ -111,40 +186,6 @@ def _version(headers: Any) -> str:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
-
-
-def _complete(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
-    """Asks for what is missing as long as each answer brings more of it."""
-    while (done := file.tell()) < remote.size:
-        _append(remote, file, progress)
-        file.flush()
-        if file.tell() <= done:
-            raise GlideError(f"{remote.url} stopped at {done} of {remote.size} bytes: run again to go on from there")
-    if file.tell() != remote.size:
-        file.truncate(0)
-        raise GlideError(f"{remote.url} sent more than its {remote.size} bytes: run again to start over")
-
-
-def _append(remote: _Remote, file: IO[bytes], progress: Bar) -> None:
-    headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
-    if headers and remote.version.startswith('"'):  # only a strong ETag may be asked for
-        headers["If-Range"] = remote.version
-    with urllib.request.urlopen(urllib.request.Request(remote.url, headers=headers), timeout=_TIMEOUT) as response:
-        _refuse_pages(remote.url, response.headers)
-        span, _, total = response.headers.get("Content-Range", "").partition("/")
-        goes_on = span.startswith(f"bytes {file.tell()}-")
-        told = _number(total if goes_on else response.headers.get("Content-Length", ""))
-        if told not in (None, remote.size) or _version(response.headers) not in ("", remote.version):
-            file.truncate(0)
-            raise GlideError(f"{remote.url} changed during the download: run again to start over")
-        if not goes_on:  # the whole file
-            file.truncate(0)
-            file.seek(0)
-        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any
-            while chunk := response.read(_CHUNK):
-                before = file.tell() >> 20
-                file.write(chunk)
-                progress.update((file.tell() >> 20) - before)
 
 
 def _check_kind(url: str, part: Path) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint to hand on: its averaged weights alone, in two bytes each."""
+"""A checkpoint to publish: its EMA weights alone, in bfloat16."""
 
 from pathlib import Path
 
@@ -10,20 +10,19 @@ from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.errors import GlideError
 from glide_jax.files import lines, read_text
-from glide_jax.models import Params
 from glide_jax.tokenizer import GlideTokenizer
 
 _LONGEST_CAPTION = 256  # tokens
 
 
 def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tuple[Architecture, int]:
-    """Writes the weights of a GLIDE model in bfloat16, rounded to the nearest.
+    """Writes the weights of a model in bfloat16, rounded to the nearest.
 
     Args:
-        checkpoint: a run folder, one of its steps or converted weights; averaged weights where there are any.
+        checkpoint: a run folder, one of its steps or converted weights; its EMA weights where there are any.
         output: folder of the new checkpoint, which must not exist.
         captions: text file of the captions that the model was trained on. Tokens in none of them get a row of zeros
-            in the table of token embeddings, which compresses to nothing; drawings from the others stay the same.
+            in the table of token embeddings, which compresses to nothing; images of the others stay the same.
 
     Returns:
         The architecture, and the bytes written.
@@ -37,15 +36,15 @@ def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tupl
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
     params = load_weights(checkpoint, half)
     if captions is not None:
-        _forget_unused_tokens(params, captions)
+        table = params["text"]["token_embedding"]
+        params["text"]["token_embedding"] = jnp.where(_used_tokens(captions, len(table)), table, 0)
     save_weights(output, params, architecture.record, compress=True)
     return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 
-def _forget_unused_tokens(params: Params, captions: Path) -> None:
+def _used_tokens(captions: Path, vocabulary: int) -> np.ndarray:
     texts = ["", *lines(read_text(captions, "the captions in"))]
     tokens, _ = GlideTokenizer().padded(texts, _LONGEST_CAPTION)  # padding is a token too
-    table = params["text"]["token_embedding"]
-    used = np.zeros((len(table), 1), bool)
+    used = np.zeros((vocabulary, 1), bool)
     used[np.unique(tokens)] = True
-    params["text"]["token_embedding"] = jnp.where(used, table, 0)
+    return used

@@ -1,10 +1,29 @@
-"""The `state_dict` in what a training program saved: raw or averaged, and without the names of wrappers."""
+"""State dicts in PyTorch's and safetensors files, as NumPy arrays: the one place that needs torch.
 
+Training programs save weights beside optimiser states and step counts, under names of their own and those of wrappers:
+`find_state_dict` finds the raw or the EMA weights among them.
+"""
+
+import pickle
 import re
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import ml_dtypes
+import numpy as np
+
+from convert.file_check import SAFETENSORS, check_plain, check_zipped, file_kind
 from glide_jax.errors import GlideError
+from glide_jax.files import written
+
+if TYPE_CHECKING:
+    import torch
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
+SOURCE_DTYPES = DTYPES | {"float64": np.dtype(np.float64)}
 
 _RAW = ("state_dict", "model_state_dict", "model", "module", "online_model")
 _EMA = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
@@ -12,23 +31,104 @@ _DEEPEST = 3  # dicts in each other; one may hold itself
 # What data parallelism, torch.compile and training frameworks put before the names of the module they wrap.
 _WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)*")
 _COMPILED = "_orig_mod."
+_AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
 _MOST_TENSORS = 10_000  # the published models have 797
 _LONGEST_NAME = 500
-_AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
+
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # begins what torch.save wrote before zip archives
+
+# What training programs keep beside weights, and what is read of it: nothing. None of these is made or run.
+_IGNORED = (
+    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+)
+
+
+class _Ignored:
+    """Stands in for an object of one of these names, whatever it would have been made of."""
+
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+_STAND_INS = [  # torch knows a class by its module and name
+    type(name, (_Ignored,), {"__module__": module}) for module, _, name in (each.rpartition(".") for each in _IGNORED)
+]
 
 
 class Found(NamedTuple):
-    """A `state_dict` and how it was found.
-
-    Attributes:
-        tensors: by name, in their order.
-        entry: its name in the file, "" for the file as a whole.
-        told: what else a person should know, a phrase each.
-    """
+    """A `state_dict`, its name in the file ("" for the file as a whole), and remarks for the user."""
 
     tensors: dict[str, Any]
     entry: str
-    told: list[str]
+    notes: list[str]
+
+
+def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
+    """The `state_dict` in a safetensors file or in a file of `torch.save`, notes apart by their content.
+
+    It may lie beside optimiser states and the like; a line printed says where it was found, and what float64 will cost.
+    Nothing stored in the file is executed.
+
+    Args:
+        path: the file.
+        ema: whether to read the EMA weights of a file that holds raw ones too.
+
+    Returns:
+        Views of the file, read when they are used, in its order and dtypes.
+
+    Raises:
+        GlideError: torch is missing, the file cannot be read or is something else, or it does not hold one such
+            dict of tensors.
+    """
+    torch, kind = _torch(), file_kind(path)
+    content = _load_safetensors(path) if kind == SAFETENSORS else _load_pickle(path)
+    found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
+    arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
+    # A few stored numbers may be spread over a tensor of any shape, which takes room only when it is used.
+    size, stored = sum(array.nbytes for array in arrays.values()), path.stat().st_size
+    if size > stored:
+        raise GlideError(f"{path} tells of {size} bytes of tensors, and has only {stored}: it is no checkpoint")
+    misnamed = (path.suffix == ".safetensors") != (kind == SAFETENSORS)
+    notes = [f"{kind} in spite of its name"] if misnamed else []
+    notes += [*found.notes, *_about_float64(arrays)]
+    if found.entry or notes:
+        entry = f'"{found.entry}" of the file' if found.entry else "the file"
+        print(f"read {', '.join([entry, *notes])}")
+    return arrays
+
+
+def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a `state_dict` that `torch.load` reads, in the order and dtypes given; whole or not at all.
+
+    Raises:
+        GlideError: torch is missing, or the file exists or cannot be written.
+    """
+    torch = _torch()
+    if path.exists():
+        raise GlideError(f"{path} exists already; choose another file or remove it")
+    with written(path) as partial:
+        try:
+            torch.save({key: _to_tensor(array) for key, array in arrays.items()}, partial)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(_first_line(error)) from error
+
+
+def holds(dtype: np.dtype, array: np.ndarray) -> bool:
+    """Whether `dtype` can hold the values of a floating array exactly."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return dtype == array.dtype or bool(np.array_equal(array.astype(dtype).astype(array.dtype), array))
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a path is text; those of other encodings are not, and libraries in C++ refuse them."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def find_state_dict(content: Any, is_tensor: Callable[[Any], bool], where: str, *, ema: bool) -> Found:
@@ -61,8 +161,10 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool], where: str, 
         content = content[chosen[0]]
     if ema and not set(names) & set(_EMA):
         raise GlideError(f"{where} holds no EMA weights by name: leave out --ema")
-    tensors, told = _without_wrappers(_checked(content, is_tensor, where, names), where)
-    return Found(tensors, "/".join(names), told + [f'--ema reads "{name}" instead' for name in beside])
+    entry = "/".join(names)
+    _check_tensors(content, is_tensor, f'"{entry}" of {where}' if entry else where)
+    tensors, notes = _unwrapped(content, where)
+    return Found(tensors, entry, notes + [f'--ema reads "{name}" instead' for name in beside])
 
 
 def _grouped(content: dict[Any, Any]) -> dict[Any, Any]:
@@ -89,8 +191,7 @@ def _holds_tensors(value: Any, is_tensor: Callable[[Any], bool]) -> bool:
     return False
 
 
-def _checked(content: Any, is_tensor: Callable[[Any], bool], where: str, names: list[str]) -> dict[Any, Any]:
-    where = f'"{"/".join(names)}" of {where}' if names else where
+def _check_tensors(content: Any, is_tensor: Callable[[Any], bool], where: str) -> None:
     if not isinstance(content, dict) or not content:
         raise GlideError(f"{where} holds {type(content).__name__}, not a state_dict of named tensors")
     if len(content) > _MOST_TENSORS:
@@ -99,26 +200,24 @@ def _checked(content: Any, is_tensor: Callable[[Any], bool], where: str, names: 
         if not isinstance(key, str | int) or len(str(key)) > _LONGEST_NAME or not str(key).isprintable():
             raise GlideError(f"{where} holds a tensor under {ascii(key)[:60]}, which is no name of one")
         if not is_tensor(value):
-            known = ", ".join(_RAW + _EMA)
             raise GlideError(
                 f"{where} holds {type(value).__name__} under {key!r}: give a file of a bare state_dict,"
-                f" or of one under one of these names: {known}"
+                f" or of one under one of these names: {', '.join(_RAW + _EMA)}"
             )
-    return content
 
 
-def _without_wrappers(tensors: dict[Any, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+def _unwrapped(tensors: dict[Any, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     named = {str(key): value for key, value in tensors.items() if key != _AVERAGED_COUNT}
     prefix = _common_wrapper(list(named))
     plain = {key.removeprefix(prefix).replace(_COMPILED, ""): value for key, value in named.items()}
     if len(plain) < len(named):
         raise GlideError(f"{where} holds some tensors twice, with and without the prefix {_COMPILED!r}")
-    told = [f'without the prefix "{prefix}"'] if prefix else []
+    notes = [f'without the prefix "{prefix}"'] if prefix else []
     if any(_COMPILED in key.removeprefix(prefix) for key in named):
-        told.append(f'without "{_COMPILED}" inside names')
+        notes.append(f'without "{_COMPILED}" inside names')
     if _AVERAGED_COUNT in tensors:
-        told.append(f'without "{_AVERAGED_COUNT}"')
-    return plain, told
+        notes.append(f'without "{_AVERAGED_COUNT}"')
+    return plain, notes
 
 
 def _common_wrapper(keys: list[str]) -> str:
@@ -128,3 +227,81 @@ def _common_wrapper(keys: list[str]) -> str:
     while not all(key.startswith(prefix) for key in keys):
         prefix = prefix[: prefix.rfind(".", 0, -1) + 1]
     return prefix
+
+
+def _about_float64(arrays: dict[str, np.ndarray]) -> list[str]:
+    wide = [array for array in arrays.values() if array.dtype == np.float64]
+    rounded = sum(not holds(DTYPES["float32"], array) for array in wide)
+    if rounded:
+        return [f"float64 rounded to float32 in {rounded} of {len(arrays)} tensors"]
+    return ["float64 as float32 without loss"] if wide else []
+
+
+def _torch() -> Any:
+    try:
+        import torch  # noqa: PLC0415 - only conversion needs it
+    except ImportError as error:
+        raise GlideError("reading and writing PyTorch files needs torch: pip install 'glide-jax[torch]'") from error
+    return torch
+
+
+def _load_pickle(path: Path) -> Any:
+    torch, head = _torch(), b""
+    try:
+        allowed = torch.serialization.safe_globals(_STAND_INS)
+        with path.open("rb") as file, allowed, warnings.catch_warnings(action="ignore"):
+            head = file.read(32)
+            file.seek(0)
+            # Older files cannot be mapped; by this suffix, or at a path that is no text, torch maps none.
+            mapped = head.startswith(b"PK") and path.suffix != ".safetensors" and is_unicode(path)
+            check_zipped(path) if head.startswith(b"PK") else check_plain(path)
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except GlideError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks to run {wanted[1]}" if wanted else "is no plain file of tensors"
+        raise GlideError(f"{path} is refused, nothing of it was run: it {what}") from error
+    except Exception as error:  # damaged bytes raise anything
+        if head.startswith(b"\x80") and _LEGACY not in head:
+            raise GlideError(f"{path} is a plain pickle: save its tensors with torch.save") from error
+        raise GlideError(f"{path} cannot be read as a PyTorch file ({_first_line(error)}): is it cut short?") from error
+
+
+def _load_safetensors(path: Path) -> Any:
+    _torch()
+    try:
+        from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    except ImportError as error:
+        raise GlideError("reading .safetensors files needs: pip install 'glide-jax[torch]'") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.offset_keys()}
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise GlideError(
+            f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it cut short?"
+        ) from error
+
+
+def _to_numpy(path: Path, key: str, tensor: "torch.Tensor") -> np.ndarray:
+    torch = _torch()
+    try:
+        if tensor.dtype == torch.bfloat16:  # unknown to NumPy: goes by its bits
+            return tensor.detach().view(torch.int16).numpy().view(BFLOAT16)
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError, ValueError) as error:
+        shape = f" of {tuple(tensor.shape)}"[:60] if tensor.layout == torch.strided else ""
+        what = f"{tensor.dtype} {tensor.layout}{shape}"
+        raise GlideError(f"{path}: {key} is {what}, which is not supported") from error
+
+
+def _to_tensor(array: np.ndarray) -> "torch.Tensor":
+    torch = _torch()
+    array = np.require(array, requirements=("C", "W"))
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

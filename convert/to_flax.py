@@ -1,36 +1,20 @@
 """PyTorch to Flax: a `state_dict` becomes a checkpoint of weights."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from convert.architecture import Architecture, place
-from convert.infer import infer
-from convert.options import Options
-from convert.source import Source
-from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_state_dict
+from convert.architecture import Architecture, Options, infer
+from convert.download import Source
+from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_state_dict
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
-from glide_jax.progress import bar
+from glide_jax.progress import tracked
 
 
-class Converted(NamedTuple):
-    """What became of a file.
-
-    Attributes:
-        architecture: of the model in it.
-        assumed: what of that was assumed.
-        told: how its tensors were read, as `StateDict.told`.
-    """
-
-    architecture: Architecture
-    assumed: Options
-    told: str
-
-
-def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False) -> Converted:
+def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False) -> tuple[Architecture, Options]:
     """Converts a file of tensors into a checkpoint at `output`, parameters in float32.
 
     The record tells the architecture and, under "source", the name, sha256, keys in their order and dtypes,
@@ -43,6 +27,9 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
         options: of the architecture, where the tensors do not tell them.
         ema: whether to take the EMA weights of a file that holds raw ones too.
 
+    Returns:
+        The architecture, and what of it was assumed.
+
     Raises:
         GlideError: the file cannot be read or does not fit, or `output` exists, cannot be written or is not in UTF-8.
     """
@@ -50,7 +37,7 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
         raise GlideError(f"{output} exists already; choose another --output or remove it")
     if not is_unicode(output.absolute()):
         raise GlideError(f"{str(output.absolute())!a} is not in UTF-8, as the folder of a checkpoint must be")
-    arrays, told = read_state_dict(source.path, ema=ema)
+    arrays = read_state_dict(source.path, ema=ema)
     architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
     check_tensors(arrays, architecture, str(source.path))
     origin = {
@@ -60,7 +47,7 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
         "dtypes": {key: _kept_dtype(array) for key, array in arrays.items()},
     }
     save_weights(output, convert_arrays(arrays, architecture), architecture.record | {"source": origin})
-    return Converted(architecture, assumed, told)
+    return architecture, assumed
 
 
 def _kept_dtype(array: np.ndarray) -> str:
@@ -101,11 +88,9 @@ def _is_finite(array: np.ndarray) -> bool:
 
 def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) -> Params:
     """Empties `arrays` into parameters: float32 copies under our names and in our layouts."""
-    params: Params = {}
-    with bar("converting tensors", len(architecture.keymap)) as progress:
-        for entry in architecture.keymap:
-            array = entry.to_flax(arrays.pop(entry.torch))
-            # A copy even where nothing changes: a view would keep the whole source file in memory.
-            place(params, entry.path, array.astype(np.float32, copy=entry.layout == "same"))
-            progress.update()
-    return params
+    params = {}
+    for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap)):
+        array = entry.to_flax(arrays.pop(entry.torch))
+        # A copy even where nothing changes: a view would keep the whole source file in memory.
+        params[entry.path] = array.astype(np.float32, copy=entry.layout == "same")
+    return unflatten_dict(params)

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from convert.architecture import Architecture, leaf, place, recorded_architecture
-from convert.tensor_file import DTYPES, SOURCE_DTYPES, holds, write_tensors
+from convert.architecture import Architecture, recorded_architecture
+from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, write_tensors
 from glide_jax.checkpoint import held_weights, load_weights, read_record
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
-from glide_jax.progress import bar
+from glide_jax.progress import tracked
 
 Weights = Literal["ema", "params"]
 
@@ -23,7 +24,7 @@ def to_torch(
     Args:
         checkpoint: a run folder, one of its steps or converted weights.
         output: the file, which must not exist.
-        weights: the averaged or the raw parameters; by default the averaged ones where there are any.
+        weights: the EMA or the raw weights; by default the EMA weights where there are any.
         dtype: a key of `DTYPES` for all tensors. By default those of the source that the weights were
             converted from, if these hold every value exactly, and float32 otherwise.
 
@@ -37,7 +38,10 @@ def to_torch(
         raise GlideError(f"--output {output} must end in .pt")
     if output.exists():
         raise GlideError(f"{output} exists already; choose another --output or remove it")
-    weights = _choose(checkpoint, weights)
+    held = held_weights(checkpoint)
+    weights = weights or ("ema" if "ema" in held else "params")
+    if weights not in held:
+        raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
     architecture = recorded_architecture(record, str(checkpoint))
     params = load_weights(checkpoint, architecture.params, prefer=weights)
@@ -48,22 +52,12 @@ def to_torch(
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:
     """Empties `params` into float32 tensors under the reference's names, in its layouts and order."""
-    arrays = {}
-    with bar("converting tensors", len(architecture.keymap)) as progress:
-        for entry in architecture.keymap:
-            arrays[entry.torch] = entry.to_torch(np.asarray(leaf(params, entry.path)))
-            place(params, entry.path, None)
-            progress.update()
-    return arrays
-
-
-def _choose(checkpoint: Path, weights: Weights | None) -> Weights:
-    held = held_weights(checkpoint)
-    if weights is None:
-        return "ema" if "ema" in held else "params"
-    if weights not in held:
-        raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
-    return weights
+    flat = flatten_dict(params)
+    params.clear()  # each array is freed once it is converted
+    return {
+        entry.torch: entry.to_torch(np.asarray(flat.pop(entry.path)))
+        for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap))
+    }
 
 
 def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None) -> dict[str, np.ndarray]:

@@ -2,22 +2,20 @@
 
 import dataclasses
 import difflib
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import importlib.util
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from glide_jax.errors import GlideError
+from glide_jax.options import Field, build, fields, flat, parse
 from glide_jax.train import RunConfig
-
-T = TypeVar("T")
 
 
 def default_config() -> ConfigDict:
-    """Every option of a run with its default, for a config page to change; unknown names are refused."""
-    return ConfigDict(_defaults(RunConfig))
+    """Every option of a run with its default, for a config page to change."""
+    return ConfigDict(_defaults(RunConfig), type_safe=False)  # `from_ml_collections` checks names and types
 
 
 def from_ml_collections(config: ConfigDict) -> RunConfig:
@@ -26,63 +24,70 @@ def from_ml_collections(config: ConfigDict) -> RunConfig:
     Raises:
         GlideError: an unknown key (with the nearest names), a value of the wrong type, or an impossible one.
     """
-    return _build(RunConfig, config.to_dict(), "config")
+    return build(RunConfig, config.to_dict(), "config.")
 
 
-def _defaults(cls: type) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        # A nested page takes the class's raw defaults where it has no values of its own: an instance may have
-        # derived some (channel_mult from image_size), which must not stick.
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            plain = hint()
-            names = [f.name for f in dataclasses.fields(hint)]
-            changed = {name: getattr(value, name) for name in names if getattr(value, name) != getattr(plain, name)}
-            value = _defaults(hint) | changed
-        values[field.name] = value
-    return values
+def read_page(page: str) -> ConfigDict:
+    """What a config page's `get_config` returns.
+
+    Args:
+        page: path of a Python file, with `:ARGUMENT` behind it where its `get_config` takes one.
+
+    Raises:
+        GlideError: no such file, or one that is no config page.
+    """
+    path, colon, argument = page.partition(":")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise GlideError(f"--config {path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if colon else []))
+    except (AttributeError, ImportError, NameError, SyntaxError, TypeError, ValueError) as error:
+        raise GlideError(f"--config {page}: {' '.join(str(error).split())}") from error
+    return config
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = typing.get_type_hints(cls)
-    unknown = [name for name in values if name not in hints]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], hints, n=2) or sorted(hints)
-        raise GlideError(f"{where}.{unknown[0]} is unknown; did you mean {' or '.join(near)}?")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one option of a page to what a text on a command line stands for.
 
+    Args:
+        config: the page.
+        key: as "train.max_steps".
+        text: as "1000", "('a', 'b')" or "none".
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+    Raises:
+        GlideError: an unknown option (with the nearest names), a group of options, or a value of another type.
+    """
+    *groups, name = key.split(".")
+    cls: Any = RunConfig
+    for group in groups:
+        cls, config = _option(cls, group, key).hint, config[group]
+        if not dataclasses.is_dataclass(cls):
+            raise GlideError(f"--config.{key} is unknown: {group} has no options of its own")
+    hint = _option(cls, name, key).hint
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise GlideError(f"{where} is a group of options; set one of them ({where}.NAME=...)")
-        return _build(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(value, list | tuple):
-        value = tuple(value)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        allowed: tuple[Any, ...] = typing.get_args(hint)
-    else:
-        allowed = (hint,)
-    if not any(_fits(option, value) for option in allowed):
-        raise GlideError(f"{where} cannot be {value!r}: it takes {' or '.join(map(_name, allowed))}")
-    return float(value) if float in allowed and isinstance(value, int) else value
+        raise GlideError(f"--config.{key} is a group of options; set one of them (--config.{key}.NAME=...)")
+    config[name] = parse(hint, text, f"--config.{key}")
 
 
-def _fits(hint: Any, value: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(typing.get_args(hint)[0], item) for item in value)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)
+def _option(cls: Any, name: str, key: str) -> Field:
+    known = fields(cls)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2) or sorted(known)
+        raise GlideError(f"unknown configuration key {key}; did you mean {' or '.join(near)}?")
+    return known[name]
 
 
-def _name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return ", ".join(map(repr, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+def _defaults(cls: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in fields(cls).items():
+        values[name] = field.default
+        if dataclasses.is_dataclass(field.hint):
+            # A nested page takes the class's raw defaults where it has no values of its own: an instance may have
+            # derived some (channel_mult from image_size), which must not stick.
+            plain: Any = flat(field.hint())  # type: ignore[operator]
+            changed = {key: value for key, value in flat(field.default).items() if value != plain[key]}
+            values[name] = _defaults(field.hint) | changed
+    return values

@@ -33,7 +33,7 @@ def valid_unicode(text: str) -> str:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` where the block ends well and is removed where it does not.
+    """A name beside `path` to write to, which becomes `path` if the block ends well, else goes.
 
     Raises:
         GlideError: the file cannot be written.

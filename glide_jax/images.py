@@ -1,4 +1,4 @@
-"""Image files and picture grids: the uint8 edge of the system, and the one door through which images come in."""
+"""Image files and image grids: the uint8 edge of the system, and the one door through which images come in."""
 
 import io
 import json
@@ -96,7 +96,7 @@ def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, side: int = 0) -> 
         size, orientation = image.size, _orientation(image)
         if size[0] * size[1] > max_pixels:
             why = f"it has {size[0]} x {size[1]} pixels, more than {max_pixels / 1e6:g} million"
-            raise UnreadableImage("picture too large", why)
+            raise UnreadableImage("image too large", why)
         if side:
             image.draft("RGB", (side, side))
         image.load()
@@ -114,7 +114,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
 def eight_bits(image: Image.Image) -> Image.Image:
     """A decoded image as "L", "RGB" or "RGBA"; raises `UnreadableImage` if it holds floats."""
     if image.mode == "F":
-        raise UnreadableImage("picture of floats", "its values are floats; save it with 8 or 16 bits a channel")
+        raise UnreadableImage("image of floats", "its values are floats; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
         levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray((levels >> 8).astype(np.uint8))
@@ -166,12 +166,12 @@ def _reading(source: ImageSource) -> Iterator[None]:
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, error.why, name) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("picture too large", "it has too many pixels", name) from error
+        raise UnreadableImage("image too large", "it has too many pixels", name) from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         if isinstance(error, OSError) and error.errno is not None:
             raise UnreadableImage("unreadable file", str(error.strerror), name) from error
         why = "it is damaged, or no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-        raise UnreadableImage("corrupt picture", why, name) from error
+        raise UnreadableImage("corrupt image", why, name) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -192,7 +192,7 @@ def from_uint8(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one picture atomically, with `metadata` as PNG text entries.
+    """Writes one image atomically, with `metadata` as PNG text entries.
 
     Raises:
         GlideError: the folder cannot be written to.
@@ -204,7 +204,7 @@ def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = No
 
 
 def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one picture atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
+    """Writes one image atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
     readable = {key: valid_unicode(value) for key, value in (metadata or {}).items()}
     comment = json.dumps(readable).encode() if readable else b""
     _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
@@ -216,31 +216,31 @@ def _save(path: Path, pixels: Pixels, **options: Any) -> None:
 
 
 def grid(
-    pictures: Sequence[Pixels],
+    images: Sequence[Pixels],
     captions: Sequence[str] | None = None,
     columns: int | None = None,
     cell: int = 0,
 ) -> Pixels:
-    """Lays pictures of any size out in rows on white; drops none.
+    """Lays images of any size out in rows on white; drops none.
 
     Args:
-        pictures: at least one uint8 picture.
-        captions: text under each picture, shortened to two lines.
-        columns: pictures a row; by default the squarest layout.
-        cell: width of a cell in pixels; smaller pictures are enlarged by whole factors (nearest neighbour).
+        images: at least one uint8 image.
+        captions: text under each image, shortened to two lines.
+        columns: images a row; by default the squarest layout.
+        cell: width of a cell in pixels; smaller images are enlarged by whole factors (nearest neighbour).
     """
-    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    cell = max(cell, *(picture.shape[1] for picture in pictures))
-    height = max(picture.shape[0] * (cell // picture.shape[1]) for picture in pictures)
-    rows = -(-len(pictures) // columns)
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    cell = max(cell, *(image.shape[1] for image in images))
+    height = max(image.shape[0] * (cell // image.shape[1]) for image in images)
+    rows = -(-len(images) // columns)
     step_x, step_y = cell + _PADDING, height + _PADDING + (_CAPTION_LINES * _LINE_HEIGHT + 2 if captions else 0)
     sheet = Image.new("RGB", (columns * step_x + _PADDING, rows * step_y + _PADDING), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         left, top = _PADDING + i % columns * step_x, _PADDING + i // columns * step_y
-        factor = cell // picture.shape[1]
+        factor = cell // image.shape[1]
         sheet.paste(
-            Image.fromarray(picture).resize((picture.shape[1] * factor, picture.shape[0] * factor), 0),
+            Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), 0),
             (left, top),
         )
         for number, line in enumerate(_wrap(draw, captions[i], cell) if captions else ()):

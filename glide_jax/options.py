@@ -219,7 +219,14 @@ def _name(hint: Any) -> str:
 
 
 def add_arguments(
-    parser: Any, cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None, hide: Collection[str] = ()
+    parser: Any,
+    cls: type,
+    prefix: str = "",
+    *,
+    only: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+    hide: Collection[str] = (),
+    base: Any = None,
 ) -> None:
     """Adds `--NAME` for each option that is not a dataclass of its own; `given` reads what a user gave of them.
 
@@ -227,11 +234,14 @@ def add_arguments(
         parser: an `argparse` parser or group.
         cls: a dataclass of options.
         prefix: before each name, as "upsampler_".
+        only: names to add; none is all.
         names: flags of some options, without dashes, in place of prefix and name.
         hide: options that work but are not listed by `--help`.
+        base: options with the defaults to name in the help; None is the class's own.
     """
+    shown = {} if base is None else flat(base)
     for name, field in fields(cls).items():
-        if dataclasses.is_dataclass(field.hint):
+        if dataclasses.is_dataclass(field.hint) or (only and name not in only):
             continue
         flag = _flag(name, prefix, names)
         kinds = [kind for kind in _alternatives(field.hint) if kind is not type(None)]
@@ -242,16 +252,15 @@ def add_arguments(
         elif typing.get_origin(kinds[0]) is tuple:
             shape |= {"nargs": len(typing.get_args(kinds[0])), "metavar": ("LOW", "HIGH")}
         elif field.option.choices and field.option.metavar is None:
-            shape |= {"choices": [*field.option.choices], "metavar": None}
-        shown = argparse.SUPPRESS if name in hide else _help(field)
-        parser.add_argument(f"--{flag}", dest=flag, default=None, help=shown, **shape)
+            shape |= {"choices": [choice for choice in field.option.choices if choice], "metavar": None}
+        text = argparse.SUPPRESS if name in hide else _help(field.option.help, shown.get(name, field.default))
+        parser.add_argument(f"--{flag}", dest=flag, default=None, help=text, **shape)
 
 
-def _help(field: Field) -> str:
-    """The help of an option with its default, unless the help itself speaks of one."""
-    text = field.option.help.replace("%", "%%")
-    shown = field.default if field.default not in (None, "") else None
-    return text if shown is None or "default" in text else f"{text} (default: {_said(shown)})"
+def _help(text: str, default: Any) -> str:
+    """The help of an option with its default, unless it speaks of one itself."""
+    text = text.replace("%", "%%")
+    return text if default in (None, "") or "default" in text else f"{text} (default: {_said(default)})"
 
 
 def _said(value: Any) -> str:

@@ -10,8 +10,6 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from absl import app, flags
-
 from glide_jax.errors import run_cli
 
 ROOT = Path(__file__).parents[1]
@@ -49,17 +47,11 @@ def call(*words: object, folder: Path = ROOT) -> int:
 
 @contextmanager
 def as_a_program() -> Iterator[None]:
-    """Warnings as a user gets them; the flags of train.py are forgotten, for its next run defines them anew."""
-    app.define_help_flags()  # does nothing the second time
-    known = set(flags.FLAGS)
+    """Warnings as a user gets them, and what a program changes of `sys` put back."""
     with (
         warnings.catch_warnings(),
         mock.patch.object(sys, "argv", []),
         mock.patch.object(sys, "path", [*sys.path]),
     ):
         warnings.simplefilter("default")
-        try:
-            yield
-        finally:
-            for name in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, name)
+        yield

@@ -12,7 +12,7 @@ from glide_jax.data.source import BadSample
 from glide_jax.data.transforms import decode, picture_size
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage, image_size, open_image
-from glide_jax.sample.pictures import load_mask, load_picture
+from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.ui.opening import open_picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -45,7 +45,7 @@ def test_a_phone_photograph_is_upright_everywhere(orientation, tmp_path):
     upright = np.asarray(decode(content))
     np.testing.assert_array_equal(np.asarray(open_picture(content, 99).convert("RGB")), upright)
     top = upright[0, 0, 0]
-    for load in (load_picture, load_mask):
+    for load in (load_image, load_mask):
         loaded = load(tmp_path / "photo.png", 4)
         assert (loaded[0] == (1 if top else loaded.min())).all()
         assert loaded[0, 0, 0] != loaded[-1, 0, 0]
@@ -54,7 +54,7 @@ def test_a_phone_photograph_is_upright_everywhere(orientation, tmp_path):
 @pytest.mark.parametrize("grey", [np.full((4, 4), 0x4000, np.uint16), encoded(np.full((4, 4), 0x4000, np.uint16))])
 def test_sixteen_bits_are_scaled_everywhere(grey):
     assert np.asarray(open_image(grey))[0, 0].tolist() == [64, 64, 64]
-    np.testing.assert_allclose(load_picture(grey, 4), 64 / 127.5 - 1, rtol=1e-6)
+    np.testing.assert_allclose(load_image(grey, 4), 64 / 127.5 - 1, rtol=1e-6)
     if isinstance(grey, bytes):
         assert np.asarray(decode(grey))[0, 0, 0] == open_picture(grey, 99).getpixel((0, 0))[0] == 64
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_one_line_everywhere(name, tmp_path):
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for read in (open_image, lambda given: load_picture(given, 8)):
+        for read in (open_image, lambda given: load_image(given, 8)):
             with pytest.raises(GlideError, match=why) as error:
                 read(path)
             assert str(error.value).startswith(f"cannot read the image {path}: ")
@@ -104,12 +104,12 @@ def test_what_cannot_be_read_is_one_line_everywhere(name, tmp_path):
 )  # fmt: skip
 def test_arrays_that_are_no_images_are_refused(array):
     with pytest.raises(UnreadableImage, match=r"an array must be uint8 \[height, width, 3\]"):
-        load_picture(array, 4)
+        load_image(array, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 3), (4, 4, 4)])
 def test_arrays_of_bytes_are_images(shape):
-    np.testing.assert_array_equal(load_picture(np.full(shape, 255, np.uint8), 4), 1.0)
+    np.testing.assert_array_equal(load_image(np.full(shape, 255, np.uint8), 4), 1.0)
 
 
 MASKS = {

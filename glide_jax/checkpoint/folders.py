@@ -1,4 +1,4 @@
-"""Which checkpoints there are, which one a path means, and which one can be gone on from."""
+"""Which checkpoints there are, which one a path means, and which one a run can resume from."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def complete_steps(directory: Path) -> list[int]:
 
 
 def newest_intact(directory: Path) -> Choice:
-    """The step of a checkpoints folder to go on from; every file of it is read.
+    """The step of a checkpoints folder to resume from; every file of it is read.
 
     Raises:
         GlideError: all steps are damaged, or one cannot be read.

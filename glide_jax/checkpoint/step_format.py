@@ -1,4 +1,8 @@
-"""One step's folder, written and read through Orbax; nothing else in the project imports Orbax."""
+"""One step's folder, written and read through Orbax; nothing else in the project imports Orbax.
+
+The size and CRC-32 of every file are listed beside them, so that damage is found before anything is made of it. Files,
+not arrays, are what is hashed: that covers all of a step, and holds on any mesh and number of processes.
+"""
 
 import json
 import logging
@@ -6,6 +10,7 @@ import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +20,13 @@ import jax
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from glide_jax.checkpoint.hashes import check_hashes, write_hashes
 from glide_jax.checkpoint.structure import ArraySpec, describe, is_description
 from glide_jax.errors import GlideError
 
 Record = dict[str, Any]
+
+HASHES = "hashes.json"
+_BLOCK = 2**22
 
 # Orbax writes a step under its name with this suffix and renames it when all of it is there.
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
@@ -89,6 +96,23 @@ def begin_saving(folder: Path, state: PyTree[Array], record: Record, *, compress
         return PendingSave(folder, ocp.save_checkpointables_async(folder.absolute(), contents))
 
 
+def write_hashes(folder: Path) -> None:
+    """Reads all files of a step that was written to its end, and lists them in its `hashes.json`.
+
+    Raises:
+        OSError: one cannot be read, or the list not be written.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", HASHES))]
+    hashes = {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+    # Not by `files.written`, which would make anew a folder that was moved away in the meantime.
+    partial = folder / f"{HASHES}.tmp"
+    with partial.open("w") as file:
+        json.dump(hashes, file, indent=0, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / HASHES)
+
+
 def check(folder: Path) -> None:
     """Reads every file of a step to see that it is as it was written; one without hashes passes.
 
@@ -97,7 +121,7 @@ def check(folder: Path) -> None:
         GlideError: the folder cannot be read.
     """
     with _checking(folder):
-        check_hashes(folder)
+        _check_hashes(folder)
     read_arrays(folder)
     read_record(folder)
 
@@ -175,8 +199,45 @@ def _orbax_context(compress: bool = False) -> ocp.Context:
 
 def _read_json(folder: Path, name: str) -> Any:
     with _checking(folder):
-        check_hashes(folder, f"{name}/")
+        _check_hashes(folder, f"{name}/")
         return json.loads(_json_file(folder, name).read_text(encoding="utf-8"))
+
+
+def _check_hashes(folder: Path, below: str = "") -> None:
+    """Compares the files of a step, or of its subfolder `below`, with its `hashes.json`.
+
+    A step without one passes: it was written before there were any.
+
+    Raises:
+        ValueError: a file differs or is missing, or the list itself is damaged.
+        OSError: one cannot be read.
+    """
+    if not (folder / HASHES).exists():
+        return
+    hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    entries = list(hashes.values()) if isinstance(hashes, dict) else []
+    if not entries or not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
+        raise ValueError(f"{HASHES} is no list of hashes")
+    listed = {name: entry for name, entry in hashes.items() if name.startswith(below)}
+    if not listed:
+        raise ValueError(f"{HASHES} lists nothing in {below or 'it'}")
+    # Sizes first: they cost nothing.
+    for name, (size, _) in listed.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(folder / name).stat().st_size} bytes, not {size}")
+    for name, entry in listed.items():
+        if _hash(folder / name) != entry:
+            raise ValueError(f"{name} is not what was written")
+
+
+def _hash(path: Path) -> list[int]:
+    size, crc = 0, 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import jax
@@ -46,11 +45,7 @@ class CheckpointStore:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        keep_last: int = 2,
-        keep_every: int | None = None,
-        keep_best: int = 0,
+        self, directory: str | os.PathLike[str], keep_last: int = 2, keep_every: int | None = None, keep_best: int = 0
     ) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise GlideError(f"keep_last={keep_last}, keep_every={keep_every}: both must be at least 1")
@@ -60,16 +55,14 @@ class CheckpointStore:
         self._lock = _open_for_writing(self.directory)
         self._gone = (
             f"{self.directory} is no longer the folder that this run began to write to (moved, deleted or unmounted):"
-            " put it back and run the same command to go on from what was saved there"
+            " put it back and run the same command to resume from what was saved there"
         )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def save(self, step: int, state: PyTree[Array], record: Record) -> None:
@@ -201,17 +194,13 @@ class CheckpointStore:
 
     def _thin_out(self) -> None:
         steps = complete_steps(self.directory)
-        kept = steps_to_keep(steps, self._keep_last, self._keep_every) | self._best(steps)
+        losses = {step: _loss(self.directory / str(step)) for step in steps} if self._keep_best else {}
+        kept = steps_to_keep(steps, self._keep_last, self._keep_every) | best_steps(losses, self._keep_best)
         for step in set(steps) - kept:
             try:
                 delete(self.directory / str(step))
             except OSError as error:
                 raise GlideError(f"cannot remove checkpoint {self.directory / str(step)}: {error.strerror}") from error
-
-    def _best(self, steps: Iterable[int]) -> set[int]:
-        if not self._keep_best:
-            return set()
-        return best_steps({step: _loss(self.directory / str(step)) for step in steps}, self._keep_best)
 
 
 def steps_to_keep(steps: Iterable[int], keep_last: int, keep_every: int | None) -> set[int]:

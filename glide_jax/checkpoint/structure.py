@@ -22,10 +22,7 @@ def describe(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> dict[str, ArraySpec]
     """The arrays of a tree by name ("params/unet/...", the path joined by slashes)."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-        }
+        jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": [*leaf.shape], "dtype": str(leaf.dtype)}
         for path, leaf in leaves
     }
 

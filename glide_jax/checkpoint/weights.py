@@ -45,7 +45,7 @@ def load_weights(
     Args:
         path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights.
         abstract_params: shapes, with the dtypes and shardings wanted; by default on one device.
-        prefer: the averaged or the raw parameters; where there is no average, the raw ones.
+        prefer: the EMA or the raw weights; where there are no EMA weights, the raw ones.
         step: by default the newest.
 
     Raises:

@@ -12,19 +12,19 @@ from glide_jax.diffusion.forward import Image, Level
 Network = Callable[[Image, Float[Array, " batch"]], Float[Array, "batch height width 6"]]
 # Applied to every prediction of x_0: thresholding, pasting of known pixels.
 ProcessX0 = Callable[[Image], Image]
-# (x_t, t) -> gradient in x_t of how well it fits some wish.
+# (x_t, t) -> gradient in x_t of how well it fits a guidance signal.
 Gradient = Callable[[Image, Float[Array, " batch"]], Image]
 
 
 class Prediction(NamedTuple):
-    """A model's view of a noisy picture.
+    """A model's view of a noisy image.
 
     Attributes:
-        x_0: the clean picture, after thresholding and pasting.
+        x_0: the clean image, after thresholding and pasting.
         eps: the noise as predicted, consistent with x_0 only where nothing was thresholded or pasted.
         direction: the noise to go on with: the one that makes x_0 and x_t agree, or, under CFG++, the unconditional.
         variance: share of log beta (1) against the clipped posterior log-variance (0) in the learned variance.
-        gradient: of a wish about the picture, in x_t; None without one.
+        gradient: of a guidance signal about the image, in x_t; None without one.
     """
 
     x_0: Image

@@ -1,4 +1,4 @@
-"""The forward process: how pictures are noised, and what a noise level is."""
+"""The forward process: how images are noised, and what a noise level is."""
 
 from typing import Any, NamedTuple, Self
 

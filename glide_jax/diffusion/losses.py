@@ -102,7 +102,7 @@ def training_losses(
         config: which loss.
         schedule: the full schedule the model trains on.
         output: predicted noise and variance fraction.
-        x_0: clean pictures; x_t: the noised ones; noise: what was added.
+        x_0: clean images; x_t: the noised ones; noise: what was added.
         t: timesteps in [0, T).
     """
     eps, fraction = jnp.split(output.astype(jnp.float32), 2, axis=-1)

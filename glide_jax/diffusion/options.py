@@ -1,13 +1,14 @@
-"""What a user may choose of a sampler, and how choices are checked; no arrays, so that it is quickly imported."""
+"""What a user may choose of sampling, and how choices are checked; no arrays, so that it is quickly imported."""
 
 import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from glide_jax.errors import GlideError
+from glide_jax.options import Options, option
 
 
 class Sampler(NamedTuple):
@@ -85,139 +86,147 @@ def default_schedule(sampler: str) -> str:
 
 
 @dataclass(frozen=True)
-class SolverOptions:
-    """A method and its own options; those left at None take the method's default.
+class SolverOptions(Options):
+    """A sampler and its own options; those left at None take the sampler's default."""
 
-    Attributes:
-        sampler: one of `SAMPLERS`, or a usual short name ("euler_a", "dpm++", "standard").
-        eta: share of ancestral noise, in [0, 1]: ddim (default 0), the ancestral and the SDE methods (default 1).
-        s_churn, s_tmin, s_tmax: noise added before steps of euler, heun and dpm_2, and between which sigmas.
-        s_noise: standard deviation of added noise, of all those methods but ddim.
-    """
-
-    sampler: str = "ddim"
-    eta: float | None = None
-    s_churn: float | None = None
-    s_tmin: float | None = None
-    s_tmax: float | None = None
-    s_noise: float | None = None
+    sampler: Annotated[
+        str,
+        option(
+            "ddim is a safe choice; dpmpp_2m and unipc need fewest steps; ddpm, euler_ancestral and dpmpp_2m_sde add"
+            f" fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)}",
+            metavar="NAME",
+        ),
+    ] = "ddim"
+    eta: Annotated[
+        float | None,
+        option(
+            "eta (stochasticity), 0 = deterministic: ddim (default 0), ancestral and sde samplers (default 1)",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    s_churn: Annotated[
+        float | None, option("noise added before steps of euler, heun and dpm_2 (default 0)", low=0, most=1000)
+    ] = None
+    s_tmin: Annotated[float | None, option("lowest sigma at which s_churn acts", low=0, most=1e5)] = None
+    s_tmax: Annotated[float | None, option("highest sigma at which s_churn acts", low=0, most=1e5)] = None
+    s_noise: Annotated[float | None, option("standard deviation of added noise (default 1)", low=0, most=10)] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.given:
             if name not in sampler_options(self.sampler):
                 takers = [sampler for sampler in SAMPLERS if name in sampler_options(sampler)]
                 raise GlideError(f"sampler {self.sampler} has no {name}; {', '.join(takers)} do")
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise GlideError(f"eta must be in [0, 1], not {self.eta}")
-        for name in ("s_churn", "s_noise"):
-            if (getattr(self, name) or 0) < 0:
-                raise GlideError(f"{name} must be at least 0, not {getattr(self, name)}")
+        canonical_name(self.sampler)
 
     @property
     def given(self) -> dict[str, float]:
         """The options that are not left at None."""
-        values = {name: getattr(self, name) for name in ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")}
+        values = {name: value for name, value in vars(self).items() if name != "sampler"}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class GridOptions:
-    """How many levels, and which.
+class LevelOptions(Options):
+    """How many noise levels to visit, and which.
 
-    Attributes:
-        num_steps: number of levels.
-        schedule: "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps,
-            where no network can tell x_0 and its guess tints the picture; "linspace" spans 0 to T - 1 evenly;
-            "trailing" counts down from T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891);
-            "karras", "exponential" and "polyexponential" space sigma from sigma_max to sigma_min. Empty is the choice
-            of `spacing`.
-        timestep_respacing: in place of both, as the reference writes it: "50", "10,10,3,2,2", "ddim50" or "fast27".
-        sigma_min, sigma_max: ends of a sigma schedule; by default the model's own, with at most 80 at the top.
-        rho: power of "karras" (default 7) and "polyexponential" (default 1).
+    "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps, where no
+    network can tell x_0 and its guess tints the image; "linspace" spans 0 to T - 1 evenly; "trailing" counts down from
+    T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891); "karras", "exponential" and "polyexponential"
+    space sigma from sigma_max to sigma_min.
     """
 
-    num_steps: int = 50
-    schedule: str = ""
-    timestep_respacing: str = ""
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    rho: float | None = None
+    num_steps: Annotated[int, option("number of sampling steps", low=1, metavar="N")] = 50
+    schedule: Annotated[
+        str,
+        option(
+            "which noise levels: timesteps in some spacing, or sigmas (default: leading for ddim, ddpm, plms, prk,"
+            " euler and euler_ancestral, karras for the others)",
+            choices=("", *SCHEDULES),
+        ),
+    ] = ""
+    timestep_respacing: Annotated[
+        str, option('in place of both, as the reference writes it: "fast27", "ddim50", "10,10,3,2,2"', metavar="SPEC")
+    ] = ""
+    sigma_min: Annotated[
+        float | None,
+        option("lower end of karras, exponential, polyexponential (default: the model's)", above=0, most=1e3),
+    ] = None
+    sigma_max: Annotated[float | None, option("upper end (default: the model's, at most 80)", above=0, most=1e5)] = None
+    rho: Annotated[
+        float | None, option("power of karras (default 7) and polyexponential (default 1)", above=0, most=100)
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise GlideError(f"num_steps must be at least 1, not {self.num_steps}")
-        if self.schedule not in ("", *SCHEDULES):
-            raise GlideError(f"schedule {self.schedule!r} is unknown (known: {', '.join(SCHEDULES)})")
-        spaces_sigma = self.spacing in SIGMA_SCHEDULES and not self.timestep_respacing
+        super().__post_init__()
+        if not self.schedule and not self.timestep_respacing:
+            return  # the sampler's own: see `SampleOptions.levels_in_force`
+        in_force = level_options(self.schedule, self.timestep_respacing)
         for name in ("sigma_min", "sigma_max", "rho"):
-            value = getattr(self, name)
-            if value is not None and (not spaces_sigma or (name == "rho" and self.spacing == "exponential")):
-                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.spacing
+            if getattr(self, name) is not None and name not in in_force:
+                chosen = f"timestep_respacing {self.timestep_respacing}" if self.timestep_respacing else self.schedule
                 raise GlideError(f"{name} has no effect on {chosen}: leave it out, or choose schedule karras")
-            if value is not None and value <= 0:
-                raise GlideError(f"{name} must be positive, not {value}")
 
-    @property
-    def spacing(self) -> str:
-        """The schedule in force."""
-        return self.schedule or "leading"
+
+def level_options(schedule: str, timestep_respacing: str = "") -> tuple[str, ...]:
+    """Which of sigma_min, sigma_max and rho have an effect."""
+    if timestep_respacing or schedule not in SIGMA_SCHEDULES:
+        return ()
+    return ("sigma_min", "sigma_max", *(("rho",) if schedule != "exponential" else ()))
 
 
 @dataclass(frozen=True)
-class GuidanceOptions:
-    """How hard and in what way the caption is followed.
+class GuidanceOptions(Options):
+    """How hard and in what way the prompt is followed.
 
-    Attributes:
-        guidance_scale: 1 follows the caption plainly, more follows it harder; 0 not at all.
-        guidance: "cfg" (Ho & Salimans 2022, arXiv:2207.12598); "cfg++", with a scale in [0, 1] and the unconditional
-            noise to go on with (Chung et al. 2024, arXiv:2406.08070; ddim, euler and euler_ancestral only); or "apg",
-            adaptive projected guidance, which does without the over-saturation of high scales (Sadat et al. 2024,
-            arXiv:2410.02416).
-        guidance_rescale: 0 to 1, how far the guided noise gets the spread of the conditional one (Lin et al. 2023,
-            arXiv:2305.08891).
-        guidance_interval: sigmas (low, high] between which to guide; outside, the caption is followed plainly and at
-            half the cost (Kynkaanniemi et al. 2024, arXiv:2404.07724).
-        apg_eta: share kept of the part of the update parallel to the prediction.
-        apg_momentum: of the average of updates; negative pushes away from earlier ones.
-        apg_norm_threshold: greatest length of an update, over a whole picture; 0 is none.
+    "cfg" is classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); "cfg++" takes a scale in [0, 1] and goes
+    on with the unconditional noise (Chung et al. 2024, arXiv:2406.08070); "apg" is adaptive projected guidance, which
+    does without the over-saturation of high scales (Sadat et al. 2024, arXiv:2410.02416). `guidance_rescale` is that of
+    Lin et al. 2023 (arXiv:2305.08891), `guidance_interval` that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
     """
 
-    guidance_scale: float = 3.0
-    guidance: Literal["cfg", "cfg++", "apg"] = "cfg"
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, math.inf)
-    apg_eta: float = 0.0
-    apg_momentum: float = -0.5
-    apg_norm_threshold: float = 0.0
+    guidance_scale: Annotated[
+        float, option("classifier-free guidance scale; 1 disables it at half the cost", low=0, most=30)
+    ] = 3.0
+    guidance: Annotated[
+        Literal["cfg", "cfg++", "apg"],
+        option(
+            "apg saturates less at high scales; cfg++ takes a scale of 0 to 1, with ddim, euler and euler_ancestral"
+        ),
+    ] = "cfg"
+    guidance_interval: Annotated[
+        tuple[float, float],
+        option("guide only at sigmas in (LOW, HIGH]; outside, a step costs half (default: always)", low=0),
+    ] = (0.0, math.inf)
+    guidance_rescale: Annotated[
+        float, option("rescale to the conditional std, from 0 (off) to 1 (wholly)", low=0, high=1)
+    ] = 0.0
+    apg_eta: Annotated[
+        float, option("apg: share kept of the part of the update parallel to the prediction", low=-1, high=1)
+    ] = 0.0
+    apg_momentum: Annotated[
+        float, option("apg: momentum of the updates; negative pushes away from earlier ones", low=-1, high=1)
+    ] = -0.5
+    apg_norm_threshold: Annotated[float, option("apg: norm threshold (0: off)", low=0, most=1e4)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.guidance not in ("cfg", "cfg++", "apg"):
-            raise GlideError(f"guidance {self.guidance!r} is unknown: use cfg, cfg++ or apg")
+        super().__post_init__()
         if self.guidance == "cfg++" and not 0 <= self.guidance_scale <= 1:
             raise GlideError(f"with guidance cfg++, guidance_scale must be in [0, 1], not {self.guidance_scale}")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise GlideError(f"guidance_rescale must be in [0, 1], not {self.guidance_rescale}")
         if not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
             raise GlideError(f"guidance_interval must ascend from at least 0, not {self.guidance_interval}")
-        if self.apg_norm_threshold < 0:
-            raise GlideError(f"apg_norm_threshold must be at least 0, not {self.apg_norm_threshold}")
 
 
 @dataclass(frozen=True)
-class Thresholding:
-    """How x_0 is kept within the range of pictures.
+class ThresholdingOptions(Options):
+    """How x_0 is kept within the range of images.
 
-    Attributes:
-        thresholding: "static" clips to [-1, 1], as GLIDE does; "dynamic" clips each picture at its own quantile s
-            of |x_0|, at least 1, and divides by s (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3); "none".
-        dynamic_thresholding_ratio: that quantile.
+    "static" clips to [-1, 1], as GLIDE does; "dynamic" clips each image at its own quantile s of |x_0|, at least 1, and
+    divides by s (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
     """
 
-    thresholding: Literal["static", "dynamic", "none"] = "static"
-    dynamic_thresholding_ratio: float = 0.995
-
-    def __post_init__(self) -> None:
-        if self.thresholding not in ("static", "dynamic", "none"):
-            raise GlideError(f"thresholding {self.thresholding!r} is unknown: use static, dynamic or none")
-        if not 0 < self.dynamic_thresholding_ratio <= 1:
-            raise GlideError(f"dynamic_thresholding_ratio must be in (0, 1], not {self.dynamic_thresholding_ratio}")
+    thresholding: Annotated[
+        Literal["static", "dynamic", "none"], option("how the predicted image is kept in range")
+    ] = "static"
+    dynamic_thresholding_ratio: Annotated[float, option("quantile for dynamic thresholding", above=0, high=1)] = 0.995

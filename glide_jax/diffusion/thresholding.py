@@ -1,16 +1,16 @@
-"""What happens to a predicted clean picture before it is used: thresholds, known pixels."""
+"""What happens to a predicted clean image before it is used: thresholds, known pixels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from glide_jax.diffusion.forward import Image
-from glide_jax.diffusion.options import Thresholding
+from glide_jax.diffusion.options import ThresholdingOptions
 
-_AS_GLIDE = Thresholding()
+_AS_GLIDE = ThresholdingOptions()
 
 
-def threshold(x_0: Image, options: Thresholding = _AS_GLIDE) -> Image:
-    """Brings x_0 into the range of pictures."""
+def threshold(x_0: Image, options: ThresholdingOptions = _AS_GLIDE) -> Image:
+    """Brings x_0 into the range of images."""
     if options.thresholding == "none":
         return x_0
     if options.thresholding == "static":

@@ -21,7 +21,7 @@ from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Features
 from glide_jax.evaluate.extractor import Extractor
 from glide_jax.images import SUFFIXES, Pixels, to_uint8
-from glide_jax.sample.pictures import load_picture
+from glide_jax.sample.inputs import load_image
 
 _BATCH = 256
 
@@ -78,7 +78,7 @@ def _picture_files(path: str) -> list[Path]:
 
 
 def _from_files(files: list[Path], size: int) -> _Found:
-    return _Found(len(files), lambda: (to_uint8(load_picture(file, size)) for file in files))
+    return _Found(len(files), lambda: (to_uint8(load_image(file, size)) for file in files))
 
 
 def _from_shards(path: str, size: int) -> _Found:

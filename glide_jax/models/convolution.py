@@ -22,7 +22,7 @@ def convolve(
     """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it without dilation or groups.
 
     A NumPy kernel is a constant. On a CPU the kernel's gradient of a convolution that keeps the size is computed by
-    `kernel_gradient`: XLA convolves with a kernel as large as the picture there, and is up to fourteen times as slow.
+    `kernel_gradient`: XLA convolves with a kernel as large as the image there, and is up to fourteen times as slow.
     Of several devices the sum over each block of rows would be one over all of them, so there XLA's own stays.
     """
 

@@ -34,9 +34,9 @@ class Conditioning(NamedTuple):
 
     Attributes:
         text: encoded prompts, or None for a model without text.
-        low_res: the small picture an upsampler enlarges, in [-1, 1].
-        inpaint_image: picture whose masked part is kept, in [-1, 1].
-        inpaint_mask: 1 where the picture is known, 0 where it is to be drawn.
+        low_res: the small image an upsampler enlarges, in [-1, 1].
+        inpaint_image: image whose masked part is kept, in [-1, 1].
+        inpaint_mask: 1 where the image is known, 0 where it is to be inpainted.
     """
 
     text: EncodedText | None = None
@@ -104,9 +104,9 @@ class Glide(Functional[_Net]):
 
         Args:
             params: as from `init`.
-            x: noisy pictures.
+            x: noisy images.
             t: original timesteps in [0, 1000), possibly fractional.
-            conditioning: text and pictures; a missing inpainting picture means that nothing is known.
+            conditioning: text and images; a missing inpainting image means that nothing is known.
             dropout_keys: one key an example while training, None for evaluation.
         """
         net = self.bind(params)

@@ -1,4 +1,4 @@
-"""The noise-aware CLIP of glide-text2im: texts and noisy pictures in one space, a gradient to guide by."""
+"""The noise-aware CLIP of glide-text2im: texts and noisy images in one space, a gradient to guide by."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class ClipTextConfig:
     Attributes:
         n_vocab: rows of the token table; more than the tokenizer has ids.
         max_text_len: tokens of a text, start, end and padding included.
-        n_embd: width of the space shared with pictures.
+        n_embd: width of the space shared with images.
         n_head_text, n_head_state_text: attention heads and their width.
         n_xf_blocks_text: transformer blocks.
     """
@@ -52,7 +52,7 @@ class ClipImageConfig:
     """Options of the image tower under the reference's names; the defaults are the published one.
 
     Attributes:
-        image_size, patch_size: sides of the square picture and of its square patches, in pixels.
+        image_size, patch_size: sides of the square image and of its square patches, in pixels.
         n_timesteps: rows of the timestep table.
         n_embd: width of the space shared with texts.
         n_head_image, n_head_state_image: attention heads and their width.
@@ -132,11 +132,11 @@ class NoisedClip:
         x: Float[Array, "batch height width 3"],
         t: Float[Array, " batch"] | Int[Array, " batch"],
     ) -> Float[Array, "batch n_embd"]:
-        """Unit vectors of noisy pictures (torch: CLIPModel.image_embeddings).
+        """Unit vectors of noisy images (torch: CLIPModel.image_embeddings).
 
         Args:
             params: at least {"image": ...}.
-            x: noisy pictures whose clean range is [-1, 1], `image_size` pixels square.
+            x: noisy images whose clean range is [-1, 1], `image_size` pixels square.
             t: original timesteps; the table has a row for each integer, so a fractional one is rounded.
         """
         return _normalized(self._towers["image"].bind(params["image"])(x, t))
@@ -248,7 +248,7 @@ class _ImageTower(nnx.Module):
         self, x: Float[Array, "batch height width 3"], t: Float[Array, " batch"] | Int[Array, " batch"]
     ) -> Float[Array, "batch n_embd"]:
         if x.shape[1:3] != (self.image_size, self.image_size):
-            raise GlideError(f"clip reads {self.image_size} px pictures, not {x.shape[1]} x {x.shape[2]}")
+            raise GlideError(f"clip reads {self.image_size} px images, not {x.shape[1]} x {x.shape[2]}")
         patches = self.patch(((x + 1) * 127.5 - _PIXEL_MEANS) / _PIXEL_STDS)
         patches = patches.reshape(x.shape[0], -1, patches.shape[-1])
         timestep = self.timestep_embedding[jnp.rint(t).astype(jnp.int32)]

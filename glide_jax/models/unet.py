@@ -113,7 +113,7 @@ class Resampler(nnx.Module):
         return self.conv(upsample_nearest(x) if self.up else x)
 
 
-class Stage(nnx.Module):
+class Block(nnx.Module):
     """One step down or up: any of a residual block, attention and a change of resolution, in that order."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Stage(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Predicts noise and variance of a picture at a timestep, given a text (torch: Text2ImUNet.forward)."""
+    """Predicts noise and variance of a image at a timestep, given a text (torch: Text2ImUNet.forward)."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
         self.num_channels, self.dtype, self.remat = config.num_channels, dtype, remat
@@ -170,14 +170,14 @@ class UNet(nnx.Module):
         for level, level_width in enumerate(widths):
             attends = config.image_size >> level in config.attention_resolutions
             for _ in range(config.num_res_blocks):
-                self.down.append(Stage(res(channels, level_width), attn(level_width) if attends else None))
+                self.down.append(Block(res(channels, level_width), attn(level_width) if attends else None))
                 channels = level_width
                 skips.append(channels)
             if level != last:
-                self.down.append(Stage(None, None, resampler(channels, "down")))
+                self.down.append(Block(None, None, resampler(channels, "down")))
                 skips.append(channels)
 
-        self.middle = nnx.List([Stage(res(channels, channels), attn(channels)), Stage(res(channels, channels))])
+        self.middle = nnx.List([Block(res(channels, channels), attn(channels)), Block(res(channels, channels))])
 
         self.up = nnx.List([])
         for level in range(last, -1, -1):
@@ -187,7 +187,7 @@ class UNet(nnx.Module):
                 channels = widths[level]
                 rises = level > 0 and i == config.num_res_blocks
                 self.up.append(
-                    Stage(
+                    Block(
                         block,
                         attn(channels, upward=True) if attends else None,
                         resampler(channels, "up") if rises else None,
@@ -197,13 +197,13 @@ class UNet(nnx.Module):
         self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
 
     @property
-    def stages(self) -> list[Stage]:
-        """All stages in the order they run."""
+    def blocks(self) -> list[Block]:
+        """All blocks in the order they run."""
         return [*self.down, *self.middle, *self.up]
 
     def text_keys_values(self, text: Float[Array, "batch ctx width"]) -> tuple[KeysValues, ...]:
         """Keys and values of a text for every attention block, in running order: computed once per prompt."""
-        return tuple(stage.attn.text_keys_values(text) for stage in self.stages if stage.attn is not None)
+        return tuple(block.attn.text_keys_values(text) for block in self.blocks if block.attn is not None)
 
     def __call__(
         self,
@@ -218,33 +218,33 @@ class UNet(nnx.Module):
             embedding = embedding + text_embedding
         texts = iter(text or ())
 
-        def run(index: int, stage: Stage, h: Image) -> NewImage:
+        def run(index: int, block: Block, h: Image) -> NewImage:
             keys = None if dropout_keys is None else jax.vmap(lambda k: fold(k, 2 * index))(dropout_keys)
-            stage_text = next(texts) if stage.attn is not None and text is not None else None
-            return self._call_stage(stage, h, embedding, stage_text, keys)
+            block_text = next(texts) if block.attn is not None and text is not None else None
+            return self._call_block(block, h, embedding, block_text, keys)
 
         h = self.input_conv(x)
         skips = [h]
-        for index, stage in enumerate(self.down):
-            h = run(index, stage, h)
+        for index, block in enumerate(self.down):
+            h = run(index, block, h)
             skips.append(h)
-        for index, stage in enumerate(self.middle, start=len(self.down)):
-            h = run(index, stage, h)
-        for index, stage in enumerate(self.up, start=len(self.down) + len(self.middle)):
-            h = run(index, stage, jnp.concatenate([h, skips.pop()], axis=-1))
+        for index, block in enumerate(self.middle, start=len(self.down)):
+            h = run(index, block, h)
+        for index, block in enumerate(self.up, start=len(self.down) + len(self.middle)):
+            h = run(index, block, jnp.concatenate([h, skips.pop()], axis=-1))
         return self.out_conv(jax.nn.silu(self.out_norm(h)))
 
-    def _call_stage(
+    def _call_block(
         self,
-        stage: Stage,
+        block: Block,
         h: Image,
         embedding: Float[Array, "batch features"],
         text: KeysValues | None,
         dropout_keys: Key[Array, " batch"] | None,
     ) -> NewImage:
         if self.remat == "none":
-            return stage(h, embedding, text, dropout_keys)
-        graphdef, params = nnx.split(stage)
+            return block(h, embedding, text, dropout_keys)
+        graphdef, params = nnx.split(block)
 
         def call(params: nnx.State, *inputs: object) -> NewImage:
             return nnx.merge(graphdef, params)(*inputs)

@@ -1,4 +1,4 @@
-"""Prompts to pictures; what `__init__.pyi` lists is imported at its first use, so that options are quickly read."""
+"""Prompts to images; what `__init__.pyi` lists is imported at its first use, so that options are quickly read."""
 
 import lazy_loader
 

@@ -1,22 +1,26 @@
 """The command line of `sample.py`."""
 
 import argparse
-import math
+import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from glide_jax import progress, sample
 from glide_jax.cache import keep_compiled_programs
-from glide_jax.diffusion.options import SAMPLERS, SCHEDULES, canonical_name
+from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import lines, read_text
-from glide_jax.images import grid, save_png
-from glide_jax.sample.compare import compare
-from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
-from glide_jax.sample.shipped import parse_with_shipped
-from glide_jax.tokenizer import GlideTokenizer
+from glide_jax.images import Pixels, grid, save_png
+from glide_jax.options import add_arguments
+from glide_jax.sample.bundled import parse_with_bundled
+from glide_jax.sample.options import (
+    SampleOptions,
+    add_sampling_arguments,
+    base_options,
+    metadata,
+    upsampler_options,
+)
 
 _EXAMPLES = """\
 examples:
@@ -27,24 +31,22 @@ examples:
   python sample.py --checkpoint glide/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
   python sample.py --upsampler glide/upsample --prompt "a corgi" --image small.png
 """
-_DEFAULTS = SampleOptions()
-_UP_OPTIONS = {"upsampler_sampler": "sampler", "upsampler_num_steps": "num_steps", "upsampler_schedule": "schedule",
-               "upsampler_guidance_scale": "guidance_scale", "upsampler_strength": "strength",
-               "upsample_temp": "temperature"}  # fmt: skip
+_CELL = 128
+_STRENGTH = 0.6
+_BASE = ("checkpoint", "negative_prompt", "init_image", "image", "mask", "dtype")
 
 
 def parser() -> argparse.ArgumentParser:
-    """All options of `sample.py`, with help that teaches."""
+    """All options of `sample.py`."""
     parse = argparse.ArgumentParser(
         prog="sample.py",
-        description="Draws pictures from captions with trained or converted GLIDE models.",
+        description="Generates images from prompts with trained or converted GLIDE models.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_models_and_prompts(parse)
-    add_sampler_options(parse)
-    _add_pictures(parse)
-    add_upsampler_options(parse)
+    _add_images(parse)
+    add_sampling_arguments(parse)
     return parse
 
 
@@ -54,130 +56,72 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
         "checkpoints/emoji/base)")  # fmt: skip
     add("--upsampler", metavar="DIR",
-        help="upsampler that enlarges what the base model draws (default: none, but checkpoints/emoji/upsample where "
-        "--checkpoint is not given either)")  # fmt: skip
+        help="upsampler that enlarges what the base model generates (default: none, but checkpoints/emoji/upsample "
+        "where --checkpoint is not given either)")  # fmt: skip
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
-    add("--prompt", action="append", default=[], help="caption to draw; may be given several times")
-    add("--prompt_file", type=Path, metavar="FILE", help="text file with one caption a line")
-    add("--negative_prompt", default="", help="what to stay away from (with guidance)")
-    add("--num_samples", type=int, default=1, help="pictures a caption (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the same seed draws the same pictures (default: %(default)s)")
+    add("--prompt", action="append", default=[], help="text to generate an image of; may be given several times")
+    add("--prompt_file", type=Path, metavar="FILE", help="text file with one prompt a line")
+    add("--negative_prompt", default="", help="what to avoid (with guidance)")
+    add("--num_samples", type=int, default=1, help="images per prompt (default: %(default)s)")
+    add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
     add("--output", type=Path, default=Path("out"), metavar="DIR",
-        help="folder for the pictures and grid.png (default: %(default)s)")  # fmt: skip
-    add("--batch_size", type=int, default=16, help="pictures drawn at once (default: %(default)s)")
+        help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
+    add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type (default: %(default)s)")
-    add("--compare", metavar="A,B,...", help="draw the first caption by each of these samplers into one labelled grid")
+    add("--compare", metavar="A,B,...", help="generate the first prompt by each of these samplers in one labelled grid")
     add("--steps", metavar="N,M,...", default="10,20,50", help="with --compare: step counts (default: %(default)s)")
 
 
-def add_sampler_options(parse: argparse.ArgumentParser) -> None:
-    """Adds the flags of `SampleOptions`, to be read by `sample_options`."""
-    _add_sampler(parse)
-    _add_guidance(parse)
-
-
-def _add_sampler(parse: argparse.ArgumentParser) -> None:
-    add = parse.add_argument_group("sampler").add_argument
-    add("--sampler", default=_DEFAULTS.sampler, metavar="NAME",
-        help="ddim is a safe choice; dpmpp_2m and unipc need fewest steps; ddpm, euler_ancestral and dpmpp_2m_sde add "
-        f"fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)} (default: %(default)s)")  # fmt: skip
-    add("--num_steps", type=int, default=_DEFAULTS.num_steps, help="noise levels to visit (default: %(default)s)")
-    add("--schedule", default="", choices=SCHEDULES,
-        help="which levels: timesteps in some spacing, or sigmas (default: leading for ddim, ddpm, plms, prk, euler "
-        "and euler_ancestral, karras for the others)")  # fmt: skip
-    add("--timestep_respacing", default="", metavar="SPEC",
-        help='in place of both: "fast27", "ddim50", "10,10,3,2,2"')  # fmt: skip
-    add("--sigma_min", type=float, help="lower end of karras, exponential, polyexponential")
-    add("--sigma_max", type=float, help="upper end (default: the model's, at most 80)")
-    add("--rho", type=float, help="power of karras (default 7) and polyexponential (default 1)")
-    add("--eta", type=float, help="share of fresh noise, 0 to 1: ddim (default 0), ancestral and sde ones (default 1)")
-    add("--s_churn", type=float, help="noise added before steps of euler, heun, dpm_2 (default: 0)")
-    add("--s_tmin", type=float, help="lowest sigma at which s_churn acts")
-    add("--s_tmax", type=float, help="highest sigma at which s_churn acts")
-    add("--s_noise", type=float, help="standard deviation of added noise (default: 1)")
-
-
-def _add_guidance(parse: argparse.ArgumentParser) -> None:
-    add = parse.add_argument_group("guidance").add_argument
-    add("--guidance_scale", type=float, default=_DEFAULTS.guidance_scale,
-        help="how hard to follow the caption; 1 is plainly and takes half the time (default: %(default)s)")  # fmt: skip
-    add("--guidance", default=_DEFAULTS.guidance, choices=("cfg", "cfg++", "apg"),
-        help="apg saturates less at high scales; cfg++ takes a scale of 0 to 1 (default: %(default)s)")  # fmt: skip
-    add("--guidance_interval", nargs=2, type=float, default=(0.0, math.inf), metavar=("LOW", "HIGH"),
-        help="guide only between these sigmas (default: always)")  # fmt: skip
-    add("--guidance_rescale", type=float, default=0.0,
-        help="0 to 1: take back the contrast that guidance adds (default: %(default)s)")  # fmt: skip
-    add("--apg_eta", type=float, default=_DEFAULTS.apg_eta, help="apg: share of the parallel part (%(default)s)")
-    add("--apg_momentum", type=float, default=_DEFAULTS.apg_momentum, help="apg: momentum (%(default)s)")
-    add("--apg_norm_threshold", type=float, default=0.0, help="apg: greatest length of an update (0: any)")
-    add("--thresholding", default=_DEFAULTS.thresholding, choices=("static", "dynamic", "none"),
-        help="how the predicted picture is kept in range (default: %(default)s)")  # fmt: skip
-    add("--dynamic_thresholding_ratio", type=float, default=_DEFAULTS.dynamic_thresholding_ratio,
-        help="quantile for dynamic thresholding (default: %(default)s)")  # fmt: skip
-    add("--clip_guidance_scale", type=float, default=0.0, help="strength of --clip (default: %(default)s)")
-
-
-def _add_pictures(parse: argparse.ArgumentParser) -> None:
-    add = parse.add_argument_group("from pictures").add_argument
-    add("--init_image", metavar="FILE", help="picture to start from, of any size (image to image)")
-    add("--strength", type=float, default=0.6, help="how far to leave it, 0 to 1 (default: %(default)s)")
-    add("--image", metavar="FILE", help="picture to complete by an inpainting model, or to enlarge")
-    add("--mask", metavar="FILE", help="white (255, or 1) where that image is kept, black (0) where it is drawn anew")
-
-
-def add_upsampler_options(parse: argparse.ArgumentParser) -> None:
-    """Adds the flags of the second stage, to be read by `upsampler_options`."""
-    add = parse.add_argument_group("upsampler").add_argument
-    add("--upsampler_sampler", help="as --sampler (default: ddim)")
-    add("--upsampler_num_steps", type=int, help="as --num_steps (default: GLIDE's 27 uneven steps, fast27)")
-    add("--upsampler_schedule", choices=SCHEDULES, help="as --schedule")
-    add("--upsampler_guidance_scale", type=float, help="as --guidance_scale (default: 1)")
-    add("--upsampler_strength", type=float,
-        help="below 1: start from the small picture, enlarged and noised, and go through this share of the steps; "
-        "quicker, keeps its colours (default: 1, from noise; for checkpoints/emoji/upsample 0.5)")  # fmt: skip
-    add("--upsample_temp", type=float, help=f"factor of its starting noise (default: {UPSAMPLER_DEFAULTS.temperature})")
+def _add_images(parse: argparse.ArgumentParser) -> None:
+    group = parse.add_argument_group("from images")
+    add = group.add_argument
+    add("--init_image", metavar="FILE", help="image to start from, of any size (image to image)")
+    add_arguments(group, SampleOptions, only=("strength",), base=SampleOptions(strength=_STRENGTH))
+    add("--image", metavar="FILE", help="image to inpaint with an inpainting model, or to enlarge")
+    add("--mask", metavar="FILE", help="white (255, or 1) where that image is kept, black (0) where it is inpainted")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what the command line asks for and writes PNG files and a grid.
+    """Generates what the command line asks for and writes PNG files and a grid.
 
     Raises:
-        GlideError: no prompts, unreadable files, no such checkpoint, impossible options, unwritable folder.
+        GlideError: no prompts, unreadable files, no such checkpoint, invalid options, unwritable folder.
     """
-    args = parse_with_shipped(parser(), argv)
+    args = parse_with_bundled(parser(), argv)
     keep_compiled_programs()
-    prompts = [*args.prompt, *read_prompts(args.prompt_file)]
+    prompts = [*args.prompt, *(lines(read_text(args.prompt_file, "--prompt_file")) if args.prompt_file else [])]
     if not prompts and args.checkpoint is not None:
-        raise GlideError('nothing to draw: give --prompt "a caption" or --prompt_file FILE')
-    options = sample_options(args)
-    if args.init_image is None:
-        del options["strength"]
+        raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
+    args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
+    options, up_options = base_options(args), upsampler_options(args)
     samplers, steps = _comparison(args)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size,
     )  # fmt: skip
-    warn_of_cuts(prompts, pipeline)
-    common = {"seed": args.seed, "upsampler_options": upsampler_options(args)}
+    for prompt in prompts:
+        if cut := pipeline.unseen_end(prompt):
+            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     if args.checkpoint is None:
-        samples = _enlarge(pipeline, args, prompts)
-        _write(samples, args.output, upsampler_metadata(args))
+        samples = _enlarge(pipeline, args, prompts, up_options)
+        _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, up_options))
         return 0
-    pictures = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
+    common: dict[str, Any] = {"upsampler_options": up_options, "seed": args.seed}
+    common |= {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
     if samplers:
-        with progress.bar("comparing", len(samplers) * len(steps)) as bar:
-            sheet, lines = compare(pipeline, prompts[0], samplers, steps, bar, **pictures, **common, **options)
+        sheet, figures = compare(pipeline, prompts[0], samplers, steps, options=options, **common)
         save_png(args.output / "comparison.png", sheet)
-        print("\n".join([*lines, f"comparison.png is in {args.output}"]))
+        print("\n".join([*figures, f"comparison.png is in {args.output}"]))
         return 0
     count = len(prompts) * args.num_samples
-    total = pipeline.count_evaluations(
-        count, options, common["upsampler_options"], from_picture=args.init_image is not None
-    )
+    total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     with progress.bar("sampling", total) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
-        samples = pipeline(prompts, num_images=args.num_samples, on_steps=on_steps, **pictures, **common, **options)
-    _write(samples, args.output, picture_metadata(args, options))
+        samples = pipeline(prompts, num_images=args.num_samples, options=options, on_steps=on_steps, **common)
+    named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
+    if args.upsampler:
+        named["upsampler"] = args.upsampler
+    _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
     return 0
 
 
@@ -196,68 +140,48 @@ def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     return samplers, steps
 
 
-def _enlarge(pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list[str]) -> "sample.Samples":
+def compare(
+    pipeline: "sample.Pipeline", prompt: str, samplers: Sequence[str], steps: Sequence[int], **options: Any
+) -> tuple[Pixels, list[str]]:
+    """Generates an image of `prompt` from the same noise by every sampler and number of steps.
+
+    Args:
+        pipeline: the models; the base model's sampler is what varies.
+        prompt: the text.
+        samplers: names, a row of the grid each.
+        steps: values of num_steps, a column each.
+        **options: of a pipeline call, the same for all.
+
+    Returns:
+        A labelled grid, and a line of text with the seconds of each image. Compilation is not counted: all step counts
+        of a sampler share a program, which a short run compiles first.
+    """
+    images, labels = [], []
+    with progress.bar("comparing", len(samplers) * len(steps)) as bar:
+        for sampler in samplers:
+            pipeline(prompt, **options, sampler=sampler, num_steps=min(steps))
+            for count in steps:
+                begun = time.monotonic()
+                samples = pipeline(prompt, **options, sampler=sampler, num_steps=count)
+                labels.append(f"{sampler} {count} steps {time.monotonic() - begun:.1f} s")
+                images.append(samples.images[0])
+                bar.update(figures=labels[-1])
+    return grid(images, labels, columns=len(steps), cell=_CELL), labels
+
+
+def _enlarge(
+    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list[str], options: SampleOptions
+) -> "sample.Samples":
     if args.image is None:
-        raise GlideError("an upsampler alone enlarges a picture: give --image FILE, or a base model with --checkpoint")
-    options = upsampler_options(args)
-    with progress.bar("enlarging", pipeline.count_evaluations(1, {}, options)) as bar:
+        raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
+    with progress.bar("enlarging", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
-        return pipeline.upsample([args.image], prompts or "", seed=args.seed, on_steps=on_steps, **options)
+        return pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
 
 
-def sample_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `args` says of `SampleOptions`; raises `GlideError` where it is impossible."""
-    options = {field.name: getattr(args, field.name) for field in fields(SampleOptions) if hasattr(args, field.name)}
-    options["guidance_interval"] = tuple(map(float, options["guidance_interval"]))
-    SampleOptions(**options)
-    return options
-
-
-def upsampler_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the upsampler's `SampleOptions`, to go over its defaults."""
-    given = {name: getattr(args, flag) for flag, name in _UP_OPTIONS.items()}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def read_prompts(path: Path | None) -> list[str]:
-    """The captions of a text file, one a line, empty lines left out; raises `GlideError` if it is unreadable."""
-    return [] if path is None else lines(read_text(path, "--prompt_file"))
-
-
-def warn_of_cuts(prompts: Sequence[str], pipeline: "sample.Pipeline") -> None:
-    """Says which ends of prompts the model does not see, if any."""
-    for prompt in prompts:
-        if cut := unseen_end(prompt, pipeline):
-            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
-
-
-def unseen_end(prompt: str, pipeline: "sample.Pipeline") -> str:
-    """The end of a prompt that is too long for the first model; empty if it sees all."""
-    model = pipeline.base or pipeline.upsampler
-    assert model is not None
-    return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
-
-
-def picture_metadata(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, str]:
-    """What tells how a picture was made: everything but defaults."""
-    kept = {"sampler", "num_steps", "schedule", "guidance_scale"}
-    named = {name: value for name, value in options.items() if name in kept or value != getattr(_DEFAULTS, name)}
-    named["schedule"] = SampleOptions(**options).spacing
-    for name in ("checkpoint", "negative_prompt", "init_image", "image", "mask", "dtype"):
-        if (value := getattr(args, name, None)) not in (None, ""):
-            named[name] = value
-    return {name: str(value) for name, value in named.items()} | upsampler_metadata(args)
-
-
-def upsampler_metadata(args: argparse.Namespace) -> dict[str, str]:
-    """What tells how a picture was enlarged: everything but defaults; nothing where it was not."""
-    given = {name: getattr(args, name, None) for name in ("upsampler", *_UP_OPTIONS)}
-    return {name: str(value) for name, value in given.items() if value not in (None, "")} if given["upsampler"] else {}
-
-
-def _write(samples: "sample.Samples", output: Path, metadata: dict[str, str]) -> None:
+def _write(samples: "sample.Samples", output: Path, how: dict[str, str]) -> None:
     for image, prompt, index in zip(samples.images, samples.prompts, samples.indices, strict=True):
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
-        save_png(output / f"{index:04d}.png", image, own | metadata)
-    save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=128))
-    print(f"{len(samples.images)} pictures and grid.png are in {output}")
+        save_png(output / f"{index:04d}.png", image, own | how)
+    save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=_CELL))
+    print(f"{len(samples.images)} images and grid.png are in {output}")

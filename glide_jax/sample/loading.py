@@ -63,7 +63,7 @@ def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:
         raise GlideError("the upsampler's checkpoint is a base model")
     if base is not None and base.image_size != upsampler.low_res_size:
         small, expected = base.image_size, upsampler.low_res_size
-        raise GlideError(f"the upsampler enlarges pictures of {expected} pixels; the base draws {small}")
+        raise GlideError(f"the upsampler enlarges images of {expected} pixels; the base generates {small}")
 
 
 def checkpoint_step(path: str | Path, kind: str = "model") -> Path:

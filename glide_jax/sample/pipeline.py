@@ -1,7 +1,7 @@
-"""Prompts to pictures: base model, then upsampler; uint8 images out."""
+"""Prompts to images: base model, then upsampler; uint8 images out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,24 +12,27 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
+from glide_jax.options import build
+from glide_jax.sample.conditioning import Inputs
+from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
-from glide_jax.sample.options import UPSAMPLER_DEFAULTS, SampleOptions
-from glide_jax.sample.pictures import load_mask, load_picture
-from glide_jax.sample.stage import Inputs, OnSteps
+from glide_jax.sample.options import SampleOptions, upsampling
+from glide_jax.sample.stage import OnSteps
+from glide_jax.tokenizer import GlideTokenizer
 
 Pixels = UInt8[np.ndarray, "n height width 3"]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures and what they were drawn from, in order.
+    """Images and what they were generated from, in order.
 
     Attributes:
         images: uint8 [n, height, width, 3], of the last stage.
-        prompts: caption of each picture.
-        indices: number of each picture, which with the seed decides its noise.
+        prompts: caption of each image.
+        indices: number of each image, which with the seed decides its noise.
         seed: the seed they share.
-        small: the base model's pictures, where an upsampler enlarged them.
+        small: the base model's images, where an upsampler enlarged them.
     """
 
     images: Pixels
@@ -39,7 +42,7 @@ class Samples:
     small: UInt8[np.ndarray, "n small_height small_width 3"] | None = None
 
     def pil(self) -> list[Image.Image]:
-        """The pictures as PIL images."""
+        """The images as PIL images."""
         return [Image.fromarray(image) for image in self.images]
 
 
@@ -47,10 +50,10 @@ class Pipeline:
     """Text to image: a base model, an upsampler, or one after the other.
 
     Args:
-        base: draws small pictures from text.
+        base: generates small images from text.
         upsampler: enlarges them.
         clip: the noised CLIP, for `clip_guidance_scale`.
-        batch_size: pictures drawn at once; longer requests are split.
+        batch_size: images generated at once; longer requests are split.
 
     Raises:
         GlideError: neither model, a model in the wrong place, or two that do not fit each other.
@@ -100,175 +103,223 @@ class Pipeline:
         prompts: str | Sequence[str],
         *,
         num_images: int = 1,
+        options: SampleOptions | None = None,
+        upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
         seed: int = 0,
+        on_steps: OnSteps | None = None,
         indices: Sequence[int] | None = None,
         negative_prompt: str = "",
         init_image: ImageSource | None = None,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
-        upsampler_options: Mapping[str, Any] | None = None,
-        on_steps: OnSteps | None = None,
-        **options: Any,
+        **changes: Any,
     ) -> Samples:
-        """Draws `num_images` pictures of each prompt with the base model, and enlarges them if there is an upsampler.
+        """Generates images of each prompt with the base model, and enlarges them if there is an upsampler.
 
         Args:
-            prompts: one caption or several.
-            num_images: pictures a prompt.
-            seed: in [0, 2^31); picture i of the request is the same whatever the batch size.
-            indices: numbers of the pictures, in place of 0, 1, ...: draws some of a larger request as it would.
-            negative_prompt: what guidance leads away from.
-            init_image: picture to start from; `strength` says how far to leave it (image to image).
-            image, mask: picture to complete with an inpainting model, and where it is kept (white) or drawn (black).
-            x_t: noise to start from in place of drawn noise, one for each picture, as `invert` gives it.
-            upsampler_options: of the upsampler's `SampleOptions`, in place of GLIDE's own ("fast27" DDIM, no guidance).
+            prompts: one or several.
+            num_images: images per prompt.
+            options: of the base model; None is the defaults.
+            upsampler_options: of the upsampler, or changes of GLIDE's own ("fast27" DDIM, no guidance) by name.
+            seed: in [0, 2^31); image i of the request is the same whatever the batch size.
             on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
-                pictures as predicted by then, in [-1, 1]; what it raises ends the drawing.
-            **options: of the base model's `SampleOptions`: sampler, num_steps, guidance_scale, ...
+                images as predicted by then, in [-1, 1]; what it raises ends the sampling.
+            indices: numbers of the images, in place of 0, 1, ...: generates some of a larger request as it would.
+            negative_prompt: what guidance leads away from.
+            init_image: image to start from; `strength` says how far to leave it (image to image).
+            image, mask: image to inpaint with an inpainting model, and where it is kept (white) or inpainted (black).
+            x_t: noise to start from in place of the seed's, one for each image, as `invert` gives it.
+            **changes: of `options`, by name: sampler, num_steps, guidance_scale, ...
 
         Raises:
-            GlideError: nothing to draw, impossible options, or pictures that the models cannot use.
+            GlideError: no prompt, invalid options, or images that the models cannot use.
         """
-        if self.base is None:
-            raise GlideError("no base model: an upsampler alone enlarges pictures (Pipeline.upsample, or --image)")
         rows = _rows(prompts, num_images)
-        numbers = list(range(len(rows)) if indices is None else indices)
-        _check_numbers(numbers, len(rows))
+        batches = list(
+            self.batches(
+                rows, range(len(rows)) if indices is None else indices,
+                options=build(SampleOptions, changes, base=options), upsampler_options=upsampler_options, seed=seed,
+                on_steps=on_steps, negative_prompt=negative_prompt, init_image=init_image, image=image, mask=mask,
+                x_t=x_t,
+            )
+        )  # fmt: skip
+        return _joined(batches)
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        indices: Sequence[int],
+        *,
+        options: SampleOptions,
+        upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        on_steps: OnSteps | None = None,
+        negative_prompt: str = "",
+        init_image: ImageSource | None = None,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
+        x_t: Float[np.ndarray, "n height width 3"] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Samples]:
+        """Generates batch by batch; arguments and errors as for a call, but for these.
+
+        Args:
+            prompts, indices: prompt and number of each image.
+            batch_size: images of a batch, `self.batch_size` or fewer; a short last one is filled up to it, so that it
+                runs the same program. By default as many as there are.
+        """
+        base = self.base
+        if base is None:
+            raise GlideError("no base model: an upsampler alone enlarges images (Pipeline.upsample, or --image)")
+        _check_numbers(indices, len(prompts))
         _check_seed(seed)
-        base_options, up_options = SampleOptions(**options), self._upsampler_options(upsampler_options)
-        clip_params = None if self.clip is None else self.clip.params
-        _check_inpainting(self.base, image, mask)
+        if (image is None) != (mask is None):
+            raise GlideError("inpainting needs both an image and a mask")
+        if image is not None and not base.stage.model.config.inpaint:
+            raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
+        up_options = _upsampler_options(upsampler_options)
+        start = None if init_image is None else load_image(init_image, base.stage.model.config.image_size)
 
         def inputs(model: LoadedModel, picked: list[int], **more: Any) -> Inputs:
-            size, count = model.stage.model.config.image_size, len(picked)
-            if image is not None and mask is not None and model.stage.model.config.inpaint:
-                more["inpaint_image"] = _repeat(load_picture(image, size), count)
-                more["inpaint_mask"] = _repeat(load_mask(mask, size), count)
-            return Inputs([rows[i] for i in picked], [numbers[i] for i in picked], negative_prompt, **more)
+            config = model.stage.model.config
+            if image is not None and mask is not None and config.inpaint:
+                more["inpaint_image"] = _repeat(load_image(image, config.image_size), len(picked))
+                more["inpaint_mask"] = _repeat(load_mask(mask, config.image_size), len(picked))
+            return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative_prompt, **more)
 
-        def draw(picked: list[int], report: OnSteps | None) -> tuple[np.ndarray, np.ndarray | None]:
-            assert self.base is not None
-            more: dict[str, Any] = {} if x_t is None else {"x_t": np.asarray(x_t)[picked]}
-            if init_image is not None:
-                size = self.base.stage.model.config.image_size
-                more["init_image"] = _repeat(load_picture(init_image, size), len(picked))
-            given = inputs(self.base, picked, **more)
-            small = to_uint8(jax.device_get(self.base.stage.sample(
-                self.base.params, given, base_options, seed=seed, clip_params=clip_params, on_steps=report
-            )))  # fmt: skip
-            if self.upsampler is None:
-                return small, None
-            up_inputs = inputs(self.upsampler, picked, low_res=from_uint8(small))
-            up = self.upsampler.stage.sample(self.upsampler.params, up_inputs, up_options, seed=seed, on_steps=report)
-            return to_uint8(jax.device_get(up)), small
-
-        images, small = self._in_batches(len(rows), draw, on_steps)
-        return Samples(images, rows, numbers, seed, small)
+        size = batch_size or min(self.batch_size, len(prompts))
+        for picked, real in _cut(len(prompts), size):
+            report = _of_real(on_steps, real)
+            given = inputs(
+                base, picked, x_t=None if x_t is None else np.asarray(x_t)[picked],
+                init_image=None if start is None else _repeat(start, len(picked)),
+            )  # fmt: skip
+            clip_params = None if self.clip is None else self.clip.params
+            generated = base.stage.sample(
+                base.params, given, options, seed=seed, clip_params=clip_params, on_steps=report
+            )
+            images, small = to_uint8(jax.device_get(generated)), None
+            if self.upsampler is not None:
+                up_inputs = inputs(self.upsampler, picked, low_res=from_uint8(images))
+                images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
+            mine = picked[:real]
+            yield Samples(images[:real], [prompts[i] for i in mine], [indices[i] for i in mine], seed, small)
 
     def upsample(
         self,
         images: Sequence[ImageSource],
         prompts: str | Sequence[str] = "",
         *,
+        options: SampleOptions | None = None,
         seed: int = 0,
         on_steps: OnSteps | None = None,
-        **options: Any,
+        **changes: Any,
     ) -> Samples:
-        """Enlarges pictures of any size, each brought to the upsampler's input size first.
+        """Enlarges images of any size, each brought to the upsampler's input size first.
 
         Args:
             images: files, PIL images or uint8 arrays.
             prompts: what they show, one for all or one each.
+            options: of the upsampler; None is GLIDE's own.
             seed, on_steps: as in a call.
-            **options: of `SampleOptions`, in place of GLIDE's own.
+            **changes: of `options`, by name.
         """
         if self.upsampler is None:
             raise GlideError("no upsampler was given")
         rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, str) or len(prompts) == 1 else 1)
         if len(rows) != len(images) or not rows:
-            raise GlideError(f"{len(rows)} prompts for {len(images)} pictures: give one for all, or one each")
+            raise GlideError(f"{len(rows)} prompts for {len(images)} images: give one for all, or one each")
         _check_seed(seed)
-        up_options = self._upsampler_options(options)
+        up_options = build(SampleOptions, changes, base=options) if options else upsampling(changes)
         size = self.upsampler.stage.model.config.low_res_size
-        low_res = np.stack([load_picture(image, size) for image in images])
-
-        def draw(picked: list[int], report: OnSteps | None) -> tuple[np.ndarray, np.ndarray | None]:
-            assert self.upsampler is not None
+        low_res = np.stack([load_image(image, size) for image in images])
+        batches = []
+        for picked, real in _cut(len(rows), min(self.batch_size, len(rows))):
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
-            drawn = self.upsampler.stage.sample(self.upsampler.params, inputs, up_options, seed=seed, on_steps=report)
-            return to_uint8(jax.device_get(drawn)), to_uint8(low_res[picked])
+            enlarged = self._enlarged(inputs, up_options, seed, _of_real(on_steps, real))[:real]
+            mine = picked[:real]
+            batches.append(Samples(enlarged, [rows[i] for i in mine], mine, seed, to_uint8(low_res[mine])))
+        return _joined(batches)
 
-        drawn, small = self._in_batches(len(rows), draw, on_steps)
-        return Samples(drawn, rows, list(range(len(rows))), seed, small)
+    def _enlarged(self, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None) -> np.ndarray:
+        assert self.upsampler is not None
+        stage, params = self.upsampler.stage, self.upsampler.params
+        return to_uint8(jax.device_get(stage.sample(params, inputs, options, seed=seed, on_steps=on_steps)))
 
-    def invert(self, image: ImageSource, prompt: str = "", **options: Any) -> Float[np.ndarray, "1 height width 3"]:
-        """The noise from which DDIM draws `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
+    def invert(
+        self, image: ImageSource, prompt: str = "", options: SampleOptions | None = None, **changes: Any
+    ) -> Float[np.ndarray, "1 height width 3"]:
+        """The noise from which DDIM generates `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
 
         Guidance is off unless `guidance_scale` is given: the way back is the more exact, the closer it is to 1.
         """
         if self.base is None:
             raise GlideError("no base model was given")
         stage = self.base.stage
-        picture = load_picture(image, stage.model.config.image_size)[None]
-        sample_options = SampleOptions(**{"guidance_scale": 1.0, **options})
-        return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=picture), sample_options))
+        start = load_image(image, stage.model.config.image_size)[None]
+        sample_options = build(SampleOptions, changes if options else {"guidance_scale": 1.0, **changes}, base=options)
+        return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
+
+    def unseen_end(self, prompt: str) -> str:
+        """The end of a prompt that is too long for the first model; empty if it sees all."""
+        model = self.base or self.upsampler
+        assert model is not None
+        return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
 
     def count_evaluations(
         self,
-        pictures: int,
-        options: Mapping[str, Any],
-        upsampler_options: Mapping[str, Any] | None = None,
+        images: int,
+        options: SampleOptions | None = None,
+        upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
         *,
-        from_picture: bool = False,
+        from_image: bool = False,
     ) -> int:
-        """How many image evaluations `on_steps` will report for so many pictures."""
+        """How many image evaluations `on_steps` will report for so many images; arguments as for a call."""
         total = 0
         if self.base is not None:
-            base_options = SampleOptions(**options)
-            from_picture = from_picture and base_options.strength < 1
-            total += self.base.stage.count_evaluations(base_options, from_picture=from_picture)
+            options = options or SampleOptions()
+            total += self.base.stage.count_evaluations(options, from_image=from_image and options.strength < 1)
         if self.upsampler is not None:
-            up_options = self._upsampler_options(upsampler_options)
-            total += self.upsampler.stage.count_evaluations(up_options, from_picture=True)
-        return pictures * total
+            total += self.upsampler.stage.count_evaluations(_upsampler_options(upsampler_options), from_image=True)
+        return images * total
 
-    def _upsampler_options(self, options: Mapping[str, Any] | None) -> SampleOptions:
-        given = dict(options or {})
-        if {"num_steps", "schedule"} & given.keys():
-            given.setdefault("timestep_respacing", "")
-        return replace(UPSAMPLER_DEFAULTS, **given)
 
-    def _in_batches(
-        self,
-        count: int,
-        draw: Callable[[list[int], OnSteps | None], tuple[np.ndarray, np.ndarray | None]],
-        on_steps: OnSteps | None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """All pictures, `batch_size` at a time; a short last batch is filled up to run the same program."""
-        size = min(self.batch_size, count)
-        images: list[np.ndarray] = []
-        small: list[np.ndarray] = []
-        for first in range(0, count, size):
-            real = min(size, count - first)
-            report = None if on_steps is None else (lambda steps, x_0, real=real: on_steps(steps * real, x_0[:real]))
-            drawn, before = draw([min(first + i, count - 1) for i in range(size)], report)
-            images.append(drawn[:real])
-            if before is not None:
-                small.append(before[:real])
-        return np.concatenate(images), np.concatenate(small) if small else None
+def _upsampler_options(options: SampleOptions | Mapping[str, Any] | None) -> SampleOptions:
+    return options if isinstance(options, SampleOptions) else upsampling(options or {})
+
+
+def _cut(count: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Positions batch by batch, a short last one filled up with its last, and how many of them are real."""
+    for first in range(0, count, size):
+        yield [min(first + i, count - 1) for i in range(size)], min(size, count - first)
+
+
+def _of_real(on_steps: OnSteps | None, real: int) -> OnSteps | None:
+    return None if on_steps is None else lambda steps, x_0: on_steps(steps * real, x_0[:real])
+
+
+def _joined(batches: Sequence[Samples]) -> Samples:
+    small = [batch.small for batch in batches if batch.small is not None]
+    return Samples(
+        np.concatenate([batch.images for batch in batches]),
+        [prompt for batch in batches for prompt in batch.prompts],
+        [index for batch in batches for index in batch.indices],
+        batches[0].seed,
+        np.concatenate(small) if small else None,
+    )
 
 
 def _rows(prompts: str | Sequence[str], num_images: int) -> list[str]:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or num_images < 1:
-        raise GlideError("nothing to draw: give at least one prompt and num_images of at least 1")
+        raise GlideError("nothing to generate: give at least one prompt and num_images of at least 1")
     return [prompt for prompt in prompts for _ in range(num_images)]
 
 
 def _check_numbers(numbers: Sequence[int], count: int) -> None:
     if len(numbers) != count or not all(0 <= number < 2**31 for number in numbers):
-        raise GlideError(f"indices must be {count} numbers in [0, 2^31), one for each picture")
+        raise GlideError(f"indices must be {count} numbers in [0, 2^31), one for each image")
 
 
 def _check_seed(seed: int) -> None:
@@ -276,12 +327,5 @@ def _check_seed(seed: int) -> None:
         raise GlideError(f"seed must be in [0, 2^31), not {seed}")
 
 
-def _check_inpainting(base: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> None:
-    if (image is None) != (mask is None):
-        raise GlideError("inpainting needs both an image and a mask")
-    if image is not None and not base.stage.model.config.inpaint:
-        raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
-
-
-def _repeat(picture: np.ndarray, count: int) -> np.ndarray:
-    return np.repeat(picture[None], count, axis=0)
+def _repeat(image: np.ndarray, count: int) -> np.ndarray:
+    return np.repeat(image[None], count, axis=0)

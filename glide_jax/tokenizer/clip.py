@@ -22,10 +22,7 @@ WORDS = regex.compile(
 
 @cache
 def load_encoding() -> BytePairEncoding:
-    """CLIP's byte pair encoding, read from the package data once per process.
-
-    The file goes on after the 48894 rules that CLIP uses.
-    """
+    """CLIP's byte pair encoding, the first 48894 rules of a file in the package data; read once per process."""
     return BytePairEncoding(
         read_rules("bpe_simple_vocab_16e6.txt.gz", 48_894),
         WORDS,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glide_jax.diffusion.losses import LossConfig
+from glide_jax.diffusion.options import LevelOptions
 from glide_jax.errors import GlideError
 from glide_jax.parallel import nearest_multiples
 from glide_jax.sample import SampleOptions
@@ -73,7 +74,7 @@ class PreviewConfig:
     count: int = 16
     upsampler: str = ""
     upsampler_strength: float = 1.0
-    options: SampleOptions = field(default_factory=lambda: SampleOptions(num_steps=25))
+    options: SampleOptions = field(default_factory=lambda: SampleOptions(levels=LevelOptions(num_steps=25)))
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.upsampler_strength <= 1.0:

@@ -90,7 +90,7 @@ MODELS = (
 )
 DIFFUSION = (
     Fault("guidance leads away from the caption", "glide_jax/diffusion/guidance.py",
-          "eps_u + strengths.scale * (eps_c - eps_u)", "eps_c + strengths.scale * (eps_u - eps_c)",
+          "eps_u + self.scale * (eps_c - eps_u)", "eps_c + self.scale * (eps_u - eps_c)",
           ("tests/diffusion/test_guidance.py::test_guided_noise_and_conditional_variance",)),
     Fault("respacing stops short of a section's end", "glide_jax/diffusion/respacing.py",
           "stride = (length - 1) / (count - 1) if count > 1 else 1.0", "stride = length / count if count > 1 else 1.0",
@@ -114,10 +114,13 @@ DIFFUSION = (
           "_spread(eps_c) / _spread(eps))", "_spread(eps_u) / _spread(eps))",
           ("tests/diffusion/test_guidance.py::test_rescale",)),
     Fault("APG keeps the parallel part", "glide_jax/diffusion/guidance.py",
-          "update - parallel + strengths.apg_eta * parallel", "update - strengths.apg_eta * parallel",
+          "update - parallel + self.eta * parallel", "update - self.eta * parallel",
           ("tests/diffusion/test_guidance.py::test_apg_without_its_three_means_is_cfg",)),
+    Fault("churn comes after the model has looked", "glide_jax/diffusion/solvers/solver.py",
+          "denoise(row.input_scale * x,", "denoise(row.input_scale * carry.state[0],",
+          ("tests/diffusion/test_solvers.py::test_churned_runs_follow_the_noise_of_their_own_steps",)),
     Fault("DDPM's last step keeps its noise", "glide_jax/diffusion/solvers/ddpm.py",
-          "np.arange(len(grid)) > 0", "np.arange(len(grid)) >= 0",
+          "np.arange(len(levels)) > 0", "np.arange(len(levels)) >= 0",
           ("tests/diffusion/test_solvers.py::test_the_last_step_is_free_of_noise_and_the_others_are_not",)),
 )
 DATA = (
@@ -172,14 +175,14 @@ CHECKPOINT = (
 )
 SAMPLE = (
     Fault("noise depends on the place in the batch", "glide_jax/sample/stage.py",
-          "normal_per_example(fold(key, number), request.indices, self._shape())",
-          "normal_per_example(fold(key, number), jnp.arange(batch), self._shape())",
+          "normal_per_example(fold(key, number), arguments.indices, self._shape)",
+          "normal_per_example(fold(key, number), jnp.arange(len(arguments.indices)), self._shape)",
           ("tests/sample/test_pipeline.py::test_an_image_is_the_same_in_any_batch",)),
-    Fault("a mask is read the other way round", "glide_jax/sample/pictures.py",
+    Fault("a mask is read the other way round", "glide_jax/sample/inputs.py",
           "_square(grey, size, Image.Resampling.BOX)) > 127", "_square(grey, size, Image.Resampling.BOX)) < 127",
-          ("tests/sample/test_pictures.py::test_a_mask_is_one_where_white",)),
+          ("tests/sample/test_inputs.py::test_a_mask_is_one_where_white",)),
     Fault("strength is the share to leave out", "glide_jax/sample/stage.py",
-          "round(options.strength * len(grid))", "round((1 - options.strength) * len(grid))",
+          "round(options.strength * len(levels))", "round((1 - options.strength) * len(levels))",
           ("tests/sample/test_pipeline.py::test_the_levels_skipped_are_not_counted",)),
 )
 TRAIN = (
@@ -240,18 +243,21 @@ UI = (
 CONVERT = (
     Fault("height and width of kernels are exchanged", "convert/keymap.py",
           '"conv": (2, 3, 1, 0)', '"conv": (3, 2, 1, 0)',
-          ("tests/convert/test_keymap.py::test_layouts_move_the_right_axes",)),
+          ("tests/convert/test_architecture.py::test_layouts_move_the_right_axes",)),
     Fault("the way back loses the source's dtypes", "convert/to_torch.py",
           'DTYPES[dtype or wanted.get(key, "float32")]', 'DTYPES[dtype or "float32"]',
           ("tests/convert/test_cli.py::test_there_and_back_again",)),
     Fault("unknown tensors are dropped in silence", "convert/to_flax.py",
           "[key for key in arrays if key not in shapes]", "[]",
-          ("tests/convert/test_to_flax.py::test_one_error_lists_every_offender",)),
+          ("tests/convert/test_conversion.py::test_one_error_lists_every_offender",)),
 )
 LEAVES = (
-    Fault("an unknown option is compared with its group", "glide_jax/config.py",
-          "difflib.get_close_matches(unknown[0], hints, n=2)", "difflib.get_close_matches(where, hints, n=2)",
+    Fault("an unknown option is compared with its group", "glide_jax/options.py",
+          "difflib.get_close_matches(name, known, n=2)", "difflib.get_close_matches(where, known, n=2)",
           ("tests/configs/test_configs.py::test_unknown_keys_are_refused_with_the_nearest_name",)),
+    Fault("an option's upper end is not checked", "glide_jax/options.py",
+          "(self.high is None or value <= self.high)", "True",
+          ("tests/sample/test_pipeline.py::test_impossible_requests_are_refused",)),
     Fault("an error ends with exit code 1", "glide_jax/errors.py",
           "sys.exit(2)", "sys.exit(1)",
           ("tests/convert/test_cli.py::test_errors_are_one_line_and_exit_code_2",)),

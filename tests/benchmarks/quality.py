@@ -31,7 +31,7 @@ from PIL import Image
 from glide_jax.data import DataConfig, open_validation
 from glide_jax.evaluate.distances import frechet, kernel
 from glide_jax.images import grid, save_png
-from glide_jax.sample import SHIPPED_SETTINGS, Pipeline, shipped_models
+from glide_jax.sample import BUNDLED_SETTINGS, Pipeline, bundled_models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets" / "emoji"))
 
@@ -59,10 +59,10 @@ class Pictures(NamedTuple):
 def main() -> None:
     """Draws, measures, prints the tables."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    base, upsampler = shipped_models()
+    base, upsampler = bundled_models()
     parse.add_argument("--checkpoint", default=base)
     parse.add_argument("--upsampler", default=upsampler)
-    parse.add_argument("--upsampler_strength", type=float, default=SHIPPED_SETTINGS["upsampler_strength"])
+    parse.add_argument("--upsampler_strength", type=float, default=BUNDLED_SETTINGS["upsampler_strength"])
     parse.add_argument("--groups", default="{animals,food}", help="of the embedded set (default: %(default)s)")
     parse.add_argument("--captions", type=int, default=200, help="of the training set (default: %(default)s)")
     parse.add_argument("--sampler", default="ddpm")

@@ -34,7 +34,7 @@ def ours(kind: str, batch: int, dtype: str) -> tuple[Callable[[int], None], dict
     scale = 3.0 if kind == "base" else 1.0
 
     def sample(steps: int) -> None:
-        options = SampleOptions(num_steps=steps, guidance_scale=scale)
+        options = SampleOptions.of(num_steps=steps, guidance_scale=scale)
         jax.block_until_ready(stage.sample(params, inputs, options))
 
     begun = time.monotonic()

@@ -12,11 +12,11 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.options import GridOptions, SolverOptions
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import LevelOptions, SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
-from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.diffusion.thresholding import threshold
 
 MEANS, STD = np.array([-0.8, -0.2, 0.3, 0.9]), 0.05
@@ -36,16 +36,16 @@ def mixture(x_t, level, memory):
 
 
 def distance(process, sampler, schedule, steps, quantiles, z):
-    grid = Grid.from_options(process, GridOptions(num_steps=steps, schedule=schedule))
+    grid = NoiseLevels.from_options(process, LevelOptions(num_steps=steps, schedule=schedule))
     solver, plan = plan_steps(SolverOptions(sampler), grid)
     key = jax.random.key(0)
     carry = jax.jit(
         lambda x: run_steps(
             solver, denoiser(mixture, threshold), lambda k: jax.random.normal(jax.random.fold_in(key, k), z.shape),
-            (solver.init(x), None), plan.on_device(), 0, len(plan),
+            start(solver, x), plan.on_device(), 0, len(plan),
         )
     )(plan.start.noise_alone * z)  # fmt: skip
-    drawn = np.sort(np.clip(np.asarray(solver.finish(carry[0])).ravel(), -1, 1))
+    drawn = np.sort(np.clip(np.asarray(carry.state[0]).ravel(), -1, 1))
     return np.abs(drawn - quantiles).mean()
 
 

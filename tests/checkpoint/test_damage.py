@@ -10,7 +10,7 @@ import pytest
 
 from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record, resolve, save_weights
 from glide_jax.checkpoint.folders import Choice
-from glide_jax.checkpoint.hashes import FILE
+from glide_jax.checkpoint.step_format import HASHES
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits
 
@@ -68,7 +68,7 @@ def loaded(path):
 def test_no_damage_is_loaded(run, capfd):
     step = run / "checkpoints" / "2"
     files = files_of(step)
-    assert {str(path.relative_to(step).parts[0]) for path in files} >= {"state", "record", "arrays", FILE}
+    assert {str(path.relative_to(step).parts[0]) for path in files} >= {"state", "record", "arrays", HASHES}
     refused = 0
     for path in files:
         content = path.read_bytes()
@@ -82,7 +82,10 @@ def test_no_damage_is_loaded(run, capfd):
                     choice = newest_intact(run / "checkpoints")
                     assert (choice.step, list(choice.damaged)) == (1, [2])
                 case params, record:
-                    assert path.name == FILE, (path, damaged)  # without one, a step counts as of before there were any
+                    assert path.name == HASHES, (
+                        path,
+                        damaged,
+                    )  # without one, a step counts as of before there were any
                     assert_same_bits(params, PARAMS)
                     assert record == RECORD | {"step": 2}
         put(path, content)
@@ -93,7 +96,7 @@ def test_no_damage_is_loaded(run, capfd):
 
 @pytest.mark.parametrize("name", ["record", "arrays"])
 def test_damaged_json_without_hashes_is_no_traceback(run, name):
-    (run / "checkpoints" / "2" / FILE).unlink()
+    (run / "checkpoints" / "2" / HASHES).unlink()
     path = run / "checkpoints" / "2" / name / "data.json"
     content = path.read_bytes()
     for damaged in (*damages(content), b"[]", b"7", b'{"params/bias": {"shape": "3"}}', b"[" * 10**5):
@@ -103,7 +106,7 @@ def test_damaged_json_without_hashes_is_no_traceback(run, name):
 
 
 def test_a_step_without_hashes_is_one_of_before_and_loads(run):
-    (run / "checkpoints" / "2" / FILE).unlink()
+    (run / "checkpoints" / "2" / HASHES).unlink()
     params, record = loaded(run)
     assert_same_bits(params, PARAMS)
     assert record == RECORD | {"step": 2}

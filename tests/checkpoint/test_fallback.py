@@ -1,4 +1,4 @@
-"""A run whose newest checkpoint is damaged goes on from the one before, and says so."""
+"""A run whose newest checkpoint is damaged resumes from the one before, and says so."""
 
 import shutil
 from dataclasses import asdict

@@ -4,20 +4,18 @@ import importlib
 import json
 import re
 import shlex
-import sys
-import warnings
 from dataclasses import replace
 from operator import attrgetter
 
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from glide_jax.config import default_config, from_ml_collections
+import train
+from glide_jax.config import default_config, from_ml_collections, override, read_page
 from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
 from glide_jax.train import RunConfig
-from tests.programs import ROOT, as_a_program
+from tests.programs import ROOT
 
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 FULL_PAGES = {
@@ -46,12 +44,11 @@ def commands(name):
 
 def parsed(words):
     """The configuration that train.py would make of its arguments."""
-    with as_a_program():
-        page = config_flags.DEFINE_config_file("config")
-        warnings.simplefilter("ignore", DeprecationWarning)  # ml_collections loads a page in an old way
-        sys.argv = words
-        assert flags.FLAGS(words) == words[:1], "more than options"
-        return from_ml_collections(page.value)
+    args, rest = train.parser().parse_known_args(words[1:])
+    config = read_page(args.config)
+    for key, text in train.overrides(rest):
+        override(config, key, text)
+    return from_ml_collections(config)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -102,7 +99,7 @@ def names_in(config):
 
 def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(AttributeError, match=r'Did you mean "path" instead of "paths"'):
+    with pytest.raises(GlideError, match=r"unknown configuration key data\.paths; did you mean path"):
         parsed(["train.py", "--config", "configs/emoji.py", "--config.data.paths=x"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from convert.tensor_file import read_tensors, write_tensors
+from convert.state_dict import read_state_dict, write_tensors
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import architecture, assert_same_state_dict, options, state_dict
 from tests.programs import ROOT
@@ -35,7 +35,7 @@ def test_there_and_back_again(files, model, capsys):
     assert last == f"upsample model written to {files}/flax"
     main(["to-torch", f"{files}/flax", "--output", f"{files}/back.pt"])
     assert capsys.readouterr().out == f"upsample model (params) written to {files}/back.pt\n"
-    assert_same_state_dict(read_tensors(files / "back.pt"), state_dict(model, "float16"))
+    assert_same_state_dict(read_state_dict(files / "back.pt"), state_dict(model, "float16"))
 
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path):

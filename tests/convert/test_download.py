@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from convert import download as downloading
-from convert.download import download, published
-from convert.source import open_source
+from convert.download import download, open_source
 from glide_jax.errors import GlideError
 
 BODY = b"\x80\x02" + np.random.default_rng(0).bytes(2_999_998)
@@ -99,7 +98,7 @@ def test_a_download_that_stops_is_resumed_by_the_next_call(server, tmp_path):
 
     Handler.do_GET = only_once
     try:
-        with pytest.raises(GlideError, match="stopped at 1500000 of 3000000 bytes: run again to go on from there"):
+        with pytest.raises(GlideError, match="stopped at 1500000 of 3000000 bytes: run again to resume"):
             download(server.url, tmp_path / "base.pt")
     finally:
         Handler.do_GET = original
@@ -149,11 +148,12 @@ def test_what_is_in_the_cache_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path))
     (tmp_path / "upsample_inpaint.pt").write_bytes(b"weights")
     monkeypatch.setattr(downloading, "download", lambda *_: pytest.fail("asked the network"))
-    assert published("upsample-inpaint") == tmp_path / "upsample_inpaint.pt"
+    assert open_source("upsample-inpaint").path == tmp_path / "upsample_inpaint.pt"
 
 
-def test_a_published_name_is_downloaded_into_the_cache(server, tmp_path):
-    assert published("base", server.url.removesuffix("/base.pt")) == tmp_path / "base.pt"
+def test_a_published_name_is_downloaded_into_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloading, "ADDRESS", server.url.removesuffix("/base.pt"))
+    assert open_source("base").path == tmp_path / "base.pt"
     assert (tmp_path / "base.pt").read_bytes() == BODY
 
 
@@ -275,7 +275,7 @@ def test_a_note_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.write_text", full)
         assert open_source("base").sha256 == hashlib.sha256(BODY).hexdigest()
-    assert "its sha256 could not be recorded (No space left on device)" in capsys.readouterr().out
+    assert "its sha256 is not recorded: cannot write" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["base.pt"]
     open_source("base")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.pt", "base.pt.sha256"]

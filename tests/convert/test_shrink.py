@@ -1,4 +1,4 @@
-"""Small checkpoints draw what the large ones draw, up to bfloat16."""
+"""Shrunk checkpoints generate what the large ones do, up to bfloat16."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def size(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_known_captions_are_drawn_as_before_in_a_fraction_of_the_bytes(checkpoint, tmp_path, capsys):
+def test_images_of_known_captions_stay_the_same_in_a_fraction_of_the_bytes(checkpoint, tmp_path, capsys):
     (tmp_path / "captions.txt").write_text("a red cat\na blue dog\n")
     main(["shrink", checkpoint, "--output", str(tmp_path / "half")])
     main(["shrink", checkpoint, "--output", str(tmp_path / "small"), "--captions", str(tmp_path / "captions.txt")])

@@ -9,11 +9,10 @@ import random
 import numpy as np
 import pytest
 
+from convert.architecture import parse_options
 from convert.cli import main
-from convert.options import parse_options
-from convert.source import open_source
-from convert.state_dict import find_state_dict
-from convert.tensor_file import read_state_dict, read_tensors, write_tensors
+from convert.download import open_source
+from convert.state_dict import find_state_dict, read_state_dict, write_tensors
 from convert.to_flax import to_flax
 from convert.to_torch import to_torch
 from glide_jax.checkpoint import load_weights, read_record
@@ -40,7 +39,7 @@ PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "
 def test_prefixes_of_wrappers_are_taken_off(prefix):
     found = find(prefixed(prefix))
     assert list(found.tensors.items()) == list(RAW.items())
-    assert found.told == [f'without the prefix "{prefix}"']
+    assert found.notes == [f'without the prefix "{prefix}"']
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_prefixes_of_wrappers_are_taken_off(prefix):
 def test_only_what_all_names_share_is_taken_off(content, keys, told):
     found = find(content)
     assert list(found.tensors) == keys
-    assert found.told == told
+    assert found.notes == told
 
 
 NESTED = {
@@ -74,7 +73,7 @@ NESTED = {
 @pytest.mark.parametrize("entry", NESTED)
 def test_weights_are_found_beside_other_things(entry):
     found = find(NESTED[entry])
-    assert (found.tensors, found.entry, found.told) == (RAW, entry, [])
+    assert (found.tensors, found.entry, found.notes) == (RAW, entry, [])
     with pytest.raises(GlideError, match=r"^my.pt holds no EMA weights by name: leave out --ema$"):
         find(NESTED[entry], ema=True)
 
@@ -96,7 +95,7 @@ BOTH = {
 def test_raw_weights_are_the_default_and_ema_weights_are_asked_for(entry):
     raw = find(BOTH[entry])
     assert raw.tensors == RAW
-    assert raw.told[-1].startswith('--ema reads "')
+    assert raw.notes[-1].startswith('--ema reads "')
     averaged = find(BOTH[entry], ema=True)
     assert (averaged.tensors, averaged.entry) == (EMA, entry)
 
@@ -105,7 +104,7 @@ def test_raw_weights_are_the_default_and_ema_weights_are_asked_for(entry):
 def test_a_file_of_ema_weights_alone_is_read_without_asking(name):
     for ema in (False, True):
         found = find({name: EMA, **BESIDE}, ema=ema)
-        assert (found.tensors, found.entry, found.told) == (EMA, name, [])
+        assert (found.tensors, found.entry, found.notes) == (EMA, name, [])
 
 
 HOLDS_ITSELF: dict = {"step": 1.0}
@@ -149,12 +148,12 @@ def things_beside(torch):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_what_training_programs_keep_beside_weights_is_passed_over(tmp_path, zipped, torch):
+def test_what_training_programs_keep_beside_weights_is_passed_over(tmp_path, zipped, torch, capsys):
     content = {"model": {"a": torch.ones(2)}, **things_beside(torch)}
     torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
-    arrays, told = read_state_dict(tmp_path / "last.ckpt")
+    arrays = read_state_dict(tmp_path / "last.ckpt")
     np.testing.assert_array_equal(arrays["a"], [1, 1])
-    assert told == 'read "model" of the file'
+    assert capsys.readouterr().out == 'read "model" of the file\n'
 
 
 @pytest.mark.parametrize("prefix", ["", *PREFIXES[:3]])
@@ -176,7 +175,7 @@ def test_a_training_checkpoint_goes_there_and_back(tmp_path, capsys, prefix, fla
     told += "" if flags else ', --ema reads "ema_state_dict" instead'
     assert capsys.readouterr().out.splitlines()[1] == told
     main(["to-torch", f"{tmp_path}/flax", "--output", f"{tmp_path}/back.pt"])
-    assert_same_state_dict(read_tensors(tmp_path / "back.pt"), weights[entry])
+    assert_same_state_dict(read_state_dict(tmp_path / "back.pt"), weights[entry])
 
     main(["inspect", str(path), "--options", str(settings), *flags])
     assert told in capsys.readouterr().out.splitlines()
@@ -195,26 +194,29 @@ def converted(path):
     return to_flax(open_source(str(path)), path.parent / "flax", options_)
 
 
-def test_float64_that_float32_holds_goes_there_and_back_bit_for_bit(wide):
+def test_float64_that_float32_holds_goes_there_and_back_bit_for_bit(wide, capsys):
     path, arrays = wide
-    assert converted(path).told == "read the file, float64 as float32 without loss"
+    converted(path)
+    assert capsys.readouterr().out == "read the file, float64 as float32 without loss\n"
     to_torch(path.parent / "flax", path.parent / "back.pt")
-    assert_same_state_dict(read_tensors(path.parent / "back.pt"), arrays)
+    assert_same_state_dict(read_state_dict(path.parent / "back.pt"), arrays)
 
 
-def test_float64_that_must_be_rounded_is_told(wide):
+def test_float64_that_must_be_rounded_is_told(wide, capsys):
     path, arrays = wide
     arrays["out.2.bias"] = arrays["out.2.bias"] * 0 + 0.1
     path.unlink()
     write_tensors(path, arrays)
-    assert converted(path).told == f"read the file, float64 rounded to float32 in 1 of {len(arrays)} tensors"
+    converted(path)
+    told = f"read the file, float64 rounded to float32 in 1 of {len(arrays)} tensors\n"
+    assert capsys.readouterr().out == told
     params = load_weights(path.parent / "flax", architecture("base").params)
     np.testing.assert_array_equal(params["unet"]["out_conv"]["bias"], np.float32(0.1))
     dtypes = read_record(path.parent / "flax")["source"]["dtypes"]
     assert {key for key, dtype in dtypes.items() if dtype == "float32"} == {"out.2.bias"}
     to_torch(path.parent / "flax", path.parent / "back.pt")
     assert_same_state_dict(
-        read_tensors(path.parent / "back.pt"), arrays | {"out.2.bias": arrays["out.2.bias"].astype(np.float32)}
+        read_state_dict(path.parent / "back.pt"), arrays | {"out.2.bias": arrays["out.2.bias"].astype(np.float32)}
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from glide_jax.diffusion.denoiser import Prediction, denoiser, follow_gradient, unguided
 from glide_jax.diffusion.forward import Level
-from glide_jax.diffusion.guidance import guided, initial_memory, method_of, strengths_of
-from glide_jax.diffusion.options import GuidanceOptions, Thresholding
+from glide_jax.diffusion.guidance import guidance, guided, initial_memory
+from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
 from glide_jax.diffusion.thresholding import threshold
 from glide_jax.errors import GlideError
 from tests.compilations import compilations
@@ -36,8 +36,8 @@ def paired(x, t):
 
 def predict(level=LEVEL, memory=None, **options):
     options = GuidanceOptions(**options)
-    memory = initial_memory(method_of(options), X) if memory is None else memory
-    return guided(method_of(options), strengths_of(options), conditional, paired)(X, level, memory)
+    memory = initial_memory(guidance(options), X) if memory is None else memory
+    return guided(guidance(options), conditional, paired)(X, level, memory)
 
 
 def eps_of(**options):
@@ -53,7 +53,7 @@ def test_guided_noise_and_conditional_variance(scale):
 
 
 def test_scale_one_evaluates_the_condition_alone():
-    assert method_of(GuidanceOptions(guidance_scale=1.0)).kind == "none"
+    assert guidance(GuidanceOptions(guidance_scale=1.0)) is None
     np.testing.assert_array_equal(eps_of(guidance_scale=1.0), EPS_C)
 
 
@@ -107,7 +107,7 @@ def test_cfgpp_goes_on_with_unconditional_noise():
     np.testing.assert_allclose(noise.eps, 0.4 * EPS_U + 0.6 * EPS_C, atol=1e-6)
     np.testing.assert_allclose(noise.renoise, EPS_U, atol=1e-6)
     options = GuidanceOptions(guidance="cfg++", guidance_scale=0.6)
-    network = guided(method_of(options), strengths_of(options), conditional, paired)
+    network = guided(guidance(options), conditional, paired)
     prediction, _ = denoiser(network, threshold)(X, LEVEL, None)
     np.testing.assert_allclose(prediction.direction, EPS_U, atol=1e-6)
 
@@ -115,7 +115,7 @@ def test_cfgpp_goes_on_with_unconditional_noise():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": "cgf"}, "cfg, cfg"),
+        ({"guidance": "cgf"}, "one of cfg, cfg"),
         ({"guidance": "cfg++", "guidance_scale": 3.0}, r"\[0, 1\]"),
         ({"guidance_rescale": 1.5}, "guidance_rescale"),
         ({"guidance_interval": (2.0, 1.0)}, "guidance_interval"),
@@ -143,7 +143,7 @@ def test_a_denoiser_solves_for_x0_and_thresholds_it():
     np.testing.assert_allclose(0.6 * prediction.x_0 + 0.8 * prediction.direction, x_t, atol=1e-6)
 
 
-def test_a_gradient_moves_noise_and_picture_together():
+def test_a_gradient_moves_noise_and_image_together():
     plain = Prediction(X, EPS_C, EPS_U, X, gradient=jnp.ones_like(X))
     moved = follow_gradient(plain, LEVEL)
     np.testing.assert_allclose(moved.eps, EPS_C - 0.8, atol=1e-6)
@@ -153,25 +153,24 @@ def test_a_gradient_moves_noise_and_picture_together():
 
 def test_thresholds():
     x_0 = 3 * X
-    np.testing.assert_array_equal(threshold(x_0, Thresholding("static")), jnp.clip(x_0, -1, 1))
-    assert threshold(x_0, Thresholding("none")) is x_0
-    dynamic = np.asarray(threshold(x_0, Thresholding("dynamic", 0.9)))
+    np.testing.assert_array_equal(threshold(x_0, ThresholdingOptions("static")), jnp.clip(x_0, -1, 1))
+    assert threshold(x_0, ThresholdingOptions("none")) is x_0
+    dynamic = np.asarray(threshold(x_0, ThresholdingOptions("dynamic", 0.9)))
     for row in range(2):
         limit = np.quantile(np.abs(x_0[row]), 0.9)
         assert limit > 1
         np.testing.assert_allclose(dynamic[row], np.clip(x_0[row], -limit, limit) / limit, rtol=1e-5)
-    np.testing.assert_array_equal(threshold(0.01 * X, Thresholding("dynamic", 1.0)), 0.01 * X)
-    with pytest.raises(GlideError, match="static, dynamic"):
-        Thresholding("clip")
+    np.testing.assert_array_equal(threshold(0.01 * X, ThresholdingOptions("dynamic", 1.0)), 0.01 * X)
+    with pytest.raises(GlideError, match="one of static, dynamic"):
+        ThresholdingOptions("clip")
 
 
 def test_guidance_with_an_interval_is_one_program_for_all_numbers():
     @jax.jit
-    def run(strengths):
-        return guided(method_of(options), strengths, conditional, paired)(X, LEVEL, None)[0].eps
+    def run(guidance):
+        return guided(guidance, conditional, paired)(X, LEVEL, None)[0].eps
 
-    options = GuidanceOptions(guidance_scale=2.0, guidance_interval=(0.5, 3.0))
-    run(strengths_of(options))
+    run(guidance(GuidanceOptions(guidance_scale=2.0, guidance_interval=(0.5, 3.0))))
     with compilations() as found:
-        run(strengths_of(GuidanceOptions(guidance_scale=7.0, guidance_interval=(0.1, 1.0))))
+        run(guidance(GuidanceOptions(guidance_scale=7.0, guidance_interval=(0.1, 1.0))))
     assert not found

@@ -12,12 +12,12 @@ import pytest
 
 from glide_jax.diffusion import solvers
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.options import SAMPLERS, GridOptions, SolverOptions, canonical_name, sampler_options
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import SAMPLERS, LevelOptions, SolverOptions, canonical_name, sampler_options
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddim import ddim_inversion
-from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.errors import GlideError
 
 SCHEDULE = Schedule.from_config(DiffusionConfig())
@@ -37,21 +37,21 @@ def gaussian(x_t, level, memory):
 
 
 def run(method, plan, x, rows=None, noise=None):
-    """Runs a plan in float64 from the carry that `x` alone starts, up to row `rows`."""
+    """The image that a plan run in float64 from `x` has after row `rows`."""
     denoise = denoiser(gaussian, lambda x_0: x_0)
     noise = jnp.zeros((len(plan), *x.shape)) if noise is None else jnp.asarray(noise)
     end = len(plan) if rows is None else rows
     carry = jax.jit(lambda carry: run_steps(method, denoise, lambda k: noise[k], carry, plan.rows, 0, end))
-    return carry((method.init(x), None))[0]
+    return carry(start(method, x)).state[0]
 
 
 def error_between_two_sigmas(sampler, steps, **options):
     """Of the solver's own state at LOW, started from the flow's at HIGH; the last step, to 0, is left out."""
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
-    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
+    levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+    method, plan = plan_steps(SolverOptions(sampler, **options), levels)
     top, bottom = (plan.rows.level.alpha[i] / plan.rows.input_scale[i] for i in (0, -1))
     x = top * HIGH * jnp.ones((1, 1, 1, 1))
-    state = method.finish(run(method, plan, x, len(plan) - 1))
+    state = run(method, plan, x, len(plan) - 1)
     exact = HIGH * math.sqrt((DATA_STD**2 + LOW**2) / (DATA_STD**2 + HIGH**2))
     return abs(float(state[0, 0, 0, 0]) / bottom - exact)
 
@@ -86,13 +86,13 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
     """The fork's abar between two levels is interpolated, which leaves them second order."""
 
     def error(steps):
-        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
-        method, plan = plan_steps(SolverOptions(sampler), grid)
-        sigma = grid.sigmas[1]
+        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
+        method, plan = plan_steps(SolverOptions(sampler), levels)
+        sigma = levels.sigmas[1]
         x = jnp.ones((1, 1, 1, 1)) * sigma / math.sqrt(1 + sigma**2)
-        end = float(method.finish(run(method, plan, x))[0, 0, 0, 0])
+        end = float(run(method, plan, x)[0, 0, 0, 0])
         # The clean-up step takes the mean at the least noisy level.
-        low = grid.sigmas[-1]
+        low = levels.sigmas[-1]
         at_low = sigma * math.sqrt((DATA_STD**2 + low**2) / (DATA_STD**2 + sigma**2))
         return abs(end - shrink(low) * at_low)
 
@@ -101,15 +101,15 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
             assert error(steps) < 2 / steps**2
 
 
-def impulse_responses(sampler, grid, **options):
-    """The last picture as a linear function of the start and of each row's noise: exact moments, no Monte Carlo."""
-    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
+def impulse_responses(sampler, levels, **options):
+    """The last image as a linear function of the start and of each row's noise: exact moments, no Monte Carlo."""
+    method, plan = plan_steps(SolverOptions(sampler, **options), levels)
     count = len(plan)
     with jax.enable_x64(True):
-        # One "picture" a source: the start, then each row's noise.
+        # One "image" a source: the start, then each row's noise.
         x = jnp.zeros((count + 1, 1, 1, 1)).at[0].set(1.0)
         noise = jnp.eye(count + 1)[1:].reshape(count, count + 1, 1, 1, 1)
-        final = np.asarray(method.finish(run(method, plan, x, count - 1, noise)))
+        final = np.asarray(run(method, plan, x, count - 1, noise))
     return final.ravel() / (plan.rows.level.alpha[-1] / plan.rows.input_scale[-1])
 
 
@@ -145,12 +145,12 @@ def recursion_factors(sampler, sigma, after, eta):
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"])
 def test_moments_follow_the_exact_recursion(sampler, eta):
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 9))
     mean, variance = 1.0, 0.0
-    for sigma, after in grid.steps[:-1]:
+    for sigma, after in levels.steps[:-1]:
         factor, spreads = recursion_factors(sampler, sigma, after, eta)
         mean, variance = factor * mean, factor**2 * variance + sum(spread**2 for spread in spreads)
-    responses = impulse_responses(sampler, grid, eta=eta)
+    responses = impulse_responses(sampler, levels, eta=eta)
     start = math.sqrt(1 + HIGH**2) if sampler == "ddim" else 1.0
     np.testing.assert_allclose(responses[0] / start, mean, rtol=1e-10)
     np.testing.assert_allclose((responses[1:] ** 2).sum(), variance, rtol=1e-10)
@@ -159,14 +159,14 @@ def test_moments_follow_the_exact_recursion(sampler, eta):
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
 def test_moments_of_multistep_methods_follow_their_recursion(sampler):
     """x' = e^-2h x + (1 - e^-2h) (x_0 + extrapolation) + after sqrt(1 - e^-2h) z, on vectors of responses."""
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 9))
+    levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 9))
     h = math.log(HIGH / LOW) / 8
     decay, phi_1 = math.exp(-2 * h), -math.expm1(-2 * h)
     phi_2 = 1 - phi_1 / (2 * h)
     phi_3 = phi_2 / (2 * h) - 0.5
     x = np.eye(9)[0]
     past = []
-    for i, (sigma, after) in enumerate(grid.steps[:-1]):
+    for i, (sigma, after) in enumerate(levels.steps[:-1]):
         x_0 = shrink(sigma) * x
         new = decay * x + phi_1 * x_0 + after * math.sqrt(phi_1) * np.eye(9)[i + 1]
         if sampler == "dpmpp_2m_sde" and past:
@@ -178,7 +178,7 @@ def test_moments_of_multistep_methods_follow_their_recursion(sampler):
             new += phi_2 * (x_0 - past[-1] + bend) - phi_3 * bend
         past.append(x_0)
         x = new
-    np.testing.assert_allclose(impulse_responses(sampler, grid)[:9], x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(impulse_responses(sampler, levels)[:9], x, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_stochastic_samplers_reach_the_true_variance(sampler):
     true = DATA_STD**2 + LOW**2
 
     def gap(steps):
-        grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
-        responses = impulse_responses(sampler, grid, eta=1.0)
+        levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, steps + 1))
+        responses = impulse_responses(sampler, levels, eta=1.0)
         start = math.sqrt(DATA_STD**2 + HIGH**2) / (math.sqrt(1 + HIGH**2) if sampler == "ddim" else 1.0)
         return abs((responses[0] * start) ** 2 + (responses[1:] ** 2).sum() - true) / true
 
@@ -198,53 +198,60 @@ def test_stochastic_samplers_reach_the_true_variance(sampler):
     assert gap(80) < 0.6 * gap(40)
 
 
-def final(sampler, grid, noise, **options):
-    method, plan = plan_steps(SolverOptions(sampler, **options), grid)
+def final(sampler, levels, noise, **options):
+    method, plan = plan_steps(SolverOptions(sampler, **options), levels)
     x = np.full((1, 1, 1, 1), 0.7) * plan.start.noise_alone
     with jax.enable_x64(True):
-        return float(method.finish(run(method, plan, jnp.asarray(x), None, noise))[0, 0, 0, 0])
+        return float(run(method, plan, jnp.asarray(x), None, noise)[0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_euler_on_the_same_levels(eta):
-    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=20))
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=20))
     noise = np.random.RandomState(0).standard_normal((20, 1, 1, 1, 1))
-    ddim = final("ddim", grid, noise, eta=eta)
-    np.testing.assert_allclose(final("euler_ancestral", grid, noise, eta=eta), ddim, rtol=1e-9)
+    ddim = final("ddim", levels, noise, eta=eta)
+    np.testing.assert_allclose(final("euler_ancestral", levels, noise, eta=eta), ddim, rtol=1e-9)
     if eta == 0:
-        np.testing.assert_allclose(final("euler", grid, noise), ddim, rtol=1e-9)
+        np.testing.assert_allclose(final("euler", levels, noise), ddim, rtol=1e-9)
 
 
 def test_the_sde_form_without_noise_is_the_ode_method():
-    grid = Grid(SCHEDULE, np.geomspace(HIGH, LOW, 12))
-    method = plan_steps(SolverOptions("dpmpp_2m_sde", eta=0.0), grid)[0]
-    assert method is plan_steps(SolverOptions("dpmpp_2m"), grid)[0], "no noise, so one program for both"
-    np.testing.assert_allclose(final("dpmpp_2m_sde", grid, None, eta=0.0), final("dpmpp_2m", grid, None), rtol=1e-12)
+    levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 12))
+    method = plan_steps(SolverOptions("dpmpp_2m_sde", eta=0.0), levels)[0]
+    assert method is plan_steps(SolverOptions("dpmpp_2m"), levels)[0], "no noise, so one program for both"
+    np.testing.assert_allclose(
+        final("dpmpp_2m_sde", levels, None, eta=0.0), final("dpmpp_2m", levels, None), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
-def test_churn_adds_the_noise_it_says(sampler):
-    """Noise before a step, s_noise^2 (raised^2 - sigma^2) of it, is the previous row's; the first is in the start."""
-    grid = Grid(SCHEDULE, np.array([4.0, 2.0, 1.0]))
-    _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1), grid)
-    sigmas = plan.rows.level.sigma / plan.rows.level.alpha
-    assert sigmas[0] == pytest.approx(4.0)  # above s_tmax
-    assert {round(float(s), 6) for s in sigmas} >= {2.2, 1.1}
-    added = plan.rows.matrix[:, 0, -1]
-    expected = [1.1 * math.sqrt(0.21) * 2.0, 1.1 * math.sqrt(0.21) * 1.0]
-    np.testing.assert_allclose(added[added != 0], expected, rtol=1e-12)
-    _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3), grid)
-    np.testing.assert_allclose(plan.start.noise_alone**2, 1 + 4.4**2, rtol=1e-12)
-    np.testing.assert_allclose(plan.start.noise, 4.4, rtol=1e-12)
+def test_churn_adds_the_noise_it_says_before_its_own_step(sampler):
+    """s_noise^2 (raised^2 - sigma^2) of it, at the levels up to s_tmax."""
+    levels = NoiseLevels(SCHEDULE, np.array([4.0, 2.0, 1.0]))
+    _, plan = plan_steps(SolverOptions(sampler, s_churn=0.3, s_tmax=3.0, s_noise=1.1), levels)
+    sigmas, churn = plan.rows.level.sigma / plan.rows.level.alpha, plan.rows.churn
+    np.testing.assert_allclose(sigmas[churn > 0], [2.2, 1.1], rtol=1e-12)
+    np.testing.assert_allclose(churn[churn > 0], [1.1 * math.sqrt(0.21) * 2.0, 1.1 * math.sqrt(0.21)], rtol=1e-12)
+    assert sigmas[0] == pytest.approx(4.0)
+    assert churn[0] == 0
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
+def test_churned_runs_follow_the_noise_of_their_own_steps(sampler):
+    """The first step's noise moves the result, and without churn none does."""
+    levels = NoiseLevels(SCHEDULE, np.geomspace(HIGH, LOW, 5))
+    responses = impulse_responses(sampler, levels, s_churn=1.0)
+    assert abs(responses[1]) > 1e-3
+    assert not impulse_responses(sampler, levels)[1:].any()
 
 
 def test_inversion_then_ddim_returns_with_an_error_that_halves():
     def error(steps):
-        grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=steps))
-        method, plan = ddim_inversion(grid)
-        noise = method.finish(run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1))))
-        method, plan = plan_steps(SolverOptions("ddim"), grid)
-        return abs(float(method.finish(run(method, plan, noise))[0, 0, 0, 0]) - 0.4)
+        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
+        method, plan = ddim_inversion(levels)
+        noise = run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1)))
+        method, plan = plan_steps(SolverOptions("ddim"), levels)
+        return abs(float(run(method, plan, noise)[0, 0, 0, 0]) - 0.4)
 
     with jax.enable_x64(True):
         errors = [error(steps) for steps in (25, 50, 100, 200)]
@@ -265,17 +272,17 @@ STOCHASTIC = (
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
-    grid = Grid.from_options(SCHEDULE, GridOptions(num_steps=6))
-    rows = len(plan_steps(SolverOptions(sampler), grid)[1])
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=6))
+    rows = len(plan_steps(SolverOptions(sampler), levels)[1])
     noise = np.random.RandomState(0).standard_normal((rows, 1, 1, 1, 1))
 
     def with_other_noise(changed):
         other = noise.copy()
         other[changed] += 1
-        return final(sampler, grid, other)
+        return final(sampler, levels, other)
 
-    assert with_other_noise(slice(-1, None)) == final(sampler, grid, noise)
-    assert (with_other_noise(slice(-1)) != final(sampler, grid, noise)) == (sampler in STOCHASTIC)
+    assert with_other_noise(slice(-1, None)) == final(sampler, levels, noise)
+    assert (with_other_noise(slice(-1)) != final(sampler, levels, noise)) == (sampler in STOCHASTIC)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -296,4 +303,4 @@ def test_names_aliases_and_options():
     with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
         SolverOptions("dpmpp_2m", eta=1.0)
     with pytest.raises(GlideError, match="at least 3 steps"):
-        plan_steps(SolverOptions("plms"), Grid.from_options(SCHEDULE, GridOptions(num_steps=2)))
+        plan_steps(SolverOptions("plms"), NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=2)))

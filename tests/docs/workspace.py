@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from convert.architecture import clip_architecture, glide_architecture
-from convert.tensor_file import write_tensors
+from convert.state_dict import write_tensors
 from glide_jax.checkpoint import CheckpointStore
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.models import ClipImageConfig, ClipTextConfig
@@ -83,7 +83,7 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
     for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
         Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)
     Image.new("L", (50, 40), 255).save(folder / "sofa-mask.png")
-    for name in ("my-pictures", "my-held-out"):
+    for name in ("my-images", "my-held-out"):
         _unpack(folder / name, samples=12)
     for number in range(2):
         (folder / "laion").mkdir(exist_ok=True)

@@ -49,7 +49,7 @@ def test_remat_is_in_the_program_and_changes_no_gradient(policy):
     (expected, plain), (found, recomputing) = gradients("none"), gradients(policy)
     assert "remat" not in plain
     model = Glide(TINY)
-    assert recomputing.count("remat") >= len(model.bind(random_weights(model.abstract_params())).unet.stages)
+    assert recomputing.count("remat") >= len(model.bind(random_weights(model.abstract_params())).unet.blocks)
     largest = max(np.abs(leaf).max() for leaf in expected)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)

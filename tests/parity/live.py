@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
-from convert.architecture import Architecture, clip_architecture, glide_architecture, place
+from convert.architecture import Architecture, clip_architecture, glide_architecture
 from convert.to_torch import to_torch
 from glide_jax.checkpoint import save_weights
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, NoisedClip, Params
@@ -63,11 +64,12 @@ def clip_pair(size: str, folder: Path) -> Pair:
 
 def random_params(architecture: Architecture) -> Params:
     """The golden recipe's distribution, so that no output layer is zero."""
-    params: Params = {}
-    for entry in architecture.keymap:
-        shape = architecture.torch_shapes[entry.torch]
-        place(params, entry.path, entry.to_flax(draw_parameter(f"live/{architecture.kind}", entry.torch, shape)))
-    return params
+    shapes, name = architecture.torch_shapes, f"live/{architecture.kind}"
+    flat = {
+        entry.path: entry.to_flax(draw_parameter(name, entry.torch, shapes[entry.torch]))
+        for entry in architecture.keymap
+    }
+    return unflatten_dict(flat)
 
 
 def torch_weights(architecture: Architecture, params: Params, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Full forward passes of all four kinds, tiny and at the published widths, against the PyTorch reference."""
+"""Full forward passes: all four kinds tiny, two at the published widths, against the PyTorch reference."""
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,6 @@ def test_tiny_forward_equals_the_reference(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["base", "upsample-inpaint"])  # the other two have no part that these have not
 def test_full_forward_equals_the_reference(kind):
     check_forward("full", kind, batch=1)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion import grid as grids
+from glide_jax.diffusion import levels as schedules
 from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, unguided
-from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
-from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.models import Conditioning, Glide
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, network, relative_error
 
@@ -27,26 +27,26 @@ MEANS, STD = (-0.6, 0.1, 0.7), 0.15
 def sigmas_of(case):
     name, count = case.removeprefix("mixture/")[:-2], case[-2:]
     rho = {"polyexponential": {"rho": 1.5}}.get(name, {})
-    return getattr(grids, name)(*SIGMAS[count], **rho)
+    return getattr(schedules, name)(*SIGMAS[count], **rho)
 
 
 def recorded_noise(case, solver, plan, shape):
     """The reference draws in order of use: the noise of each row of the plan that takes some."""
-    takes = (plan.rows.matrix[:, :, -1] != 0).any(axis=1)
+    takes = (plan.rows.coefficients[:, :, -1] != 0).any(axis=1)
     drawn = iter(draw_image(f"{case}/{solver}/noise/{k}", shape) for k in range(takes.sum()))
     return np.stack([next(drawn) if take else np.zeros((shape[0], *shape[2:], 3), np.float32) for take in takes])
 
 
 def sample(run, case, solver, sigmas, shape):
     """`run` takes the method, its carry, rows, their noise and how many rows there are, and returns the carry."""
-    method, plan = plan_steps(SolverOptions(solver), Grid(SCHEDULE, sigmas))
+    method, plan = plan_steps(SolverOptions(solver), NoiseLevels(SCHEDULE, sigmas))
     rows = plan.on_device()
     recorded = np.zeros((len(jax.tree.leaves(rows)[0]), shape[0], *shape[2:], 3), np.float32)
     if "ancestral" in solver or "sde" in solver:
         recorded[: len(plan)] = recorded_noise(case, solver, plan, shape)
-    start = method.init(jnp.asarray(draw_image(f"{case}/x", shape) * np.float32(GOLDEN[f"{case}|sigmas"][0])))
-    carry, _ = run(method, (start, None), rows, jnp.asarray(recorded), len(plan))
-    return np.asarray(method.finish(carry)).transpose(0, 3, 1, 2)
+    carry = start(method, jnp.asarray(draw_image(f"{case}/x", shape) * np.float32(GOLDEN[f"{case}|sigmas"][0])))
+    carry = run(method, carry, rows, jnp.asarray(recorded), len(plan))
+    return np.asarray(carry.state[0]).transpose(0, 3, 1, 2)
 
 
 def mixture(x_t, level, memory):
@@ -94,7 +94,7 @@ def test_solvers_on_the_tiny_base_model(base, solver):
         with jax.disable_jit():
             return run_steps(method, denoise, lambda k: recorded[k], carry, rows, 0, end)
 
-    ours = sample(run, case, solver, grids.karras(8, 0.02, 60.0), (2, 3, 64, 64))
+    ours = sample(run, case, solver, schedules.karras(8, 0.02, 60.0), (2, 3, 64, 64))
     assert relative_error(ours, GOLDEN[f"{case}|{solver}"]) < 5e-5
 
 

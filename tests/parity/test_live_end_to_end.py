@@ -99,7 +99,7 @@ def assert_same_picture(ours, theirs, x_t, comparison, title, low_res=None):
     drawn = ours.stage.sample(
         ours.params,
         Inputs([PROMPT], [0], low_res=None if low_res is None else nhwc(low_res), x_t=nhwc(x_t)),
-        SampleOptions(timestep_respacing="ddim10", guidance_scale=1.0),
+        SampleOptions.of(timestep_respacing="ddim10", guidance_scale=1.0),
     )
     text_ctx = ours.stage.model.config.text_ctx
     tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), text_ctx)

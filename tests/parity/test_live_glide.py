@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.options import parse_options
-from convert.source import open_source
-from convert.tensor_file import read_tensors
+from convert.architecture import parse_options
+from convert.download import open_source
+from convert.state_dict import read_state_dict
 from convert.to_flax import to_flax
 from convert.to_torch import to_torch
 from glide_jax.models import Conditioning
@@ -169,5 +169,5 @@ def test_the_references_own_state_dict_goes_through_flax_unchanged(kind, tmp_pat
     assert {str(tensor.dtype) for tensor in reference.state_dict().values()} == {"torch.float16", "torch.float32"}
     to_flax(open_source(str(tmp_path / "reference.pt")), tmp_path / "flax", parse_options(options))
     to_torch(tmp_path / "flax", tmp_path / "back.pt")
-    assert_same_state_dict(read_tensors(tmp_path / "back.pt"), read_tensors(tmp_path / "reference.pt"))
+    assert_same_state_dict(read_state_dict(tmp_path / "back.pt"), read_state_dict(tmp_path / "reference.pt"))
     reference.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True), strict=True)

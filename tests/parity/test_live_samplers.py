@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.guidance import guided, method_of, strengths_of
-from glide_jax.diffusion.options import GridOptions, GuidanceOptions
+from glide_jax.diffusion.guidance import guidance, guided
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
 from glide_jax.diffusion.solvers.pndm import plms, prk
-from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.diffusion.thresholding import threshold
 from glide_jax.models import Conditioning
 from glide_jax.tokenizer import ClipTokenizer
@@ -30,7 +30,7 @@ TOLERANCE = 3e-4
 RESPACING, SCALE, SHAPE = "ddim20", 3.0, (2, 3, 64, 64)
 PROMPTS = ["a corgi in a hat", "a red bicycle"]
 SCHEDULE = Schedule.from_config(DiffusionConfig())
-GRID = Grid.from_options(SCHEDULE, GridOptions(timestep_respacing=RESPACING))
+LEVELS = NoiseLevels.from_options(SCHEDULE, LevelOptions(timestep_respacing=RESPACING))
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +82,14 @@ def ours(pair, solver, plan, recorded):
     def run(params, x):
         conditional = Conditioning(jax.tree.map(lambda leaf: leaf[:2], text))
         predict = guided(
-            method_of(options),
-            strengths_of(options),
+            guidance(options),
             lambda x, t: pair.ours(params, x, t, conditional),
             lambda x, t: pair.ours(params, x, t, Conditioning(text)),
         )
         denoise = denoiser(predict, threshold)
-        carry = (solver.init(x), None)
-        return solver.finish(
-            run_steps(solver, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))[0]
-        )
+        carry = start(solver, x)
+        carry = run_steps(solver, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))
+        return carry.state[0]
 
     x_t = draw("live/x_T", SHAPE).transpose(0, 2, 3, 1)
     return run(jax.tree.map(jnp.asarray, pair.params), x_t)
@@ -100,11 +98,11 @@ def ours(pair, solver, plan, recorded):
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        ("ddpm", ddpm(GRID)),
-        ("ddim, eta 0", ddim(GRID)),
-        ("ddim, eta 1", ddim(GRID, eta=1.0)),
-        ("plms", plms(GRID, clean_up=False)),
-        ("prk", prk(GRID, clean_up=False)),
+        ("ddpm", ddpm(LEVELS)),
+        ("ddim, eta 0", ddim(LEVELS)),
+        ("ddim, eta 1", ddim(LEVELS, eta=1.0)),
+        ("plms", plms(LEVELS, clean_up=False)),
+        ("prk", prk(LEVELS, clean_up=False)),
     ],
 )
 def test_guided_sampling(pair, recorded, comparison, name, solver):
@@ -136,22 +134,21 @@ def test_guidance_by_clip(pair, recorded, comparison, tmp_path, name):
             model_kwargs={"tokens": tokens, "mask": mask},
         )  # fmt: skip
     weights = jax.tree.map(jnp.asarray, clip.params)
-    wish = jax.jit(clip.ours.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
+    signal = jax.jit(clip.ours.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
     text = jax.jit(pair.ours.encode_text)(pair.params, np.asarray(tokens), np.asarray(mask))
-    solver, plan = ddpm(GRID) if name == "ddpm" else ddim(GRID)
+    solver, plan = ddpm(LEVELS) if name == "ddpm" else ddim(LEVELS)
     params = jax.tree.map(jnp.asarray, pair.params)
     denoise = denoiser(
         unguided(lambda x, t: pair.ours(params, x, t, Conditioning(text))),
         threshold,
-        partial(clip.ours.guidance, weights, text=wish, scale=5.0),
+        partial(clip.ours.guidance, weights, text=signal, scale=5.0),
     )
 
     @jax.jit
     def run(x):
-        carry = (solver.init(x), None)
-        return solver.finish(
-            run_steps(solver, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))[0]
-        )
+        carry = start(solver, x)
+        carry = run_steps(solver, denoise, lambda k: recorded[k], carry, plan.on_device(), 0, len(plan))
+        return carry.state[0]
 
     drawn = np.asarray(run(x_t.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
     comparison.check(f"sampler, {name} guided by clip", "tiny", drawn, theirs, TOLERANCE)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion.denoiser import denoiser, unguided
-from glide_jax.diffusion.grid import Grid
-from glide_jax.diffusion.guidance import guided, method_of, strengths_of
-from glide_jax.diffusion.options import GridOptions, GuidanceOptions
+from glide_jax.diffusion.guidance import guidance, guided
+from glide_jax.diffusion.levels import NoiseLevels
+from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
-from glide_jax.diffusion.solvers.pndm import plms, prk
-from glide_jax.diffusion.solvers.solver import run_steps
+from glide_jax.diffusion.solvers.pndm import plms
+from glide_jax.diffusion.solvers.solver import run_steps, start
 from glide_jax.diffusion.thresholding import paste, threshold
 from glide_jax.models import Conditioning, Glide
 from glide_jax.tokenizer import ClipTokenizer
@@ -34,15 +34,13 @@ from tests.parity.recipe import (
 
 TOLERANCE, PNDM_TOLERANCE = 3e-4, 1e-4
 SCHEDULE = Schedule.from_config(DiffusionConfig())
-GRID = Grid.from_options(SCHEDULE, GridOptions(timestep_respacing="ddim10"))
+LEVELS = NoiseLevels.from_options(SCHEDULE, LevelOptions(timestep_respacing="ddim10"))
 GUIDANCE = GuidanceOptions(guidance_scale=3.0)
 PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
 SAMPLERS = {
-    "ddpm": ddpm(GRID),
-    "ddim_eta0": ddim(GRID, eta=0.0),
-    "ddim_eta1": ddim(GRID, eta=1.0),
-    "plms": plms(GRID, clean_up=False),
-    "prk": prk(GRID, clean_up=False),
+    "ddpm": ddpm(LEVELS),
+    "ddim_eta1": ddim(LEVELS, eta=1.0),
+    "plms": plms(LEVELS, clean_up=False),  # its first steps are those of prk
 }
 
 
@@ -58,11 +56,11 @@ def guided_base(base):
     return guided_by_text(*base)
 
 
-def guided_by_text(model, params, text, **pictures):
+def guided_by_text(model, params, text, **images):
     """Classifier-free guidance over rows [cond, cond, uncond, uncond]; it never asks for the condition alone."""
-    twice = {name: jnp.concatenate([picture, picture]) for name, picture in pictures.items()}
+    twice = {name: jnp.concatenate([image, image]) for name, image in images.items()}
     paired = network(model, params, Conditioning(text, **twice))
-    return guided(method_of(GUIDANCE), strengths_of(GUIDANCE), paired, paired)
+    return guided(guidance(GUIDANCE), paired, paired)
 
 
 def recorded_noise(name, rows):
@@ -70,35 +68,30 @@ def recorded_noise(name, rows):
 
 
 def trajectory(denoise, solver, plan, x_t, recorded=None):
-    """The picture after every row, [rows, batch, channels, height, width]."""
+    """The image after every row, [rows, batch, channels, height, width]."""
     rows = plan.on_device()
-    carry, pictures = (solver.init(jnp.asarray(x_t * np.float32(plan.start.noise_alone))), None), []
+    carry, images = start(solver, jnp.asarray(x_t * np.float32(plan.start.noise_alone))), []
     with jax.disable_jit():
         for k in range(len(plan)):
             carry = run_steps(solver, denoise, lambda k: recorded[k], carry, rows, k, k + 1)
-            pictures.append(solver.finish(carry[0]))
-    return np.asarray(pictures).transpose(0, 1, 4, 2, 3)
+            images.append(carry.state[0])
+    return np.asarray(images).transpose(0, 1, 4, 2, 3)
 
 
-def quick_or_slow(name):
-    """A step with a network costs half a second: of methods that differ in a coefficient, the default run takes one."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name in ("ddim_eta0", "prk") else [])
-
-
-@pytest.mark.parametrize("name", [*map(quick_or_slow, SAMPLERS)])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_guided_sampling_equals_the_reference(name, guided_base):
     golden = golden_arrays("samplers_tiny")
     solver, plan = SAMPLERS[name]
     denoise = denoiser(guided_base, threshold)
-    recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name not in ("plms", "prk") else None
-    pictures = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
+    recorded = jnp.asarray(recorded_noise(f"samplers/{name}", 4)) if name != "plms" else None
+    images = trajectory(denoise, solver, plan, draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
     # The rows that end a step: each fourth of a Runge-Kutta step.
-    ends = {"prk": range(3, 32, 4), "plms": [3, 7, *range(11, 17)]}.get(name, range(10))
-    pictures = pictures[list(ends)]
-    tolerance = PNDM_TOLERANCE if name in ("plms", "prk") else TOLERANCE
-    assert relative_error(pictures[0], golden[f"{name}|first"]) < tolerance
-    assert relative_error(pictures[-1], golden[f"{name}|final"]) < tolerance
-    assert relative_error(pictures.mean((3, 4)), golden[f"{name}|traj_means"]) < tolerance
+    ends = [3, 7, *range(11, 17)] if name == "plms" else range(10)
+    images = images[list(ends)]
+    tolerance = PNDM_TOLERANCE if name == "plms" else TOLERANCE
+    assert relative_error(images[0], golden[f"{name}|first"]) < tolerance
+    assert relative_error(images[-1], golden[f"{name}|final"]) < tolerance
+    assert relative_error(images.mean((3, 4)), golden[f"{name}|traj_means"]) < tolerance
 
 
 def test_inpainting_equals_the_reference():
@@ -113,8 +106,8 @@ def test_inpainting_equals_the_reference():
         lambda x_0: paste(threshold(x_0), image, mask),
     )
     recorded = jnp.asarray(recorded_noise("samplers/inpaint", 4))
-    pictures = trajectory(denoise, *ddpm(GRID), draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
-    assert relative_error(pictures[-1], golden["inpaint|final"]) < TOLERANCE
+    images = trajectory(denoise, *ddpm(LEVELS), draw_image("samplers/x_T", (2, 3, 64, 64)), recorded)
+    assert relative_error(images[-1], golden["inpaint|final"]) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -127,9 +120,9 @@ def test_upsampling_equals_the_reference():
     given = Conditioning(text, jnp.asarray(low_res, jnp.float32))
     denoise = denoiser(unguided(network(model, params, given)), threshold)
     linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
-    grid = Grid.from_options(linear, GridOptions(timestep_respacing="fast27"))
+    levels = NoiseLevels.from_options(linear, LevelOptions(timestep_respacing="fast27"))
     x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
-    final = trajectory(denoise, *ddim(grid), x_t)[-1]
+    final = trajectory(denoise, *ddim(levels), x_t)[-1]
     # The reference in float32 is 1.5e-4 from itself in float64, and moves by 1.7e-4 between one thread and two.
     seen, expected = final[:, :, ::2, ::2], golden["upsample|final_stride2"]
     assert relative_error(seen, expected) < 1e-3
@@ -138,14 +131,14 @@ def test_upsampling_equals_the_reference():
 
 
 @pytest.fixture(scope="module")
-def base_and_wish(base):
+def base_and_signal(base):
     """The base model, unguided by text, and the noised CLIP's gradient."""
     model, params, text = base
     noise = unguided(network(model, params, Conditioning(jax.tree.map(lambda x: x[:2], text))))
     clip = clip_model("tiny")
     weights = jax.tree.map(jnp.asarray, clip_params(clip, "tiny"))
-    wish = jax.jit(clip.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
-    run = jax.jit(partial(clip.guidance, weights, text=wish, scale=5.0))
+    signal = jax.jit(clip.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
+    run = jax.jit(partial(clip.guidance, weights, text=signal, scale=5.0))
 
     def gradient(x, t):
         with jax.disable_jit(False):
@@ -155,10 +148,10 @@ def base_and_wish(base):
 
 
 @pytest.mark.parametrize(
-    ("name", "solver"), [pytest.param("ddpm", ddpm(GRID), marks=pytest.mark.slow), ("ddim", ddim(GRID))]
+    ("name", "solver"), [pytest.param("ddpm", ddpm(LEVELS), marks=pytest.mark.slow), ("ddim", ddim(LEVELS))]
 )
-def test_clip_guidance_equals_the_reference(name, solver, base_and_wish):
-    noise, gradient = base_and_wish
+def test_clip_guidance_equals_the_reference(name, solver, base_and_signal):
+    noise, gradient = base_and_signal
     denoise = denoiser(noise, threshold, gradient)
     recorded = jnp.asarray(recorded_noise(f"clip_guided/{name}", 2))
     final = trajectory(denoise, *solver, draw_image("clip_guided/x_T", (2, 3, 64, 64)), recorded)[-1]

@@ -1,12 +1,13 @@
-"""What the command line of `sample.py` means where it does not say, and what it writes into pictures."""
+"""What the command line of `sample.py` means where it does not say, and what it writes into images."""
 
 import pytest
 
-from glide_jax.sample.cli import parser, picture_metadata, sample_options, upsampler_metadata
-from glide_jax.sample.shipped import parse_with_shipped
+from glide_jax.sample import base_options, metadata, upsampler_options
+from glide_jax.sample.bundled import parse_with_bundled
+from glide_jax.sample.cli import parser
 from tests.parallel.processes import ROOT
 
-SHIPPED = "checkpoints/emoji/upsample"
+BUNDLED = "checkpoints/emoji/upsample"
 
 
 @pytest.mark.parametrize(
@@ -14,23 +15,31 @@ SHIPPED = "checkpoints/emoji/upsample"
     [
         ([], "ddpm", 0.5),
         (["--sampler", "unipc", "--upsampler_strength", "0.8"], "unipc", 0.8),
-        (["--checkpoint", "models/base", "--upsampler", "models/upsample"], "ddim", None),
-        (["--checkpoint", "runs/emoji_finetune", "--upsampler", SHIPPED], "ddim", 0.5),
-        (["--upsampler", str(ROOT / SHIPPED), "--image", "small.png"], "ddim", 0.5),
-        (["--upsampler", SHIPPED, "--upsampler_strength", "1"], "ddim", 1.0),
+        (["--checkpoint", "models/base", "--upsampler", "models/upsample"], "ddim", 1.0),
+        (["--checkpoint", "runs/emoji_finetune", "--upsampler", BUNDLED], "ddim", 0.5),
+        (["--upsampler", str(ROOT / BUNDLED), "--image", "small.png"], "ddim", 0.5),
+        (["--upsampler", BUNDLED, "--upsampler_strength", "1"], "ddim", 1.0),
     ],
 )
-def test_the_shipped_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
+def test_the_bundled_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
     monkeypatch.chdir(ROOT)
-    args = parse_with_shipped(parser(), given)
-    assert (args.sampler, args.upsampler_strength) == (sampler, strength)
+    args = parse_with_bundled(parser(), given)
+    assert (base_options(args).solver.sampler, upsampler_options(args).strength) == (sampler, strength)
 
 
-def test_pictures_say_how_they_were_enlarged_if_they_were():
-    given = ["--checkpoint", "base", "--upsampler_strength", "0.5", "--upsample_temp", "0.9"]
-    alone = parser().parse_args(given)
-    assert not any(name.startswith("upsample") for name in picture_metadata(alone, sample_options(alone)))
-    both = parser().parse_args([*given, "--upsampler", "up"])
-    enlarged = {"upsampler": "up", "upsampler_strength": "0.5", "upsample_temp": "0.9"}
-    assert upsampler_metadata(both) == enlarged
-    assert enlarged.items() <= picture_metadata(both, sample_options(both)).items()
+def test_images_say_how_they_were_enlarged_if_they_were():
+    args = parser().parse_args(["--sampler", "euler_a", "--upsampler_strength", "0.5", "--upsample_temp", "0.9"])
+    options, up_options = base_options(args), upsampler_options(args)
+    alone = {"sampler": "euler_a", "num_steps": "50", "schedule": "leading", "guidance_scale": "3.0"}
+    assert metadata(options, None) == alone
+    enlarged = {"upsampler_strength": "0.5", "upsample_temp": "0.9"}
+    assert metadata(None, up_options) == enlarged
+    assert metadata(options, up_options) == alone | enlarged
+
+
+def test_every_sampling_option_is_there_for_the_upsampler_too():
+    args = parser().parse_args(["--upsampler_eta", "0.5", "--upsampler_num_steps", "9"])
+    options = upsampler_options(args)
+    assert (options.solver.eta, options.levels.num_steps) == (0.5, 9)
+    assert options.levels.timestep_respacing == "", "steps take the place of fast27"
+    assert options.temperature == 0.997

@@ -27,7 +27,7 @@ def draw(mesh=None):
 
     model = random_model(mesh=mesh)
     inputs = Inputs([f"a cat {i}" for i in range(8)], range(8))
-    return model.stage.sample(model.params, inputs, SampleOptions(num_steps=4, sampler="dpmpp_2m_sde"), seed=3)
+    return model.stage.sample(model.params, inputs, SampleOptions.of(num_steps=4, sampler="dpmpp_2m_sde"), seed=3)
 
 
 def noise(indices):

@@ -10,7 +10,7 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
-from glide_jax.sample.pictures import load_picture
+from glide_jax.sample.inputs import load_image
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model
 
@@ -58,8 +58,9 @@ def test_below_strength_1_an_upsampler_starts_from_what_it_enlarges(upsampler, p
 def test_the_levels_skipped_are_not_counted(loaded, upsampler):
     both = Pipeline(loaded, upsampler)
     steps = {"num_steps": 4}
-    assert both.count_evaluations(2, steps, {"num_steps": 20, "strength": 0.5}) == 2 * (4 + 10)
-    assert both.count_evaluations(2, steps, {"num_steps": 20}) == 2 * (4 + 20)
+    given = SampleOptions.of(**steps)
+    assert both.count_evaluations(2, given, {"num_steps": 20, "strength": 0.5}) == 2 * (4 + 10)
+    assert both.count_evaluations(2, given, {"num_steps": 20}) == 2 * (4 + 20)
     reported = []
     options = {"num_steps": 20, "strength": 0.5}
     both("a cat", num_images=2, upsampler_options=options, on_steps=lambda done, _: reported.append(done), **steps)
@@ -75,7 +76,7 @@ def test_an_image_is_the_same_in_any_batch(loaded, sampler):
     assert (alone[0] != alone[1]).any()
 
 
-def test_some_pictures_of_a_request_are_drawn_as_in_the_whole(loaded):
+def test_some_images_of_a_request_are_drawn_as_in_the_whole(loaded):
     whole = draw(loaded, ["a cat", "a dog", "a hat"])
     assert_close(draw(loaded, ["a hat", "a dog"], indices=[2, 1]), whole[[2, 1]])
     for wrong in ([0], [0, -1]):
@@ -83,8 +84,8 @@ def test_some_pictures_of_a_request_are_drawn_as_in_the_whole(loaded):
             draw(loaded, ["a hat", "a dog"], indices=wrong)
 
 
-def test_pictures_of_a_batch_may_come_in_any_order(loaded):
-    options = SampleOptions(num_steps=4, sampler="ddpm")
+def test_images_of_a_batch_may_come_in_any_order(loaded):
+    options = SampleOptions.of(num_steps=4, sampler="ddpm")
     forth = loaded.stage.sample(loaded.params, Inputs(["a cat", "a dog"], [0, 5]), options, seed=3)
     back = loaded.stage.sample(loaded.params, Inputs(["a dog", "a cat"], [5, 0]), options, seed=3)
     np.testing.assert_allclose(forth, back[::-1], atol=1e-4)
@@ -106,7 +107,7 @@ def test_new_prompts_seeds_scales_and_steps_do_not_recompile(loaded, options):
 
 def test_progress_counts_every_evaluation_once_and_changes_nothing(loaded):
     done, guesses = [], []
-    options = SampleOptions(num_steps=23)
+    options = SampleOptions.of(num_steps=23)
     arguments = (loaded.params, Inputs(["a cat"], [0]), options)
     with_progress = loaded.stage.sample(
         *arguments, on_steps=lambda steps, x_0: (done.append(steps), guesses.append(x_0))
@@ -120,7 +121,7 @@ def test_progress_counts_every_evaluation_once_and_changes_nothing(loaded):
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("ddim", 23), ("heun", 45), ("plms", 31)])
 def test_evaluations_are_counted_before(loaded, sampler, evaluations):
-    assert loaded.stage.count_evaluations(SampleOptions(num_steps=23, sampler=sampler)) == evaluations
+    assert loaded.stage.count_evaluations(SampleOptions.of(num_steps=23, sampler=sampler)) == evaluations
 
 
 def test_what_a_report_raises_ends_the_drawing(loaded):
@@ -128,7 +129,7 @@ def test_what_a_report_raises_ends_the_drawing(loaded):
         raise InterruptedError(steps)
 
     with pytest.raises(InterruptedError, match="3"):
-        loaded.stage.sample(loaded.params, Inputs(["a cat"], [0]), SampleOptions(num_steps=23), on_steps=stop)
+        loaded.stage.sample(loaded.params, Inputs(["a cat"], [0]), SampleOptions.of(num_steps=23), on_steps=stop)
 
 
 def test_scale_one_is_no_guidance(loaded):
@@ -155,15 +156,15 @@ def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler):
 
 def test_the_upsampler_defaults_to_fast27(loaded, upsampler):
     pipeline = Pipeline(loaded, upsampler)
-    assert pipeline.count_evaluations(3, {"num_steps": 4}) == 3 * (4 + 27)
-    assert pipeline.count_evaluations(1, {"num_steps": 4}, {"num_steps": 9}) == 4 + 9
+    assert pipeline.count_evaluations(3, SampleOptions.of(num_steps=4)) == 3 * (4 + 27)
+    assert pipeline.count_evaluations(1, SampleOptions.of(num_steps=4), {"num_steps": 9}) == 4 + 9
     done = []
     pipeline(["a cat"], num_steps=4, on_steps=lambda steps, x_0: done.append((steps, x_0.shape)))
     assert sum(steps for steps, _ in done) == 31
     assert {shape for _, shape in done} == {(1, SIDE, SIDE, 3), (1, 2 * SIDE, 2 * SIDE, 3)}
 
 
-def test_the_upsampler_takes_pictures_of_any_size(upsampler, photo):
+def test_the_upsampler_takes_images_of_any_size(upsampler, photo):
     assert Pipeline(None, upsampler).upsample([photo], num_steps=2).images.shape == (1, 2 * SIDE, 2 * SIDE, 3)
 
 
@@ -177,14 +178,14 @@ def test_inpainting_keeps_known_pixels_in_both_stages(photo, strength):
     up_options = {"num_steps": 3, "strength": strength}
     options = {"image": photo, "mask": mask, "num_steps": 3, "upsampler_options": up_options}
     samples, other = pipeline("a cat", **options), pipeline("a dog", seed=1, **options)
-    assert_close(samples.images[0][:, SIDE:], to_uint8(load_picture(photo, 2 * SIDE))[:, SIDE:])
+    assert_close(samples.images[0][:, SIDE:], to_uint8(load_image(photo, 2 * SIDE))[:, SIDE:])
     for first, second in ((samples.small, other.small), (samples.images, other.images)):
         half = first.shape[2] // 2
         np.testing.assert_array_equal(first[:, :, half:], second[:, :, half:])
         assert (first[:, :, :half] != second[:, :, :half]).mean() > 0.3
 
 
-def test_image_to_image_goes_from_the_picture_to_text_to_image(loaded, photo):
+def test_image_to_image_goes_from_the_image_to_text_to_image(loaded, photo):
     steps = {"num_steps": 20}
     images = {s: draw(loaded, "a cat", init_image=photo, strength=s, **steps)[0] for s in (0.0, 0.05, 0.5, 1.0)}
     np.testing.assert_array_equal(images[1.0], draw(loaded, "a cat", **steps)[0])
@@ -195,22 +196,22 @@ def test_image_to_image_goes_from_the_picture_to_text_to_image(loaded, photo):
     np.testing.assert_array_equal(square, images[0.0])
 
 
-def test_inverted_noise_draws_the_picture_again(loaded):
+def test_inverted_noise_draws_the_image_again(loaded):
     """The model's outputs are damped: random ones are far from a smooth flow."""
     damped = jax.tree.map_with_path(lambda path, x: x * (0.1 if "out_conv" in str(path[1]) else 1), loaded.params)
     pipeline = Pipeline(LoadedModel(loaded.stage, damped))
-    picture = np.full((SIDE, SIDE, 3), 200, np.uint8)
+    image = np.full((SIDE, SIDE, 3), 200, np.uint8)
     options = {"num_steps": 25, "guidance_scale": 1.0, "thresholding": "none"}
-    x_t = pipeline.invert(picture, "a cat", num_steps=25)
+    x_t = pipeline.invert(image, "a cat", num_steps=25)
 
     def error(**start):
-        return np.abs(pipeline("a cat", **start, **options).images[0].astype(int) - picture).mean()
+        return np.abs(pipeline("a cat", **start, **options).images[0].astype(int) - image).mean()
 
     assert error(x_t=x_t) < 8
     assert error() > 50
 
 
-def test_clip_guidance_changes_the_picture(loaded):
+def test_clip_guidance_changes_the_image(loaded):
     clip = random_clip()
     guided = random_model(clip=True)
     plain = Pipeline(guided, clip=clip)("a cat", num_steps=4, seed=3).images
@@ -228,6 +229,7 @@ def test_clip_guidance_changes_the_picture(loaded):
         ("a cat", {"num_steps": 0}, "num_steps"),
         ("a cat", {"num_steps": 1001}, "at most 1000"),
         ("a cat", {"eta": 2.0}, "eta"),
+        ("a cat", {"rho": 7.0}, "rho has no effect on leading"),
         ("a cat", {"sampler": "plms", "num_steps": 2}, "at least 3 steps"),
         ("a cat", {"strength": 1.5}, "strength"),
         ("a cat", {"temperature": 0.0}, "temperature"),
@@ -250,13 +252,13 @@ def test_models_in_the_wrong_place_are_refused(loaded, upsampler):
         Pipeline(upsampler)
     with pytest.raises(GlideError, match="upsampler's checkpoint is a base"):
         Pipeline(loaded, loaded)
-    with pytest.raises(GlideError, match="of 64 pixels; the base draws 8"):
+    with pytest.raises(GlideError, match="of 64 pixels; the base generates 8"):
         Pipeline(loaded, random_model(replace(UPSAMPLER, image_size=128, low_res_size=64)))
     with pytest.raises(GlideError, match="no base model"):
         Pipeline(None, upsampler)("a cat")
     clip = random_clip()
     larger = Pipeline(random_model(replace(BASE, image_size=16), clip=True), clip=clip)
-    with pytest.raises(GlideError, match="sees pictures of 8 pixels"):
+    with pytest.raises(GlideError, match="sees images of 8 pixels"):
         larger("a cat", clip_guidance_scale=1.0)
 
 

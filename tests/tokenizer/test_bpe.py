@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import time
 import tracemalloc
 from functools import cache
 from importlib import resources
@@ -10,9 +11,11 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glide_jax.tokenizer import bpe, clip, glide
+from glide_jax.errors import GlideError
+from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer, bpe, clip, glide
 from glide_jax.tokenizer.bpe import BytePairEncoding, byte_alphabet, read_rules
 
+GLIDE, CLIP = GlideTokenizer(), ClipTokenizer()
 DATA = resources.files("glide_jax.tokenizer").joinpath("data")
 SHA256_OF_UNPACKED = {
     "vocab.bpe.gz": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -127,3 +130,34 @@ def test_memory_is_bounded_in_words_and_in_word_length(monkeypatch):
     finally:
         tracemalloc.stop()
     assert 20_000 < held < 200_000  # a hundred of the short words
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GLIDE.encode(b"a corgi"), "text must be a str, got bytes; decode or convert it first"),
+        (lambda: GLIDE.padded(["a corgi", None]), "text must be a str, got NoneType"),
+        (lambda: GLIDE.encode("a \ud800"), "lone surrogate U+D800; give valid Unicode"),
+        (lambda: GLIDE.decode([64, 50_257]), "token id 50257 is outside the vocabulary"),
+        (lambda: GLIDE.decode([-1]), "token id -1 is outside the vocabulary; give ids from 0 to 50256"),
+        (lambda: GLIDE.decode([1.5]), "token ids must be integers, got float"),
+        (lambda: GLIDE.padded("a corgi", 0), "text_ctx is 0; give at least 1"),
+        (lambda: GLIDE.truncated("a corgi", -1), "text_ctx is -1; give at least 1"),
+        (lambda: CLIP.encode(7), "text must be a str, got int; decode or convert it first"),
+        (lambda: CLIP.decode([49_408]), "token id 49408 is outside the vocabulary"),
+        (lambda: CLIP.padded("a corgi", 1), "text_ctx is 1; give at least 2"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, message):
+    with pytest.raises(GlideError) as raised:
+        call()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("tokenizer", [GLIDE, CLIP])
+def test_a_megabyte_without_blanks_is_cut_before_it_is_read(tokenizer):
+    begun = time.monotonic()
+    tokens, _ = tokenizer.padded("ab" * 500_000, 32)
+    assert time.monotonic() - begun < 3
+    assert (tokens == tokenizer.padded("ab" * 5000, 32)[0]).all()

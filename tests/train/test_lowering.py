@@ -14,8 +14,8 @@ from glide_jax.sample import Inputs, Stage
 from glide_jax.train.program import Program
 
 # The upsampler's attention is the base model's: what a TPU makes of it is seen there.
-PAGES = [("glide_base", "cuda"), ("glide_base", "tpu"), ("glide_upsample", "cuda")]
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize(("name", "platform"), PAGES)]
+STEPS = [("glide_base", "cuda"), ("glide_base", "tpu"), ("glide_upsample", "cuda")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def lowered(jitted, platform, *arguments):
     return jitted.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.parametrize(("name", "platform"), STEPS)
 def test_training_step(name, platform):
     config = page(name)
     program = Program(config, make_mesh(config.parallel))
@@ -43,6 +44,7 @@ def test_training_step(name, platform):
         assert (call in text) == (platform == "cuda")
 
 
+@pytest.mark.parametrize(("name", "platform"), STEPS[:2])
 def test_sampler(name, platform):
     config = page(name)
     program = Program(config, make_mesh(config.parallel))

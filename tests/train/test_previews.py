@@ -13,7 +13,7 @@ from glide_jax.train.previews import Previews, load_preview_upsampler
 from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
 
 SIDE = BASE.image_size
-OPTIONS = SampleOptions(num_steps=2, guidance_scale=1.0)
+OPTIONS = SampleOptions.of(num_steps=2, guidance_scale=1.0)
 
 
 def examples(low_res):
@@ -66,7 +66,7 @@ def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
     ("upsampler", "model", "message"),
     [
         (BASE, BASE, "is a base model"),
-        (UPSAMPLER, replace(BASE, image_size=16), "enlarges pictures of 8 pixels; the base draws 16"),
+        (UPSAMPLER, replace(BASE, image_size=16), "enlarges images of 8 pixels; the base generates 16"),
         (UPSAMPLER, UPSAMPLER, "goes with a base model"),
         (replace(UPSAMPLER, inpaint=True), BASE, "must not be an inpainting one"),
     ],

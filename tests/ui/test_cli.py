@@ -48,7 +48,7 @@ def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
         cli.main([])
 
 
-def test_it_starts_on_the_shipped_models(started, folder, tmp_path, monkeypatch):
+def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
     shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.sample.pictures import load_picture
+from glide_jax.sample.inputs import load_image
 from glide_jax.ui.opening import SIDE, open_apart, open_picture
 
 
@@ -53,7 +53,7 @@ def test_a_large_picture_is_reduced_as_it_is_opened(options):
     large = Image.fromarray(np.broadcast_to(rows[:, None, None], (len(rows), len(rows), 3)))
     opened = open_picture(encoded(large, **options), 10**7)
     assert opened.size == (len(rows) // 2,) * 2
-    np.testing.assert_allclose(load_picture(opened, 64), load_picture(large, 64), atol=3 / 255)
+    np.testing.assert_allclose(load_image(opened, 64), load_image(large, 64), atol=3 / 255)
     assert open_picture(encoded(large.crop((0, 0, 9, 2 * SIDE)), **options), 10**7).size == (9, 2 * SIDE)
 
 

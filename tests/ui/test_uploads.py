@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.sample.pictures import load_mask
+from glide_jax.sample.inputs import load_mask
 from glide_jax.ui.uploads import _AHEAD, _bounded, bound_folder, check_files, from_editor, uploaded
 
 

@@ -1,8 +1,8 @@
-"""Samplers: short functions of a grid of noise levels, all of the same shape (`Solver`), all driven by `run_steps`."""
+"""Samplers: short functions of the noise levels to visit, all of one shape (`Solver`), all driven by `run_steps`."""
 
 from collections.abc import Callable
 
-from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SolverOptions, canonical_name
 from glide_jax.diffusion.solvers.ddim import ddim
 from glide_jax.diffusion.solvers.ddpm import ddpm
@@ -14,10 +14,9 @@ from glide_jax.diffusion.solvers.dpmpp import (
     dpmpp_sde,
 )
 from glide_jax.diffusion.solvers.euler import dpm_2, dpm_2_ancestral, euler, euler_ancestral, heun
-from glide_jax.diffusion.solvers.lms import lms
+from glide_jax.diffusion.solvers.multistep import lms, unipc
 from glide_jax.diffusion.solvers.pndm import plms, prk
 from glide_jax.diffusion.solvers.solver import Plan, Solver
-from glide_jax.diffusion.solvers.unipc import unipc
 
 _SOLVERS: dict[str, Callable[..., tuple[Solver, Plan]]] = {
     solver.__name__: solver
@@ -28,6 +27,6 @@ _SOLVERS: dict[str, Callable[..., tuple[Solver, Plan]]] = {
 }  # fmt: skip
 
 
-def plan_steps(options: SolverOptions, grid: Grid) -> tuple[Solver, Plan]:
+def plan_steps(options: SolverOptions, levels: NoiseLevels) -> tuple[Solver, Plan]:
     """The chosen sampler and its plan over some levels; raises `GlideError` where it needs more of them."""
-    return _SOLVERS[canonical_name(options.sampler)](grid, **options.given)
+    return _SOLVERS[canonical_name(options.sampler)](levels, **options.given)

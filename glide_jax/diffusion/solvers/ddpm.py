@@ -1,22 +1,21 @@
 """Ancestral sampling with the learned variance (Ho et al. 2020, Algorithm 2; Nichol & Dhariwal 2021, eq. 15)."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from glide_jax.diffusion.denoiser import Prediction
 from glide_jax.diffusion.forward import Image, Level
-from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.schedules import Schedule
-from glide_jax.diffusion.solvers.solver import Plan, Solver, Start, StepDenoiser
+from glide_jax.diffusion.solvers.solver import Plan, Row, Solver, Start, State
 
 
-class Row(NamedTuple):
-    """Coefficients of one step (see `Schedule`)."""
+class Coefficients(NamedTuple):
+    """Of one step (see `Schedule`)."""
 
-    level: Level
     mean_x0: Float[Array, "*steps"]
     mean_xt: Float[Array, "*steps"]
     log_beta: Float[Array, "*steps"]
@@ -24,31 +23,33 @@ class Row(NamedTuple):
     noisy: Float[Array, "*steps"]
 
 
-def ddpm(grid: Grid) -> tuple[Solver, Plan]:
+def ddpm(levels: NoiseLevels) -> tuple[Solver, Plan]:
     """Steps down the process that has only these levels, the last step free of noise."""
     process = Schedule.from_alphas_cumprod(
-        grid.alphas_cumprod[::-1], grid.timesteps[::-1], grid.schedule.diffusion_steps
+        levels.alphas_cumprod[::-1], levels.timesteps[::-1], levels.schedule.diffusion_steps
     )
-    level: Any = (process.timesteps, np.sqrt(process.alphas_cumprod), np.sqrt(1 - process.alphas_cumprod))
+    alphas, sigmas = np.sqrt(process.alphas_cumprod)[::-1], np.sqrt(1 - process.alphas_cumprod)[::-1]
+    level: Any = (process.timesteps[::-1], alphas, sigmas)
+    scale: Any = np.ones(len(levels))
     columns: Any = (
         process.posterior_mean_coef1,
         process.posterior_mean_coef2,
         np.log(process.betas),
         process.posterior_log_variance_clipped,
-        np.arange(len(grid)) > 0,
+        np.arange(len(levels)) > 0,
     )
-    rows = Row(Level(*(column[::-1] for column in level)), *(column[::-1] for column in columns))
-    return _DDPM, Plan(rows, Start(1.0, float(rows.level.alpha[0]), float(rows.level.sigma[0])))
+    coefficients = Coefficients(*(column[::-1] for column in columns))
+    return _DDPM, Plan(Row(Level(*level), scale, coefficients), Start(1.0, float(alphas[0]), float(sigmas[0])))
 
 
-def _step(x: Image, row: Row, denoise: StepDenoiser, noise: Callable[[], Image]) -> Image:
+def _step(state: State, row: Row, prediction: Prediction, noise: Image | None) -> State:
     """x' = c_1 x_0 + c_2 x + variance g + exp(log_variance / 2) z, g a guiding gradient (torch: p_sample)."""
-    prediction = denoise(x, row.level)
-    log_variance = prediction.variance * row.log_beta + (1 - prediction.variance) * row.posterior_log_variance
-    mean = row.mean_x0 * prediction.x_0 + row.mean_xt * x
+    c = row.coefficients
+    log_variance = prediction.variance * c.log_beta + (1 - prediction.variance) * c.posterior_log_variance
+    mean = c.mean_x0 * prediction.x_0 + c.mean_xt * state[0]
     if prediction.gradient is not None:
         mean = mean + jnp.exp(log_variance) * prediction.gradient
-    return mean + row.noisy * jnp.exp(0.5 * log_variance) * noise()
+    return (mean + c.noisy * jnp.exp(0.5 * log_variance) * noise,)
 
 
-_DDPM = Solver(init=lambda x: x, step=_step, finish=lambda x: x)
+_DDPM = Solver(_step, noisy=True)

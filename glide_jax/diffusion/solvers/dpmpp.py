@@ -5,26 +5,24 @@ x' = e^-h x + (1 - e^-h) x_0; the methods differ in the x_0 they put there, and 
 """
 
 import math
-from typing import Literal
 
-from glide_jax.diffusion.grid import Grid
+from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.solvers.euler import ancestral_step
 from glide_jax.diffusion.solvers.solver import Plan, Solver
-from glide_jax.diffusion.solvers.table import Combination, Table, pictures
-from glide_jax.errors import GlideError
+from glide_jax.diffusion.solvers.table import LinearCombination, Table, terms
 
 
-def _flow(x: Combination, x_0: Combination, sigma: float, after: float) -> Combination:
+def _flow(x: LinearCombination, x_0: LinearCombination, sigma: float, after: float) -> LinearCombination:
     """x' for a fixed x_0."""
     return (after / sigma) * x + (1 - after / sigma) * x_0
 
 
-def dpmpp_2m(grid: Grid) -> tuple[Solver, Plan]:
+def dpmpp_2m(levels: NoiseLevels) -> tuple[Solver, Plan]:
     """Two-step method (Algorithm 2): x_0 + (h / 2 h_last) (x_0 - last); first order at the ends."""
-    table = Table(grid, "x", "last")
-    x, last, x_0 = pictures("x", "last", "x_0")
+    table = Table(levels, "x", "last")
+    x, last, x_0 = terms("x", "last", "x_0")
     h_last = 0.0
-    for sigma, after in grid.steps:
+    for sigma, after in levels.steps:
         h = math.log(sigma / after) if after else math.inf
         extrapolated = x_0 if not (h_last and after) else x_0 + (h / (2 * h_last)) * (x_0 - last)
         table.evaluate(sigma, x=_flow(x, extrapolated, sigma, after), last=x_0)
@@ -32,11 +30,11 @@ def dpmpp_2m(grid: Grid) -> tuple[Solver, Plan]:
     return table.build()
 
 
-def dpmpp_2s_ancestral(grid: Grid, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
+def dpmpp_2s_ancestral(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
     """Single-step method (Algorithm 1 with r = 1/2) to the lower noise of `ancestral_step`, then fresh noise."""
-    table = Table(grid, "x", "start")
-    x, start, x_0, noise = pictures("x", "start", "x_0", "noise")
-    for sigma, after in grid.steps:
+    table = Table(levels, "x", "start")
+    x, start, x_0, noise = terms("x", "start", "x_0", "noise")
+    for sigma, after in levels.steps:
         down, up = ancestral_step(sigma, after, eta)
         fresh = s_noise * up * noise
         if down == 0:
@@ -48,72 +46,64 @@ def dpmpp_2s_ancestral(grid: Grid, eta: float = 1.0, s_noise: float = 1.0) -> tu
     return table.build()
 
 
-def dpmpp_sde(grid: Grid, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5) -> tuple[Solver, Plan]:
+def dpmpp_sde(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
     """Stochastic single-step method: both stages of a step see one Brownian path, as in k-diffusion.
 
-    The first stage goes to sigma_s = sigma e^(-r h), the second over the whole step with x_0 + (x_0(s) - x_0) / 2r.
+    The first stage goes to sigma_s = sigma e^(-h / 2), the second over the whole step with x_0(s).
     The path runs in sigma, so that the step's noise is sqrt(w) z_1 + sqrt(1 - w) z_2 with
     w = (sigma - sigma_s) / (sigma - sigma'), where z_1 is the first stage's.
     """
-    if not 0 < r < 1:
-        raise GlideError(f"r must be between 0 and 1, not {r}")
-    table = Table(grid, "x", "start", "first", "z")
-    x, start, first, z, x_0, noise = pictures("x", "start", "first", "z", "x_0", "noise")
-    for sigma, after in grid.steps:
+    table = Table(levels, "x", "start", "z")
+    x, start, z, x_0, noise = terms("x", "start", "z", "x_0", "noise")
+    for sigma, after in levels.steps:
         if after == 0:
             table.evaluate(sigma, x=x_0)
             continue
-        middle = sigma * (after / sigma) ** r
+        middle = math.sqrt(sigma * after)
         down, up = ancestral_step(sigma, middle, eta)
-        table.evaluate(sigma, x=_flow(x, x_0, sigma, down) + s_noise * up * noise, start=x, first=x_0, z=noise)
+        table.evaluate(sigma, x=_flow(x, x_0, sigma, down) + s_noise * up * noise, start=x, z=noise)
         down, up = ancestral_step(sigma, after, eta)
         share = (sigma - middle) / (sigma - after)
         path = math.sqrt(share) * z + math.sqrt(1 - share) * noise
-        mixed = first + (1 / (2 * r)) * (x_0 - first)
-        table.evaluate(middle, x=_flow(start, mixed, sigma, down) + s_noise * up * path)
+        table.evaluate(middle, x=_flow(start, x_0, sigma, down) + s_noise * up * path)
     return table.build()
 
 
 def _sde_step(
-    x: Combination, x_0: Combination, sigma: float, after: float, eta: float, s_noise: float
-) -> tuple[Combination, float]:
+    x: LinearCombination, x_0: LinearCombination, sigma: float, after: float, eta: float, s_noise: float
+) -> tuple[LinearCombination, float]:
     """First-order step of the SDE with noise eta, x' = (1 - g) x_0 + g x + s z, and H = (1 + eta) h with g = e^-H."""
-    [noise] = pictures("noise")
+    [noise] = terms("noise")
     h = math.log(sigma / after)
     decay = math.exp(-(1 + eta) * h)
     spread = s_noise * after * math.sqrt(-math.expm1(-2 * eta * h))
     return decay * x + (1 - decay) * x_0 + spread * noise, (1 + eta) * h
 
 
-def dpmpp_2m_sde(
-    grid: Grid, eta: float = 1.0, s_noise: float = 1.0, solver_type: Literal["midpoint", "heun"] = "midpoint"
-) -> tuple[Solver, Plan]:
-    """Stochastic two-step method; eta 0 with "midpoint" is `dpmpp_2m`, but for the last step."""
-    if solver_type not in ("midpoint", "heun"):
-        raise GlideError(f"solver_type {solver_type!r} is unknown: use midpoint or heun")
-    table = Table(grid, "x", "last")
-    x, last, x_0 = pictures("x", "last", "x_0")
+def dpmpp_2m_sde(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
+    """Stochastic two-step method (k-diffusion's "midpoint"); eta 0 is `dpmpp_2m`, but for the last step."""
+    table = Table(levels, "x", "last")
+    x, last, x_0 = terms("x", "last", "x_0")
     h_last = 0.0
-    for sigma, after in grid.steps:
+    for sigma, after in levels.steps:
         if after == 0:
             table.evaluate(sigma, x=x_0)
             continue
         h = math.log(sigma / after)
         new, total = _sde_step(x, x_0, sigma, after, eta, s_noise)
         if h_last:
-            weight = -math.expm1(-total) / 2 if solver_type == "midpoint" else 1 + math.expm1(-total) / total
-            new = new + (weight * h / h_last) * (x_0 - last)
+            new = new + (-math.expm1(-total) / 2 * h / h_last) * (x_0 - last)
         table.evaluate(sigma, x=new, last=x_0)
         h_last = h
     return table.build()
 
 
-def dpmpp_3m_sde(grid: Grid, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
+def dpmpp_3m_sde(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
     """Stochastic three-step method, with divided differences of the last three x_0."""
-    table = Table(grid, "x", "last", "before")
-    x, last, before, x_0 = pictures("x", "last", "before", "x_0")
+    table = Table(levels, "x", "last", "before")
+    x, last, before, x_0 = terms("x", "last", "before", "x_0")
     past: list[float] = []
-    for sigma, after in grid.steps:
+    for sigma, after in levels.steps:
         if after == 0:
             table.evaluate(sigma, x=x_0)
             continue

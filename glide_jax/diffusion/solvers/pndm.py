@@ -7,37 +7,37 @@ import math
 
 import numpy as np
 
-from glide_jax.diffusion.grid import Grid, HostLevel
+from glide_jax.diffusion.levels import HostLevel, NoiseLevels
 from glide_jax.diffusion.solvers.solver import Plan, Solver
-from glide_jax.diffusion.solvers.table import Combination, Table, pictures
+from glide_jax.diffusion.solvers.table import LinearCombination, Table, terms
 from glide_jax.errors import GlideError
 
 _HISTORY = ("eps_1", "eps_2", "eps_3")
 
 
-def prk(grid: Grid, clean_up: bool = True) -> tuple[Solver, Plan]:
+def prk(levels: NoiseLevels, clean_up: bool = True) -> tuple[Solver, Plan]:
     """Pseudo Runge-Kutta of fourth order: four evaluations a step.
 
     As the fork does, it skips the noisiest level and stops at the least noisy, which leaves that level's noise in the
-    picture; `clean_up` takes x_0 there with one evaluation more.
+    image; `clean_up` takes x_0 there with one evaluation more.
     """
-    return _pndm(grid, multistep=False, clean_up=clean_up)
+    return _pndm(levels, multistep=False, clean_up=clean_up)
 
 
-def plms(grid: Grid, clean_up: bool = True) -> tuple[Solver, Plan]:
+def plms(levels: NoiseLevels, clean_up: bool = True) -> tuple[Solver, Plan]:
     """Pseudo linear multistep: eps' = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24, after three steps of `prk`."""
-    return _pndm(grid, multistep=True, clean_up=clean_up)
+    return _pndm(levels, multistep=True, clean_up=clean_up)
 
 
-def _pndm(grid: Grid, *, multistep: bool, clean_up: bool) -> tuple[Solver, Plan]:
-    if len(grid) < 3:
-        raise GlideError(f"plms and prk skip the first level and need at least 3 steps, not {len(grid)}")
-    table = Table(grid, "x", "start", "sum", *_HISTORY, signal_scaled=True)
-    x, start, total, eps, x_0 = pictures("x", "start", "sum", "eps", "x_0")
-    history = pictures(*_HISTORY)
-    # Positions in the grid, ascending in noise: the last but one is where the fork starts.
-    for step, position in enumerate(range(len(grid) - 2, 0, -1)):
-        here, middle, after = (_between(grid, position - back) for back in (0, 0.5, 1))
+def _pndm(levels: NoiseLevels, *, multistep: bool, clean_up: bool) -> tuple[Solver, Plan]:
+    if len(levels) < 3:
+        raise GlideError(f"plms and prk skip the first level and need at least 3 steps, not {len(levels)}")
+    table = Table(levels, "x", "start", "sum", *_HISTORY, signal_scaled=True)
+    x, start, total, eps, x_0 = terms("x", "start", "sum", "eps", "x_0")
+    history = terms(*_HISTORY)
+    # Positions in the levels, ascending in noise: the last but one is where the fork starts.
+    for step, position in enumerate(range(len(levels) - 2, 0, -1)):
+        here, middle, after = (_between(levels, position - back) for back in (0, 0.5, 1))
         if multistep and step >= len(_HISTORY):
             mixed = (55 * eps - 59 * history[0] + 37 * history[1] - 9 * history[2]) / 24
             table.evaluate(here, x=_transfer(x, mixed, here, after), **_shifted(eps))
@@ -48,22 +48,22 @@ def _pndm(grid: Grid, *, multistep: bool, clean_up: bool) -> tuple[Solver, Plan]
         mixed = (total + eps) / 6
         table.evaluate(after, x=_transfer(start, mixed, here, after), **_shifted(mixed))
     if clean_up:
-        table.evaluate(_between(grid, 0), x=x_0)
+        table.evaluate(_between(levels, 0), x=x_0)
     return table.build()
 
 
-def _shifted(newest: Combination) -> dict[str, Combination]:
-    return dict(zip(_HISTORY, [newest, *pictures(*_HISTORY[:-1])], strict=True))
+def _shifted(newest: LinearCombination) -> dict[str, LinearCombination]:
+    return dict(zip(_HISTORY, [newest, *terms(*_HISTORY[:-1])], strict=True))
 
 
-def _transfer(x: Combination, eps: Combination, here: HostLevel, after: HostLevel) -> Combination:
+def _transfer(x: LinearCombination, eps: LinearCombination, here: HostLevel, after: HostLevel) -> LinearCombination:
     """x' = alpha' (x - sigma eps) / alpha + sigma' eps (eq. 11; torch: pndm_transfer)."""
     return (after.alpha / here.alpha) * (x - here.sigma * eps) + after.sigma * eps
 
 
-def _between(grid: Grid, position: float) -> HostLevel:
+def _between(levels: NoiseLevels, position: float) -> HostLevel:
     """The level at a fractional position, with abar and t interpolated linearly between two, as the fork does."""
-    positions = np.arange(len(grid))
-    abar = float(np.interp(position, positions, grid.alphas_cumprod[::-1]))
-    t = float(np.interp(position, positions, grid.timesteps[::-1]))
+    positions = np.arange(len(levels))
+    abar = float(np.interp(position, positions, levels.alphas_cumprod[::-1]))
+    t = float(np.interp(position, positions, levels.timesteps[::-1]))
     return HostLevel(t, math.sqrt(abar), math.sqrt(1 - abar))

@@ -1,35 +1,34 @@
-"""Solvers that are linear in their pictures, written as formulas and run as a table of coefficients.
+"""Solvers that are linear in their images, written as formulas and run as a table of coefficients.
 
-All of k-diffusion's methods, DDIM, PLMS and UniPC combine a few pictures (the point x, what the model said there, what
+All of k-diffusion's methods, DDIM, PLMS and UniPC combine a few images (the point x, what the model said there, what
 it said before, noise) with numbers that depend on the noise levels alone. A method therefore computes its numbers once,
-in float64 on the host, by ordinary arithmetic on named pictures:
+in float64 on the host, by ordinary arithmetic on named images:
 
-    x, x_0 = pictures("x", "x_0")
+    x, x_0 = terms("x", "x_0")
     table.evaluate(sigma, x=x + (sigma_next - sigma) * (x - x_0) / sigma)
 
 which means: evaluate the model at x and noise sigma, then replace x. One step function, compiled once, runs any table.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Array, Float
 
-from glide_jax.diffusion.denoiser import follow_gradient
+from glide_jax.diffusion.denoiser import Prediction, follow_gradient
 from glide_jax.diffusion.forward import Image, Level
-from glide_jax.diffusion.grid import Grid, HostLevel
-from glide_jax.diffusion.solvers.solver import Plan, Solver, Start, StepDenoiser
+from glide_jax.diffusion.levels import HostLevel, NoiseLevels
+from glide_jax.diffusion.solvers.solver import Plan, Row, Solver, Start, State
 
-# What an evaluation gives beside the pictures kept: see `Prediction`, and fresh noise.
+# What an evaluation gives beside the images kept: see `Prediction`, and fresh noise.
 _OUTPUTS = ("x_0", "eps", "direction")
 _NOISE = "noise"
 
 
-class Combination:
-    """A linear combination of named pictures."""
+class LinearCombination:
+    """A linear combination of named images."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
@@ -48,56 +47,41 @@ class Combination:
         return (1 / divisor) * self
 
 
-def pictures(*names: str) -> list[Combination]:
-    """The pictures of these names, to compute with."""
-    return [Combination({name: 1.0}) for name in names]
-
-
-class Row(NamedTuple):
-    """One evaluation: where, and what becomes of the pictures.
-
-    Attributes:
-        level: noise level of the evaluation.
-        input_scale: factor from the first picture to what the model sees.
-        matrix: from the pictures kept, the outputs used and the noise, in this order, to the pictures kept.
-    """
-
-    level: Level
-    input_scale: Float[Array, "*rows"]
-    matrix: Float[Array, "*rows pictures sources"]
+def terms(*names: str) -> list[LinearCombination]:
+    """The images of these names, to compute with."""
+    return [LinearCombination({name: 1.0}) for name in names]
 
 
 class Table:
     """Collects the evaluations of one run.
 
     Args:
-        grid: levels, which also say how sigma maps to timesteps.
-        kept: names of the pictures that are carried; the model is evaluated at the first, and all start as noise.
-        signal_scaled: whether that picture is sqrt(abar) x_0 + sqrt(1 - abar) eps, as the model sees it, and not
+        levels: levels, which also say how sigma maps to timesteps.
+        kept: names of the images that are carried; the model is evaluated at the first, and all start as noise.
+        signal_scaled: whether that image is sqrt(abar) x_0 + sqrt(1 - abar) eps, as the model sees it, and not
             x_0 + sigma eps.
     """
 
-    def __init__(self, grid: Grid, *kept: str, signal_scaled: bool = False) -> None:
-        self._grid, self._kept, self._signal_scaled = grid, kept, signal_scaled
-        self._levels: list[HostLevel] = []
-        self._updates: list[dict[str, Combination]] = []
+    def __init__(self, levels: NoiseLevels, *kept: str, signal_scaled: bool = False) -> None:
+        self._levels, self._kept, self._signal_scaled = levels, kept, signal_scaled
+        self._visited: list[HostLevel] = []
+        self._churn: list[float] = []
+        self._updates: list[dict[str, LinearCombination]] = []
 
-    def evaluate(self, at: float | HostLevel, **updates: Combination) -> None:
-        """Evaluates the model at the first picture and a sigma or a level, then replaces pictures, all at once.
+    def evaluate(self, at: float | HostLevel, churn: float = 0.0, /, **updates: LinearCombination) -> None:
+        """Evaluates the model at the first image and a sigma or a level, then replaces images, all at once.
 
         Args:
             at: where.
+            churn: standard deviation of noise added to the first image before.
             **updates: new values, in terms of the old ones, of "x_0", "eps", "direction" and "noise".
         """
-        self._levels.append(at if isinstance(at, HostLevel) else self._grid.level(at))
+        self._visited.append(at if isinstance(at, HostLevel) else self._levels.level(at))
+        self._churn.append(churn)
         self._updates.append(updates)
 
-    def build(self, initial_noise: float = 0.0) -> tuple[Solver, Plan]:
-        """The method and its plan.
-
-        Args:
-            initial_noise: standard deviation of noise to add to the first picture before anything else.
-        """
+    def build(self) -> tuple[Solver, Plan]:
+        """The method and its plan."""
         named = {name for updates in self._updates for new in updates.values() for name in new.weights}
         outputs = tuple(name for name in _OUTPUTS if name in named)
         noisy = any(new.weights.get(_NOISE) for updates in self._updates for new in updates.values())
@@ -105,28 +89,29 @@ class Table:
         matrices: Any = np.zeros((len(self._updates), len(self._kept), len(sources)))
         for matrix, updates in zip(matrices, self._updates, strict=True):
             for row, name in zip(matrix, self._kept, strict=True):
-                new = updates.get(name, Combination({name: 1.0}))
+                new = updates.get(name, LinearCombination({name: 1.0}))
                 row[:] = [new.weights.get(source, 0.0) for source in sources]
-        level: Any = HostLevel(*np.array(self._levels).T)
+        level: Any = HostLevel(*np.array(self._visited).T)
         scale: Any = np.ones(len(matrices)) if self._signal_scaled else level.alpha
+        churn: Any = np.array(self._churn) if any(self._churn) else None
         if self._signal_scaled:
             start = Start(1.0, float(level.alpha[0]), float(level.sigma[0]))
         else:
-            # Alone, noise gets the spread of a noised picture of unit variance: what a model is trained to expect.
-            sigma = math.hypot(self._grid.sigmas[0], initial_noise)
+            # Alone, noise gets the spread of a noised image of unit variance: what a model is trained to expect.
+            sigma = float(self._levels.sigmas[0])
             start = Start(math.hypot(1.0, sigma), 1.0, sigma)
-        return _linear(len(self._kept), outputs, noisy), Plan(Row(Level(*level), scale, matrices), start)
+        plan = Plan(Row(Level(*level), scale, matrices, churn), start)
+        return _linear(len(self._kept), outputs, noisy, churn is not None), plan
 
 
 @cache
-def _linear(kept: int, outputs: tuple[str, ...], noisy: bool) -> Solver:
+def _linear(images: int, outputs: tuple[str, ...], noisy: bool, churned: bool) -> Solver:
     """One solver for all tables of this shape, so that they share one compiled program."""
 
-    def step(
-        state: tuple[Image, ...], row: Row, denoise: StepDenoiser, noise: Callable[[], Image]
-    ) -> tuple[Image, ...]:
-        prediction = follow_gradient(denoise(row.input_scale * state[0], row.level), row.level)
-        sources = [*state, *(getattr(prediction, name) for name in outputs), *([noise()] if noisy else [])]
-        return tuple(sum(row.matrix[i, j] * source for j, source in enumerate(sources)) for i in range(kept))
+    def step(state: State, row: Row, prediction: Prediction, noise: Image | None) -> State:
+        followed = follow_gradient(prediction, row.level)
+        sources = [*state, *(getattr(followed, name) for name in outputs), *([noise] if noisy else [])]
+        matrix = row.coefficients
+        return tuple(sum(matrix[i, j] * source for j, source in enumerate(sources)) for i in range(images))
 
-    return Solver(init=lambda x: (x,) * kept, step=step, finish=lambda state: state[0])
+    return Solver(step, images, noisy or churned)

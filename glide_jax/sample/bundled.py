@@ -8,12 +8,12 @@ from typing import Any
 from glide_jax.errors import GlideError
 
 _FOLDER = Path("checkpoints/emoji")
-# They are small and were trained for hours, not weeks: fresh noise at every step mends many mistakes of the base model,
-# and the upsampler is not precise enough at high noise to keep a picture's colours.
-SHIPPED_SETTINGS: Mapping[str, Any] = {"sampler": "ddpm", "upsampler_strength": 0.5}
+# Flags. They are small and were trained for hours, not weeks: fresh noise at every step mends many mistakes of the base
+# model, and the upsampler is not precise enough at high noise to keep an image's colours.
+BUNDLED_SETTINGS: Mapping[str, Any] = {"sampler": "ddpm", "upsampler_strength": 0.5}
 
 
-def shipped_models() -> tuple[str, str]:
+def bundled_models() -> tuple[str, str]:
     """The checkpoints of the base model and of the upsampler in `checkpoints/emoji`, for when none is given.
 
     Raises:
@@ -24,15 +24,15 @@ def shipped_models() -> tuple[str, str]:
     return str(_FOLDER / "base"), str(_FOLDER / "upsample")
 
 
-def parse_with_shipped(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line; where it names no model, the shipped ones draw, by their settings if it gives none.
+def parse_with_bundled(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; where it names no model, it means the bundled ones, by their settings if it gives none.
 
-    The shipped upsampler has its strength behind other base models too.
+    The bundled upsampler has its strength behind other base models too.
     """
     args = parse.parse_args(argv)
     if args.checkpoint is None and args.upsampler is None:
-        base, upsampler = shipped_models()
-        parse.set_defaults(checkpoint=base, upsampler=upsampler, **SHIPPED_SETTINGS)
+        base, upsampler = bundled_models()
+        parse.set_defaults(checkpoint=base, upsampler=upsampler, **BUNDLED_SETTINGS)
     elif args.upsampler is not None and Path(args.upsampler).resolve() == (_FOLDER / "upsample").resolve():
-        parse.set_defaults(upsampler_strength=SHIPPED_SETTINGS["upsampler_strength"])
+        parse.set_defaults(upsampler_strength=BUNDLED_SETTINGS["upsampler_strength"])
     return parse.parse_args(argv)

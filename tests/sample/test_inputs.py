@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.sample.pictures import load_mask, load_picture
+from glide_jax.sample.inputs import load_image, load_mask
 
 
 def test_the_middle_square_is_taken_and_resized(tmp_path):
@@ -13,14 +13,14 @@ def test_the_middle_square_is_taken_and_resized(tmp_path):
     wide[:, 20:40] = (255, 0, 0)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     for given in (tmp_path / "wide.png", str(tmp_path / "wide.png"), Image.fromarray(wide), wide):
-        picture = load_picture(given, 8)
+        picture = load_image(given, 8)
         assert picture.shape == (8, 8, 3)
         np.testing.assert_array_equal(picture, np.broadcast_to(np.float32([1, -1, -1]), (8, 8, 3)))
 
 
 def test_transparent_parts_are_white():
     image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
-    np.testing.assert_array_equal(load_picture(image, 4), 1.0)
+    np.testing.assert_array_equal(load_image(image, 4), 1.0)
 
 
 def test_a_mask_is_one_where_white():
@@ -43,4 +43,4 @@ def test_files_that_are_no_pictures_are_refused(tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     for path in (tmp_path / "x.png", tmp_path / "missing.png", tmp_path):
         with pytest.raises(GlideError, match="cannot read the image"):
-            load_picture(path, 8)
+            load_image(path, 8)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from convert.tensor_file import read_tensors, write_tensors
+from convert.state_dict import read_state_dict, write_tensors
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import assert_same_state_dict, random_bits
 
@@ -32,7 +32,7 @@ def as_torch(arrays):
 
 def test_writing_and_reading_keeps_bytes_dtypes_and_order(tmp_path, torch):
     write_tensors(tmp_path / "new" / "model.pt", tensors())
-    assert_same_state_dict(read_tensors(tmp_path / "new" / "model.pt"), tensors())
+    assert_same_state_dict(read_state_dict(tmp_path / "new" / "model.pt"), tensors())
     loaded = torch.load(tmp_path / "new" / "model.pt", weights_only=True)
     assert [tensor.dtype for tensor in loaded.values()] == [torch.bfloat16, torch.float16, torch.float32]
     assert list(tmp_path.glob("new/*")) == [tmp_path / "new" / "model.pt"]
@@ -41,33 +41,33 @@ def test_writing_and_reading_keeps_bytes_dtypes_and_order(tmp_path, torch):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_both_formats_of_torch_save_are_read(tmp_path, zipped, torch):
     torch.save(as_torch(tensors()), tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
-    assert_same_state_dict(read_tensors(tmp_path / "model.pt"), tensors())
+    assert_same_state_dict(read_state_dict(tmp_path / "model.pt"), tensors())
 
 
 def test_safetensors_are_read_in_the_order_of_the_file(tmp_path):
     save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
     save_file(as_torch(tensors()), tmp_path / "model.safetensors")
-    read = read_tensors(tmp_path / "model.safetensors")
+    read = read_state_dict(tmp_path / "model.safetensors")
     assert_same_state_dict({key: read[key] for key in "bac"}, tensors())
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(GlideError, match="cannot be read as a safetensors file"):
-        read_tensors(tmp_path / "cut.safetensors")
+        read_state_dict(tmp_path / "cut.safetensors")
 
 
 def test_views_and_parameters_are_read_by_value(tmp_path, torch):
     base = torch.arange(6.0).reshape(2, 3)
     torch.save({"transposed": base.T, "parameter": torch.nn.Parameter(base[1])}, tmp_path / "model.pt")
-    read = read_tensors(tmp_path / "model.pt")
+    read = read_state_dict(tmp_path / "model.pt")
     np.testing.assert_array_equal(read["transposed"], [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(read["parameter"], [3, 4, 5])
 
 
 def test_names_of_compiled_modules_lose_their_prefix(tmp_path, torch):
     torch.save({"_orig_mod.a": torch.ones(1), "b._orig_mod.c": torch.ones(2)}, tmp_path / "compiled.pt")
-    assert list(read_tensors(tmp_path / "compiled.pt")) == ["a", "b.c"]
+    assert list(read_state_dict(tmp_path / "compiled.pt")) == ["a", "b.c"]
     torch.save({"_orig_mod.a": torch.ones(1), "a": torch.ones(2)}, tmp_path / "both.pt")
     with pytest.raises(GlideError, match=r"twice, with and without the prefix '_orig_mod.'"):
-        read_tensors(tmp_path / "both.pt")
+        read_state_dict(tmp_path / "both.pt")
 
 
 class Malicious:
@@ -91,7 +91,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, how, torch):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how != "legacy")
     with pytest.raises(GlideError, match=r"is refused, nothing of it was run: it asks to run posix.system"):
-        read_tensors(path)
+        read_state_dict(path)
     assert not mark.exists()
     if how != "legacy":  # it would have: the file is a real one
         pickle.loads(path.read_bytes()) if how == "bare" else torch.load(path, weights_only=False)
@@ -112,7 +112,7 @@ class Impossible:
 def test_of_what_is_passed_over_nothing_is_made(tmp_path, kind, torch):
     torch.save({"model": {"a": torch.ones(1)}, "x": Impossible(kind)}, tmp_path / "model.pt")
     allowed = torch.serialization.get_safe_globals()
-    assert list(read_tensors(tmp_path / "model.pt")) == ["a"]
+    assert list(read_state_dict(tmp_path / "model.pt")) == ["a"]
     assert torch.serialization.get_safe_globals() == allowed
     with pytest.raises(TypeError):
         torch.load(tmp_path / "model.pt", weights_only=False)
@@ -123,7 +123,7 @@ def test_a_file_cut_short_is_refused_in_one_line(tmp_path, torch):
     torch.save(as_torch(tensors()), path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(GlideError, match=r"cannot be read as a PyTorch file \(.*\): is it cut short") as caught:
-        read_tensors(path)
+        read_state_dict(path)
     assert "\n" not in str(caught.value)
 
 
@@ -139,10 +139,10 @@ def test_what_is_no_state_dict_is_refused(tmp_path, torch):
     ]:
         torch.save(content, path)
         with pytest.raises(GlideError, match=message):
-            read_tensors(path)
+            read_state_dict(path)
     path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     with pytest.raises(GlideError, match=r"model.pt is a plain pickle: save its tensors with torch.save"):
-        read_tensors(path)
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy"])
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_refused_or_read(tmp_path, how, torch):
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
         with suppress(GlideError):  # what is damaged may be a value
-            read_tensors(path)
+            read_state_dict(path)
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path):
@@ -177,6 +177,6 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch, torch):
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
-    for use in (lambda: read_tensors(tmp_path / "model.pt"), lambda: write_tensors(tmp_path / "new.pt", tensors())):
+    for use in (lambda: read_state_dict(tmp_path / "model.pt"), lambda: write_tensors(tmp_path / "new.pt", tensors())):
         with pytest.raises(GlideError, match=r"needs torch: pip install 'glide-jax\[torch\]'"):
             use()

@@ -1,6 +1,6 @@
 """Which noise levels a sampler visits: timesteps in some spacing, or sigmas in some schedule.
 
-sigma here is the noise of a picture whose signal is not scaled down, x_0 + sigma eps, with sigma^2 = (1 - abar) / abar;
+sigma here is the noise of a image whose signal is not scaled down, x_0 + sigma eps, with sigma^2 = (1 - abar) / abar;
 that is the variable in which Karras et al. (2022, arXiv:2206.00364) and k-diffusion think.
 """
 
@@ -13,14 +13,14 @@ from typing import NamedTuple, Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from glide_jax.diffusion.options import TIMESTEP_SCHEDULES, GridOptions
+from glide_jax.diffusion.options import TIMESTEP_SCHEDULES, LevelOptions
 from glide_jax.diffusion.respacing import space_timesteps
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.errors import GlideError
 
 Sigmas = Float[np.ndarray, " steps"]
 
-# The cosine schedule's sigma is 642 at t = 998 and 20291 at t = 999: steps spent up there draw nothing.
+# The cosine schedule's sigma is 642 at t = 998 and 20291 at t = 999: steps spent up there show nothing.
 _SIGMA_MAX = 80.0
 
 
@@ -54,8 +54,8 @@ class HostLevel(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """Levels to visit, from the noisiest down; the clean picture (sigma = 0) follows the last.
+class NoiseLevels:
+    """Levels to visit, from the noisiest down; the clean image (sigma = 0) follows the last.
 
     Attributes:
         schedule: the full schedule of the model.
@@ -75,7 +75,7 @@ class Grid:
         return cls(schedule, schedule.sigmas[timesteps[::-1]])
 
     @classmethod
-    def from_options(cls, schedule: Schedule, options: GridOptions) -> Self:
+    def from_options(cls, schedule: Schedule, options: LevelOptions) -> Self:
         """The levels that `options` ask for.
 
         Raises:
@@ -84,8 +84,9 @@ class Grid:
         if options.timestep_respacing:
             timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
             return cls.from_timesteps(schedule, timesteps)
-        if options.spacing in TIMESTEP_SCHEDULES:
-            return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, options))
+        name = options.schedule or "leading"
+        if name in TIMESTEP_SCHEDULES:
+            return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, name, options.num_steps))
         bottom, top = schedule.sigmas[[0, -1]]
         sigma_min = bottom if options.sigma_min is None else options.sigma_min
         sigma_max = min(top, _SIGMA_MAX) if options.sigma_max is None else options.sigma_max
@@ -96,7 +97,7 @@ class Grid:
             )
         given = {} if options.rho is None else {"rho": options.rho}
         with np.errstate(all="ignore"):
-            sigmas = _SPACE_SIGMA[options.spacing](options.num_steps, sigma_min, sigma_max, **given)
+            sigmas = _SPACE_SIGMA[name](options.num_steps, sigma_min, sigma_max, **given)
         if not _descend(sigmas):
             raise GlideError(
                 f"rho {options.rho:g} leaves no {options.num_steps} different levels between sigma_min and sigma_max;"
@@ -137,12 +138,11 @@ def _descend(sigmas: Sigmas) -> bool:
     return len(sigmas) > 0 and bool(np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0)
 
 
-def _spaced(diffusion_steps: int, options: GridOptions) -> Int[np.ndarray, " steps"]:
-    count = options.num_steps
+def _spaced(diffusion_steps: int, name: str, count: int) -> Int[np.ndarray, " steps"]:
     if count > diffusion_steps:
         raise GlideError(f"cannot take {count} timesteps from {diffusion_steps}; ask for at most {diffusion_steps}")
-    if options.spacing == "leading":
+    if name == "leading":
         return np.arange(count) * (diffusion_steps // count)
-    if options.spacing == "trailing":
+    if name == "trailing":
         return np.rint(diffusion_steps * np.arange(1, count + 1) / count).astype(int) - 1
     return space_timesteps(diffusion_steps, str(count))

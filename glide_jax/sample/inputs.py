@@ -7,10 +7,10 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, decode, eight_bits, from_uint8, on_white, open_image
 
-_CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is drawn anew"
+_CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is inpainted"
 
 
-def load_picture(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
+def load_image(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
     """An image in [-1, 1]: its middle square, resized; upright by EXIF, transparent parts on white.
 
     Raises:
@@ -35,7 +35,7 @@ def load_mask(given: ImageSource, size: int) -> Float[np.ndarray, "size size 1"]
         raise GlideError(f"{_CONVENTION}; {between:.0%} of this one is neither")
     kept = np.asarray(_square(grey, size, Image.Resampling.BOX)) > 127
     if (kept.all() or not kept.any()) and values.min() != values.max():
-        everything = "kept" if kept.all() else "drawn anew"
+        everything = "kept" if kept.all() else "inpainted"
         raise GlideError(
             f"{_CONVENTION}; at {size} x {size} pixels all would be {everything} by this one, whose values are"
             f" {values.min()} to {values.max()}: make the smaller part larger, or whiter or blacker"

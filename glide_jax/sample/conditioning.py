@@ -1,0 +1,157 @@
+"""What a batch of images is generated from, and what a model is given of it: encoded text, images, a CLIP signal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from glide_jax.diffusion.forward import Image
+from glide_jax.diffusion.guidance import Guidance
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Params
+from glide_jax.parallel import batch_sharding
+from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer
+
+Images = Float[np.ndarray, "batch _height _width _channels"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one batch is generated from; all images are in [-1, 1], one for each prompt.
+
+    Attributes:
+        prompts: one for each image.
+        indices: number of each image, which with the seed decides its noise: the same pair gives the same image in
+            any batch.
+        negative_prompt: what guidance leads away from.
+        low_res: low-resolution inputs, for an upsampler.
+        inpaint_image, inpaint_mask: images of which the part with mask 1 is kept, for an inpainting model.
+        init_image: images to start from, as far as `SampleOptions.strength` leaves them; an upsampler starts from its
+            enlarged `low_res` where there is none.
+        x_t: noise to start from, of unit variance, in place of the seed's.
+    """
+
+    prompts: Sequence[str]
+    indices: Sequence[int]
+    negative_prompt: str = ""
+    low_res: Images | None = None
+    inpaint_image: Images | None = None
+    inpaint_mask: Images | None = None
+    init_image: Images | None = None
+    x_t: Images | None = None
+
+
+class ClipGuide(NamedTuple):
+    """The noised CLIP's guidance signal: towards images that fit these texts."""
+
+    params: Params
+    text: Float[Array, "batch n_embd"]
+    scale: Float[Array, ""]
+
+
+class Arguments(NamedTuple):
+    """All arguments of the compiled loop that stay the same from step to step.
+
+    Attributes:
+        params: of the model.
+        conditioning: of 2 batch rows where there is guidance: the prompts', then the negative prompt's.
+        known: the image to keep parts of, and the mask that is 1 there.
+        guidance: None evaluates the model under the condition alone.
+        clip: None is without.
+        seed, indices: what decides noise.
+    """
+
+    params: Params
+    conditioning: Conditioning
+    known: tuple[Image, Image] | None
+    guidance: Guidance | None
+    clip: ClipGuide | None
+    seed: Int[Array, ""]
+    indices: Int[Array, " batch"]
+
+
+class Conditioner:
+    """Encodes prompts and places inputs on the devices.
+
+    Args:
+        model: whose inputs they are.
+        clip: encodes prompts for its own guidance.
+        mesh: devices to spread a batch over where it divides evenly; by default the first one.
+    """
+
+    def __init__(self, model: Glide, clip: NoisedClip | None, mesh: Mesh | None) -> None:
+        self._model, self._clip, self._mesh = model, clip, mesh
+        self._encode = jax.jit(model.encode_text)
+        self._encode_clip = None if clip is None else jax.jit(clip.encode_text)
+
+    def put(self, tree: PyTree) -> Any:
+        """Arrays on the devices: the leading axis is split over the mesh if there is one that divides it."""
+        if self._mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        sharding, devices = batch_sharding(self._mesh), self._mesh.size
+        return jax.tree.map(lambda x: jax.device_put(x, sharding) if len(x) % devices == 0 else jnp.asarray(x), tree)
+
+    def arguments(
+        self,
+        params: Params,
+        inputs: Inputs,
+        guidance: Guidance | None,
+        seed: int,
+        clip_scale: float = 0.0,
+        clip_params: Params | None = None,
+    ) -> Arguments:
+        """The arguments of the compiled loop for one batch.
+
+        Args:
+            params: of the model.
+            inputs: of the batch.
+            guidance: where there is one, all inputs come twice.
+            seed: in [0, 2^31).
+            clip_scale, clip_params: of the noised CLIP's guidance; scale 0 is without.
+
+        Raises:
+            GlideError: the noised CLIP is missing or sees images of another size.
+        """
+        text = self._text(params, inputs.prompts, None if guidance is None else inputs.negative_prompt)
+        given = (inputs.low_res, inputs.inpaint_image, inputs.inpaint_mask)
+        images = [None if each is None else self.put(np.asarray(each, np.float32)) for each in given]
+        twice = [each if each is None or guidance is None else jnp.concatenate([each, each]) for each in images]
+        known = None if images[1] is None or images[2] is None else (images[1], images[2])
+        return Arguments(
+            params,
+            Conditioning(self.put(text), *twice),
+            known,
+            guidance,
+            self._clip_guide(inputs.prompts, clip_scale, clip_params),
+            jnp.int32(seed),
+            self.put(jnp.asarray(inputs.indices, jnp.int32)),
+        )
+
+    def _text(self, params: Params, prompts: Sequence[str], negative: str | None) -> EncodedText | None:
+        """Encodes each distinct prompt once; rows are the prompts, then as many negative ones if guided."""
+        against = [] if negative is None else [negative]
+        encoded = {prompt: self._encode_one(params, prompt) for prompt in {*prompts, *against}}
+        rows = [encoded[prompt] for prompt in [*prompts, *against * len(prompts)]]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+
+    def _encode_one(self, params: Params, prompt: str) -> EncodedText | None:
+        tokens, mask = GlideTokenizer().padded(prompt, self._model.config.text_ctx)
+        return self._encode(params, jnp.asarray(tokens), jnp.asarray(mask))
+
+    def _clip_guide(self, prompts: Sequence[str], scale: float, params: Params | None) -> ClipGuide | None:
+        if scale == 0:
+            return None
+        if self._clip is None or self._clip.image is None or self._encode_clip is None or params is None:
+            raise GlideError("clip_guidance_scale needs a noised CLIP: give its text and image checkpoints")
+        if self._clip.image.image_size != self._model.config.image_size:
+            raise GlideError(
+                f"the noised CLIP sees images of {self._clip.image.image_size} pixels and cannot guide a model"
+                f" of {self._model.config.image_size}"
+            )
+        text = self._encode_clip(params, *ClipTokenizer().padded(list(prompts)))
+        return ClipGuide({"image": params["image"]}, self.put(text), jnp.float32(scale))
