@@ -7,9 +7,10 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -101,9 +102,13 @@ def _several_names(app: Sphinx, what: str, name: str, member: Any, options: Any,
 
 
 class OptionTable(SphinxDirective):
-    """`{option-table} MODULE.CLASS`: every option of a class with its default, values allowed and help."""
+    """`{option-table} MODULE.CLASS`: the options of a class, each with its default, values allowed and help.
+
+    `:without: PREFIX` leaves out those that another table has.
+    """
 
     required_arguments = 1
+    option_spec: ClassVar = {"without": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         """The table as docutils nodes."""
@@ -112,7 +117,9 @@ class OptionTable(SphinxDirective):
         defaults = dict(_values(cls()))
         body = nodes.tbody()
         for option, _, allowed, text in described(cls):
-            body += _row(f"`{option}`", defaults[option], allowed.removesuffix(" or NoneType"), text)
+            if not option.startswith(self.options.get("without", " ")):
+                allowed = allowed.removeprefix(", ").removesuffix(" or NoneType")
+                body += _row(f"`{option}`", defaults[option], allowed, text)
         group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in (25, 15, 20, 40)), cols=4)
         group += nodes.thead("", _row("option", "default", "values", "what it does"))
         group += body
