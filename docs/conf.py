@@ -118,8 +118,8 @@ class OptionTable(SphinxDirective):
         body = nodes.tbody()
         for option, _, allowed, text in described(cls):
             if not option.startswith(self.options.get("without", " ")):
-                allowed = allowed.removeprefix(", ").removesuffix(" or NoneType")
-                body += _row(f"`{option}`", defaults[option], allowed, text)
+                values = allowed.removeprefix(", ").removesuffix(" or NoneType")
+                body += _row(f"`{option}`", defaults[option], values, text)
         group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in (25, 15, 20, 40)), cols=4)
         group += nodes.thead("", _row("option", "default", "values", "what it does"))
         group += body
