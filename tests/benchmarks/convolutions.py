@@ -2,7 +2,7 @@
 
 python tests/benchmarks/convolutions.py
 
-Widths are those of the small models and of the base model. The gradient by kernel is measured for our implementation and for XLA's.
+Widths are those of the small models and of the base model; for the gradient by kernel, ours and XLA's own.
 """
 
 import time

@@ -69,7 +69,7 @@ def wait_until(running: list[subprocess.Popen[bytes]], condition: Callable[[], b
 
 
 def killed(run_dir: Path, processes: int, kills: Iterator[float]) -> int:
-    """Restarts a run repeatedly and kills it that many seconds after its first new step; returns the number of kills."""
+    """Restarts a run and kills it that many seconds after its first new step; returns the number of kills."""
     count = 0
     for seconds in kills:
         before = lines(run_dir)
