@@ -52,7 +52,7 @@ def theirs(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
 
 
 def main() -> None:
-    print("| images, channels, side | ours | by kernel, XLA | oneDNN | ratio |\n|---|---|---|---|---|")
+    print("| batch, channels, side | ours | gradient of the kernel, XLA | oneDNN | ratio |\n|---|---|---|---|---|")
     for batch, channels, side in SHAPES:
         gflop = 2 * 9 * batch * (side * channels) ** 2 / 1e9
         *mine, by_xla = (gflop / fastest(run) for run in ours(batch, channels, side))
