@@ -31,6 +31,7 @@ html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sphinx = False
+smartquotes = False
 highlight_language = "none"
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
