@@ -33,7 +33,7 @@ class Option(NamedTuple):
     below: float | None = None
     choices: Collection[str] = ()
     most: float | None = None
-    metavar: str | None = None
+    metavar: str | tuple[str, ...] | None = None
 
     @property
     def range(self) -> str:
@@ -250,7 +250,9 @@ def add_arguments(
         if kind is bool:
             shape = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(kinds[0]) is tuple:
-            shape |= {"nargs": len(typing.get_args(kinds[0])), "metavar": ("LOW", "HIGH")}
+            parts = typing.get_args(kinds[0])
+            metavar = field.option.metavar or ("LOW", "HIGH")
+            shape |= {"nargs": "+"} if ... in parts else {"nargs": len(parts), "metavar": metavar}
         elif field.option.choices and field.option.metavar is None:
             shape |= {"choices": [choice for choice in field.option.choices if choice], "metavar": None}
         text = argparse.SUPPRESS if name in hide else _help(field.option.help, shown.get(name, field.default))
@@ -260,7 +262,7 @@ def add_arguments(
 def _help(text: str, default: Any) -> str:
     """The help of an option with its default, unless it speaks of one itself."""
     text = text.replace("%", "%%")
-    return text if default in (None, "") or "default" in text else f"{text} (default: {_said(default)})"
+    return text if default in (None, "", ()) or "default" in text else f"{text} (default: {_said(default)})"
 
 
 def _said(value: Any) -> str:
@@ -268,11 +270,11 @@ def _said(value: Any) -> str:
 
 
 def given(
-    args: argparse.Namespace, cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None
+    flags: Mapping[str, Any], cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What a user gave of the flags of `add_arguments`, by the names of `fields`, for `build`."""
-    flags = {name: getattr(args, _flag(name, prefix, names), None) for name in fields(cls)}
-    values = {name: value for name, value in flags.items() if value is not None}
+    """What a user gave of the flags of `add_arguments` (`vars(args)`), by the names of `fields`, for `build`."""
+    found = {name: flags.get(_flag(name, prefix, names)) for name in fields(cls)}
+    values = {name: value for name, value in found.items() if value is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 

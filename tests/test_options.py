@@ -65,7 +65,7 @@ def test_a_command_line_gives_what_the_user_gave():
     parser = argparse.ArgumentParser()
     add_arguments(parser, Whole, "up_", names={"rho": "power"})
     args = parser.parse_args(["--up_scale", "4", "--power", "2", "--up_quick", "--up_interval", "1", "2"])
-    values = given(args, Whole, "up_", names={"rho": "power"})
+    values = given(vars(args), Whole, "up_", names={"rho": "power"})
     assert values == {"scale": 4.0, "rho": 2.0, "quick": True, "interval": (1.0, 2.0)}
     assert build(Whole, values).part.interval == (1.0, 2.0)
     shown = parser.format_help()

@@ -1,5 +1,6 @@
 """What is in a data set, before any training: counts, sizes, captions, and a sheet of what the model will see."""
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,30 +10,34 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from glide_jax import progress
-from glide_jax.data.config import DataConfig
+from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.loader import open_data, open_indexed
 from glide_jax.data.order import Order
-from glide_jax.data.pipeline import open_data, open_source
 from glide_jax.data.source import BadSample, Source
-from glide_jax.data.transforms import picture_size
-from glide_jax.images import Pixels, grid, save_png
+from glide_jax.images import Pixels, UnreadableImage, grid, image_size, save_png
+from glide_jax.options import add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
-_SURVEYED = 1000  # samples, drawn at random, that statistics are taken from
+_SURVEYED = 1000  # samples, chosen at random, that statistics are taken from
 _TOKENIZED = 10_000  # characters of a caption
 _SHEET = 64
 _SHEET_TEXT_CTX = 128
 _CELL = 96
 _PERCENTILES = {"least": 0, "5%": 5, "median": 50, "95%": 95, "most": 100}
+# Flags of the command line, as in --config.data.NAME.
+_OPTIONS = (
+    "source", "preset", "image_key", "caption_key", "captions_jsonl", "crop", "trim_white", "revalidate"
+)  # fmt: skip
 
 
 @dataclass(slots=True)
 class Survey:
-    """Figures of samples drawn at random.
+    """Figures of samples chosen at random.
 
     Attributes:
-        widths, heights: pictures in pixels.
+        widths, heights: images in pixels.
         characters, tokens: captions' lengths.
-        faults: unusable samples among those drawn, by reason.
+        faults: unusable samples among those read, by reason.
     """
 
     widths: list[int] = field(default_factory=list)
@@ -42,21 +47,21 @@ class Survey:
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
-    def drawn(self) -> int:
+    def read(self) -> int:
         """Samples read, usable or not."""
         return len(self.widths) + self.faults.total()
 
 
 def survey(source: Source, seed: int = 0) -> Survey:
-    """Reads up to 1000 samples of a source, and the headers of their pictures."""
+    """Reads up to 1000 samples of a source, and the headers of their images."""
     found, count = Survey(), min(_SURVEYED, len(source))
     order, tokenizer = Order(len(source), seed), GlideTokenizer()
     for number in progress.tracked("reading samples", range(count), count, shown_from=_SURVEYED):
         try:
             sample = source[order[number]]
-            width, height = picture_size(sample.image)
-        except BadSample as bad:
-            found.faults[str(bad)] += 1
+            width, height = image_size(sample.image)
+        except (BadSample, UnreadableImage) as bad:
+            found.faults[bad.reason if isinstance(bad, UnreadableImage) else str(bad)] += 1
             continue
         found.widths.append(width)
         found.heights.append(height)
@@ -69,7 +74,7 @@ def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
     """Lines for a person to read."""
     lines = [f"{len(source)} usable samples"]
     lines += [f"  left out, {reason}: {count}" for reason, count in source.counts.most_common()]
-    lines.append(f"{found.drawn} of them read")
+    lines.append(f"{found.read} of them read")
     lines += [f"  unusable, {reason}: {count}" for reason, count in found.faults.most_common()]
     if not found.widths:
         return lines
@@ -94,22 +99,17 @@ def _percentiles(
 
 def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0) -> Pixels:
     """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
-    config = replace(config, cache_mb=0)
     with open_data(
-        config,
-        image_size=image_size,
-        low_res_size=low_res_size,
-        text_ctx=_SHEET_TEXT_CTX,
-        batch_size=_SHEET,
-        seed=seed,
-    ) as stream:
+        replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
+        batch_size=_SHEET, seed=seed,
+    ) as stream:  # fmt: skip
         batch = next(stream)
-    pictures = list(batch.arrays["image"])
+    images = list(batch.arrays["image"])
     if low_res_size is not None:
         factor = image_size // low_res_size
         enlarged = batch.arrays["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
-        pictures = [np.concatenate(pair, axis=1) for pair in zip(enlarged, pictures, strict=True)]
-    return grid(pictures, batch.captions, cell=_CELL)
+        images = [np.concatenate(pair, axis=1) for pair in zip(enlarged, images, strict=True)]
+    return grid(images, batch.captions, cell=_CELL)
 
 
 def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
@@ -118,7 +118,30 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
     Raises:
         GlideError: the data set cannot be opened, nothing in it is usable, or the sheet cannot be written.
     """
-    source = open_source(config)
+    source = open_indexed(config)
     lines = describe(source, survey(source), text_ctx)
     save_png(sheet, contact_sheet(config, image_size, low_res_size))
     return [*lines, f"{_SHEET} random samples as the model sees them: {sheet}"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m glide_jax.data")
+    command = parser.add_subparsers(required=True, metavar="check").add_parser(
+        "check", help="check all shards, print counts and statistics, write a contact sheet"
+    )
+    command.add_argument("path", metavar="pattern", help="shards, folder or TFDS name, as in --config.data.path")
+    add_arguments(command, DataConfig, only=_OPTIONS)
+    add_arguments(command, FilterConfig, "filters.")
+    command.add_argument("--image_size", type=int, default=64, help="side of the model's images (64)")
+    command.add_argument("--low_res_size", type=int, help="side of an upsampler's input")
+    command.add_argument("--text_ctx", type=int, default=128, help="the model's tokens a caption (128)")
+    command.add_argument("--sheet", type=Path, default=Path("data_check.png"), help="contact sheet (data_check.png)")
+    return parser
+
+
+def main() -> None:
+    """Runs the command line."""
+    args = _parser().parse_args()
+    filters = build(FilterConfig, given(vars(args), FilterConfig, "filters."), "filters.")
+    config = build(DataConfig, given(vars(args), DataConfig) | {"filters": filters, "uncond_p": 0.0}, "data.")
+    print("\n".join(check(config, args.sheet, args.image_size, args.low_res_size, args.text_ctx)))

@@ -1,99 +1,113 @@
-"""What to train on, and how a picture file becomes a training picture."""
+"""What to train on, which samples to leave out, and how an image file becomes a training image."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from glide_jax.data.filters import FilterConfig
-from glide_jax.data.presets import PRESETS, caption_keys, endings
+from glide_jax.data.shards.presets import PRESETS, caption_keys, endings
+from glide_jax.data.source import SOURCES
 from glide_jax.errors import GlideError
+from glide_jax.options import Options, fields, option
+
+Words = tuple[str, ...]
+Crop = Literal["center", "random", "squash"]
 
 
 @dataclass(frozen=True, slots=True)
-class DataConfig:
-    """A data set and its transforms; impossible values raise `GlideError` at once.
+class FilterConfig(Options):
+    """Bounds on a sample's metadata, caption and image size; the defaults accept everything and read nothing.
 
-    Attributes:
-        source: `webdataset` for tar shards, `folder` for picture files, `tfds` for a prepared TensorFlow data set,
-            `stream` for shards that can only be read from front to end.
-        path: WebDataset shards: a folder, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt`
-            file that lists such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
-            A folder source takes folders, a TFDS source a prepared folder or a name, then `@SPLIT` (`mnist@train`),
-            a stream shards as above, `pipe:COMMAND` and URLs.
-        validation_path: the same for held-out samples; empty means no validation.
-        preset: layout of a WebDataset, see `presets.PRESETS`; what is set below takes precedence.
-        image_key, caption_key: member endings inside a shard, alternatives joined by `;`, the best first;
-            `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key
-            is `txt` or `filename`; a TFDS's are features, as `captions/text`. Empty means the usual ones.
-        captions_jsonl: file with a JSON object a line, whose `key` is that of a sample.
-        label_templates: captions of TFDS class labels, one drawn at a time.
-        filters: which samples to leave out, on top of the preset's.
-        revalidate: check every shard anew instead of trusting the cached check.
-        resampled: draw samples with replacement instead of in epochs.
-        crop: `center` for the largest centred square, `random` for a random one (torch: `RandomResizedCrop`),
-            `squash` for the whole picture pressed into a square.
-        resize_ratio: least area of a random square as a fraction of the largest square's, in (0, 1].
-        trim_white: cut a white border off first.
-        low_res_filter: how an upsampler's input is made from its picture, `bicubic` as GLIDE was trained or `area`.
-        hflip_p: probability of a mirrored picture.
-        uncond_p: probability that a caption is replaced by the empty one, for classifier-free guidance.
-        bad_share: share of unreadable samples above which training stops with an error.
-        workers: decoding threads; 0 means one for each core, at most 16.
-        cache_mb: decoded pictures stay in memory if the whole set fits into this many MB (10^6 bytes).
-        shuffle_buffer: samples that a stream keeps to draw from.
-        stall_seconds: how long a batch may take before the loader counts as dead.
+    Sizes are those of `original_width` and `original_height`, as img2dataset writes them, or else the image's own; a
+    language is stated as `lc`, `LANGUAGE`, `language` or `lang`; LAION's `NSFW` is UNLIKELY, UNSURE or NSFW.
     """
 
-    source: Literal["webdataset", "folder", "tfds", "stream"] = "webdataset"
-    path: str | tuple[str, ...] = ""
-    validation_path: str | tuple[str, ...] = ""
-    preset: str = "simple"
-    image_key: str = ""
-    caption_key: str = ""
-    captions_jsonl: str = ""
-    label_templates: tuple[str, ...] = ("a photo of a {label}",)
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    revalidate: bool = False
-    resampled: bool = False
-    crop: Literal["center", "random", "squash"] = "center"
-    resize_ratio: float = 0.8
-    trim_white: bool = False
-    low_res_filter: Literal["bicubic", "area"] = "bicubic"
-    hflip_p: float = 0.0
-    uncond_p: float = 0.2
-    bad_share: float = 0.1
-    workers: int = 0
-    cache_mb: int = 512
-    shuffle_buffer: int = 1000
-    stall_seconds: float = 300.0
+    min_size: Annotated[int, option("least shorter side in pixels", low=0)] = 0
+    min_aspect: Annotated[float, option("least width / height")] = 0.0
+    max_aspect: Annotated[float, option("greatest width / height")] = math.inf
+    min_similarity: Annotated[float, option("least cosine of image and caption (`similarity`)")] = -1.0
+    max_similarity: Annotated[float, option("greatest cosine of image and caption")] = 1.0
+    nsfw_labels: Annotated[Words, option("values of `NSFW` to leave out, in any case", metavar="LABEL")] = ()
+    languages: Annotated[Words, option("the only languages to keep, in any case", metavar="LANGUAGE")] = ()
+    skip_words: Annotated[Words, option("words and phrases of captions to leave out", metavar="WORD")] = ()
+    min_caption_length: Annotated[int, option("least characters of a caption")] = 0
+    max_caption_length: Annotated[float, option("most characters of a caption")] = math.inf
+
+    PREFIX: ClassVar[str] = "data.filters."
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        if not 0.0 < self.resize_ratio <= 1.0:
-            raise GlideError(f"data.resize_ratio is an area fraction in (0, 1], not {self.resize_ratio}")
-        for name in ("hflip_p", "uncond_p", "bad_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise GlideError(f"data.{name} must be in [0, 1], not {getattr(self, name)}")
-        for name in ("workers", "cache_mb"):
-            if getattr(self, name) < 0:
-                raise GlideError(f"data.{name} must not be negative, got {getattr(self, name)}")
-        if self.shuffle_buffer < 1:
-            raise GlideError(f"data.shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
-        if self.stall_seconds <= 0:
-            raise GlideError(f"data.stall_seconds must be above 0, not {self.stall_seconds}")
+        Options.__post_init__(self)
+        for name in ("aspect", "similarity", "caption_length"):
+            lower, upper = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if not lower < upper:
+                raise GlideError(f"data.filters.min_{name} {lower} must be below max_{name} {upper}")
+        for name in ("nsfw_labels", "languages", "skip_words"):
+            if not all(word.strip() for word in getattr(self, name)):
+                raise GlideError(f"data.filters.{name} holds an empty word; remove it")
 
-    def _check_choices(self) -> None:
-        choices = {
-            "source": ("webdataset", "folder", "tfds", "stream"),
-            "preset": tuple(PRESETS),
-            "crop": ("center", "random", "squash"),
-            "low_res_filter": ("bicubic", "area"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise GlideError(f"data.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The bounds that differ from their defaults, by name."""
+        values = {name: (getattr(self, name), field.default) for name, field in fields(FilterConfig).items()}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def over(self, base: Mapping[str, Any]) -> "FilterConfig":
+        """These bounds where they differ from the defaults, elsewhere those of `base`."""
+        return FilterConfig(**{**base, **self.changed})
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig(Options):
+    """A data set and its transforms; impossible values raise `GlideError` at once.
+
+    `path` for each `source`:
+        webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file that
+            lists such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
+        folder: folders of image files.
+        tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`).
+        stream: shards as above, `pipe:COMMAND` and URLs.
+
+    `image_key` and `caption_key` list member endings inside a shard, alternatives joined by `;`, the best first;
+    `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
+    or `filename`; a TFDS's are features, as `captions/text`. Empty means the preset's; filters too are
+    the preset's where they are not set. A random crop is torch's `RandomResizedCrop`, `resize_ratio` a fraction of the
+    largest square; `bicubic` is how the input of GLIDE's upsampler was made.
+    """
+
+    source: Annotated[str, option("kind of data set", choices=tuple(SOURCES))] = "webdataset"
+    path: Annotated[str | Words, option("the data set; its form depends on the source")] = ""
+    validation_path: Annotated[str | Words, option("the same for held-out samples; empty means no validation")] = ""
+    preset: Annotated[str, option("layout and filters of a known WebDataset", choices=tuple(PRESETS))] = "simple"
+    image_key: Annotated[str, option("where images are in a sample, as `jpg;png`")] = ""
+    caption_key: Annotated[str, option("where captions are in a sample, as `txt;json:caption`")] = ""
+    captions_jsonl: Annotated[str, option("file with a JSON object a line, whose `key` is a sample's")] = ""
+    label_templates: Annotated[Words, option("captions of TFDS class labels")] = ("a photo of a {label}",)
+    filters: FilterConfig = FilterConfig()
+    revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
+    resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
+    crop: Annotated[Crop, option("largest centred square, a random one, or all pressed into a square")] = "center"
+    resize_ratio: Annotated[float, option("least area of a random square, as a fraction", above=0, high=1)] = 0.8
+    trim_white: Annotated[bool, option("cut a white border off first")] = False
+    low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
+    hflip_p: Annotated[float, option("probability of a mirrored image", low=0, high=1)] = 0.0
+    uncond_p: Annotated[float, option("probability of an empty caption, for guidance", low=0, high=1)] = 0.2
+    bad_share: Annotated[float, option("share of unreadable samples that stops training", low=0, high=1)] = 0.1
+    workers: Annotated[int, option("decoding threads; 0 means one for each core, at most 16", low=0)] = 0
+    cache_mb: Annotated[int, option("MB (10^6 bytes) of decoded images kept, if all fit", low=0)] = 512
+    shuffle_buffer: Annotated[int, option("samples that a stream keeps to choose from", low=1)] = 1000
+    stall_seconds: Annotated[float, option("how long a batch may take at most", above=0)] = 300.0
+
+    PREFIX: ClassVar[str] = "data."
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
         if self.image_key:
             endings(self.image_key)
         if self.caption_key:
             caption_keys(self.caption_key)
         if not self.label_templates or not all("{label}" in template for template in self.label_templates):
             raise GlideError("data.label_templates must each hold {label}, as in 'a photo of a {label}'")
+
+    def plain(self) -> "DataConfig":
+        """The same data as they stand: centred, neither mirrored nor without captions."""
+        return replace(self, crop="center", hflip_p=0.0, uncond_p=0.0)

@@ -1,54 +1,218 @@
-"""Examples as a pure function of (seed, number): augmented ones to train on, plain ones to validate on."""
+"""Samples to examples to batches: decoded images by number, and examples as a pure function of (seed, number)."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Protocol
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.data import transforms
-from glide_jax.data.batch import Batch, write_row, write_texts
 from glide_jax.data.config import DataConfig
-from glide_jax.data.draws import generator
-from glide_jax.data.order import Order, Resampled
-from glide_jax.data.pictures import Picture, Pictures
-from glide_jax.data.source import BadSample
+from glide_jax.data.order import Order, Resampled, generator
+from glide_jax.data.source import BadSample, Source, listed
 from glide_jax.errors import GlideError
+from glide_jax.tokenizer import GlideTokenizer
 
-_REDRAWS = 32  # unusable samples in a row before giving up
+_ATTEMPTS = 32  # unusable samples in a row before giving up
+_BAD_SHARE_FROM = 100  # samples read before the share of bad ones means anything
 
 
-class Examples(Protocol):
-    """Makes the rows of a batch; safe to call from several threads for different rows."""
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a model takes; sizes that do not fit together raise `GlideError`.
 
-    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """Writes the examples with these numbers into the rows from `first_row` on."""
+    Attributes:
+        image_size: side of the square image in pixels.
+        low_res_size: side of an upsampler's low-resolution input, a divisor of `image_size`; None without one.
+        text_ctx: tokens a caption.
+    """
+
+    image_size: int
+    low_res_size: int | None
+    text_ctx: int
+
+    def __post_init__(self) -> None:
+        low, high = self.low_res_size or 1, self.image_size
+        if high < 1 or low < 1 or high % low:
+            raise GlideError(f"image_size {high} must be a positive multiple of low_res_size {low}")
+        if self.text_ctx < 1:
+            raise GlideError(f"text_ctx must be at least 1, not {self.text_ctx}")
+
+
+class Batch(NamedTuple):
+    """Examples side by side.
+
+    Attributes:
+        arrays: by name,
+            `image` uint8 [batch, image_size, image_size, 3];
+            `low_res` uint8 [batch, low_res_size, low_res_size, 3], for an upsampler only;
+            `tokens` int32 and `mask` bool [batch, text_ctx], the mask all False for a dropped caption;
+            `index` int32 [batch], the global example index modulo 2^31, which keys the example's noise;
+            `weight` float32 [batch], 1 for an example and 0 for a row that only fills up the shape.
+        captions: each image's own caption, dropped or not; "" in rows of weight 0.
+    """
+
+    arrays: dict[str, np.ndarray]
+    captions: list[str]
+
+    def write(self, row: int, index: int, image: Image.Image, caption: str, low_res_filter: str) -> None:
+        """Writes an example's finished image, and its low-resolution input where the batch has one."""
+        self.arrays["image"][row] = image
+        if "low_res" in self.arrays:
+            low_res = self.arrays["low_res"]
+            low_res[row] = transforms.downsample(image, low_res.shape[1], low_res_filter)
+        self.arrays["index"][row] = index % 2**31
+        self.arrays["weight"][row] = 1.0
+        self.captions[row] = caption
+
+    def write_texts(self, first_row: int, texts: Sequence[str]) -> None:
+        """Writes the tokens of texts into the rows from `first_row` on."""
+        rows = slice(first_row, first_row + len(texts))
+        tokens, mask = GlideTokenizer().padded(texts, self.arrays["tokens"].shape[1])
+        self.arrays["tokens"][rows], self.arrays["mask"][rows] = tokens, mask
+
+
+def empty_batch(shapes: Shapes, size: int) -> Batch:
+    """A batch of `size` black rows without text, of weight 0."""
+    tokens, mask = GlideTokenizer().padded([""] * size, shapes.text_ctx)
+    arrays = {
+        "image": _black(size, shapes.image_size),
+        "tokens": tokens,
+        "mask": mask,
+        "index": np.zeros(size, np.int32),
+        "weight": np.zeros(size, np.float32),
+    }
+    if shapes.low_res_size is not None:
+        arrays["low_res"] = _black(size, shapes.low_res_size)
+    return Batch(arrays, [""] * size)
+
+
+def _black(size: int, side: int) -> UInt8[np.ndarray, "size side side 3"]:
+    return np.zeros((size, side, side, 3), np.uint8)
+
+
+class CaptionedImage(NamedTuple):
+    """An RGB image as far as it can be made without random numbers (`transforms.prepare`), and its captions."""
+
+    image: Image.Image
+    captions: tuple[str, ...]
+
+
+class Images:
+    """Reads and decodes the samples of a source; safe to use from several threads.
+
+    All of them stay in memory if they fit into `cache_mb`; once one does not, none do: a part of a set that is read in
+    random order would cost memory and save little.
+
+    Attributes:
+        source: as given.
+        counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
+    """
+
+    def __init__(self, source: Source, config: DataConfig, image_size: int) -> None:
+        self.source, self._config, self._size = source, config, image_size
+        self._free = config.cache_mb * 10**6 if source.resumable else 0
+        self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter(read=0)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> CaptionedImage:
+        """Image `index` of the source.
+
+        Raises:
+            BadSample: it is unusable; it has been counted.
+        """
+        with self._lock:
+            self.counts["read"] += 1
+            kept = self._kept.get(index)
+        if kept is not None:
+            return CaptionedImage(Image.fromarray(kept[0]), kept[1])
+        try:
+            return self._keep(index, self._read(index))
+        except GlideError:
+            raise
+        except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
+            reason = str(error) if isinstance(error, BadSample) else f"failed with {type(error).__name__}"
+            with self._lock:
+                self.counts[reason] += 1
+            raise BadSample(reason) from error
+
+    def report(self) -> dict[str, int]:
+        """`usable` and `read` samples, and by reason those left out at the opening or found unusable since.
+
+        Samples are read, and counted, a few batches ahead of their use.
+        """
+        with self._lock:
+            return dict(Counter(usable=len(self)) + Counter(self.source.counts) + self.counts)
+
+    def check_bad_share(self) -> None:
+        """Raises `GlideError` with the counts if more than `bad_share` of the samples read were unusable."""
+        with self._lock:
+            bad = Counter(self.counts)
+        read = bad.pop("read")
+        if bad.total() > self._config.bad_share * max(read, _BAD_SHARE_FROM):
+            raise GlideError(
+                f"{bad.total()} of {read} samples were unusable ({listed(bad)}), more than data.bad_share "
+                f"{self._config.bad_share:g} allows; repair the data or raise it"
+            )
+
+    def _read(self, index: int) -> CaptionedImage:
+        sample, config = self.source[index], self._config
+        image = transforms.prepare(sample.image, self._size, config.crop, config.resize_ratio, config.trim_white)
+        return CaptionedImage(image, sample.captions)
+
+    def _keep(self, index: int, read: CaptionedImage) -> CaptionedImage:
+        size = 3 * read.image.width * read.image.height
+        with self._lock:
+            if size > self._free:
+                self._free = 0
+                self._kept.clear()
+            elif index not in self._kept:
+                self._free -= size
+                self._kept[index] = np.asarray(read.image), read.captions
+        return read
 
 
 class TrainingExamples:
-    """Example g: the picture that is drawn for it, cropped, mirrored and captioned by draws keyed by g.
+    """Example g: the image chosen for it, cropped, mirrored and captioned by random numbers keyed by (seed, g).
 
-    Args:
-        draw: the picture of an example; `ordered` or `streamed`.
-        config: transforms and caption dropout.
-        image_size: side in pixels.
-        seed: of all draws.
+    All images come in a fresh permutation every epoch, or with `resampled` each by itself; of a source that is not
+    resumable, as they come. An unusable sample is replaced by a keyed one of all images, so example g is the same
+    whoever makes it, and when.
     """
 
-    def __init__(self, draw: Callable[[int], Picture], config: DataConfig, image_size: int, seed: int) -> None:
-        self._draw, self._config, self._size, self._seed = draw, config, image_size, seed
+    def __init__(self, images: Images, config: DataConfig, image_size: int, seed: int) -> None:
+        self._images, self._config, self._image_size, self._seed = images, config, image_size, seed
+        self._size = len(images) or 1  # a source of unknown length ignores the number
+        self._order = (Resampled if config.resampled else Order)(self._size, seed)
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """See `Examples`; raises `GlideError` if 32 samples in a row are unusable."""
+        """Writes examples into the rows from `first_row` on; raises `GlideError` after 32 unusable samples in a row."""
         texts = []
         for row, example in enumerate(examples, start=first_row):
-            picture = self._draw(example)
-            caption = self._one_of(picture.captions, example)
-            write_row(
-                batch, row, example, self._augmented(picture.image, example), caption, self._config.low_res_filter
-            )
+            chosen = self._choose(example)
+            caption = self._one_of(chosen.captions, example)
+            batch.write(row, example, self._augmented(chosen.image, example), caption, self._config.low_res_filter)
             texts.append("" if self._happens("uncond", self._config.uncond_p, example) else caption)
-        write_texts(batch, first_row, texts)
+        batch.write_texts(first_row, texts)
+
+    def _choose(self, example: int) -> CaptionedImage:
+        number, others = self._order[example], None
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._images[number]
+            except BadSample:
+                others = others or generator(self._seed, "redraw", example)
+                number = int(others.integers(self._size))
+        counts = listed(Counter(self._images.report()))
+        raise GlideError(f"{_ATTEMPTS} samples in a row were unusable ({counts}); check what is in data.path")
 
     def _one_of(self, captions: Sequence[str], example: int) -> str:
         if len(captions) == 1:
@@ -59,63 +223,25 @@ class TrainingExamples:
         if self._config.crop == "random":
             rng = generator(self._seed, "crop", example)
             box = transforms.random_box(*image.size, self._config.resize_ratio, rng)
-            image = transforms.resize_crop(image, box, self._size)
+            image = transforms.resize_crop(image, box, self._image_size)
         return transforms.mirror(image) if self._happens("hflip", self._config.hflip_p, example) else image
 
     def _happens(self, stream: str, probability: float, example: int) -> bool:
         return probability > 0 and generator(self._seed, stream, example).random() < probability
 
 
-def ordered(pictures: Pictures, config: DataConfig, seed: int) -> Callable[[int], Picture]:
-    """Pictures by example: a fresh permutation of all every epoch, or with `resampled` each drawn by itself.
-
-    An unusable sample is replaced by a keyed draw from all pictures, so example g is the same whoever makes it, and
-    when. 32 unusable samples in a row raise `GlideError`.
-    """
-    order = (Resampled if config.resampled else Order)(len(pictures), seed)
-
-    def draw(example: int) -> Picture:
-        sample, redraws = order[example], None
-        for _ in range(_REDRAWS):
-            try:
-                return pictures[sample]
-            except BadSample:
-                redraws = redraws or generator(seed, "redraw", example)
-                sample = int(redraws.integers(len(pictures)))
-        raise _nothing_usable(pictures)
-
-    return draw
-
-
-def streamed(pictures: Pictures) -> Callable[[int], Picture]:
-    """The next usable picture of a stream, whatever the example; 32 unusable ones in a row raise `GlideError`."""
-
-    def draw(example: int) -> Picture:
-        for _ in range(_REDRAWS):
-            with suppress(BadSample):
-                return pictures[example]
-        raise _nothing_usable(pictures)
-
-    return draw
-
-
-def _nothing_usable(pictures: Pictures) -> GlideError:
-    counts = ", ".join(f"{reason}: {count}" for reason, count in pictures.report().items())
-    return GlideError(f"{_REDRAWS} samples in a row were unusable ({counts}); check what is in data.path")
-
-
 class PlainExamples:
     """Example i is sample i as it stands, with its first caption; where that is unusable the row stays empty."""
 
-    def __init__(self, pictures: Pictures, low_res_filter: str) -> None:
-        self._pictures, self._low_res_filter = pictures, low_res_filter
+    def __init__(self, images: Images, low_res_filter: str) -> None:
+        self._images, self._low_res_filter = images, low_res_filter
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """See `Examples`."""
+        """Writes the samples with these numbers into the rows from `first_row` on."""
         for row, example in enumerate(examples, start=first_row):
             try:
-                picture = self._pictures[example]
+                image, captions = self._images[example]
             except BadSample:
                 continue
-            write_row(batch, row, example, picture.image, picture.captions[0], self._low_res_filter)
-        write_texts(batch, first_row, batch.captions[first_row : first_row + len(examples)])
+            batch.write(row, example, image, captions[0], self._low_res_filter)
+        batch.write_texts(first_row, batch.captions[first_row : first_row + len(examples)])

@@ -1,70 +1,28 @@
 """Filters on what is known of a sample before it is decoded: one table of rules with reasons."""
 
-import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from glide_jax import progress
+from glide_jax.data.config import FilterConfig
 from glide_jax.data.source import BadSample
-from glide_jax.data.transforms import picture_size
-from glide_jax.errors import GlideError
+from glide_jax.images import UnreadableImage, image_size
 
-
-@dataclass(frozen=True, slots=True)
-class FilterConfig:
-    """Bounds on a sample's metadata, caption and picture size; the defaults accept everything and read nothing.
-
-    Sizes are those of `original_width` and `original_height`, as img2dataset writes them, or else the picture's own.
-
-    Attributes:
-        min_size: least shorter side in pixels.
-        min_aspect, max_aspect: inclusive bounds of width / height.
-        min_similarity, max_similarity: inclusive window of the picture-caption cosine (`similarity`).
-        nsfw_labels: values of `NSFW` to leave out, in any case; LAION's are UNLIKELY, UNSURE and NSFW.
-        languages: the only languages to keep, in any case, as `lc`, `LANGUAGE`, `language` or `lang` states them.
-        skip_words: captions with one of these words or phrases are left out, in any case.
-        min_caption_length, max_caption_length: inclusive bounds of a caption's length in characters.
-    """
-
-    min_size: int = 0
-    min_aspect: float = 0.0
-    max_aspect: float = math.inf
-    min_similarity: float = -1.0
-    max_similarity: float = 1.0
-    nsfw_labels: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
-    skip_words: tuple[str, ...] = ()
-    min_caption_length: int = 0
-    max_caption_length: float = math.inf
-
-    def __post_init__(self) -> None:
-        if self.min_size < 0:
-            raise GlideError(f"data.filters.min_size must not be negative, got {self.min_size}")
-        for name in ("aspect", "similarity", "caption_length"):
-            lower, upper = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            if not lower < upper:
-                raise GlideError(f"data.filters.min_{name} {lower} must be below max_{name} {upper}")
-        for name in ("nsfw_labels", "languages", "skip_words"):
-            if not all(word.strip() for word in getattr(self, name)):
-                raise GlideError(f"data.filters.{name} holds an empty word; remove it")
-
-    def over(self, base: "FilterConfig") -> "FilterConfig":
-        """These bounds where they differ from the defaults, elsewhere those of `base`."""
-        names = [field.name for field in fields(self)]
-        changed = [name for name in names if getattr(self, name) != getattr(_ANYTHING, name)]
-        return FilterConfig(**{name: getattr(self if name in changed else base, name) for name in names})
-
-
-_ANYTHING = FilterConfig()
+_BAR_FROM = 1000  # samples to judge for a progress bar to be worth showing
 _NO_NUMBER = (KeyError, TypeError, ValueError, OverflowError)
 _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
 
 class Facts(NamedTuple):
-    """What a source can tell of a sample, each read only when a rule asks; they raise `BadSample` if they cannot."""
+    """What a source can tell of a sample, each read only when a rule asks; they raise `BadSample` if they cannot.
+
+    The metadata of a sample without any are empty.
+    """
 
     metadata: Callable[[], Mapping[str, Any]]
     captions: Callable[[], tuple[str, ...]]
@@ -78,12 +36,12 @@ class Facts(NamedTuple):
         return number
 
     def size(self) -> tuple[float, float]:
-        """Width and height of the original, or else of the picture."""
+        """Width and height of the original, or else of the image."""
         try:
             width, height = self.number("original_width"), self.number("original_height")
         except (*_NO_NUMBER, BadSample):
             width = height = 0.0
-        return (width, height) if width > 0 < height else picture_size(self.image())
+        return (width, height) if width > 0 < height else image_size(self.image())
 
     def language(self) -> str:
         """The stated language in lower case; raises `KeyError` if there is none."""
@@ -92,13 +50,6 @@ class Facts(NamedTuple):
         if not stated:
             raise KeyError("language")
         return str(stated[0]).lower()
-
-
-class MissingMetadata(BadSample):
-    """A sample without a JSON member."""
-
-    def __init__(self) -> None:
-        super().__init__("missing metadata")
 
 
 class Rule(NamedTuple):
@@ -139,9 +90,7 @@ class Filters:
 
     def __init__(self, bounds: FilterConfig) -> None:
         self._bounds = bounds
-        self._rules = [
-            rule for rule in RULES if any(getattr(bounds, name) != getattr(_ANYTHING, name) for name in rule.bounds)
-        ]
+        self._rules = [rule for rule in RULES if any(name in bounds.changed for name in rule.bounds)]
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -156,12 +105,36 @@ class Filters:
             return next((rule.reason for rule in self._rules if not rule.accepts(self._bounds, facts)), None)
         except BadSample as bad:
             return str(bad)
+        except UnreadableImage as error:
+            return error.reason
         except _NO_NUMBER:
             return "missing metadata"
 
     def unlabelled(self, facts: Facts) -> bool:
         """Whether a sample that passed has no `NSFW` label, although the rules ask for it."""
         return bool(self._bounds.nsfw_labels) and _label(facts) is None
+
+
+class Verdicts(NamedTuple):
+    """The numbers of samples that pass, why others do not, and how many that pass lack the NSFW label asked for."""
+
+    kept: list[int]
+    counts: Counter[str]
+    unlabelled: int
+
+
+def judge_all(filters: Filters, facts: Callable[[int], Facts], total: int) -> Verdicts:
+    """Judges the samples from 0 to `total` by what `facts` tells of each, many at a time."""
+
+    def judge(number: int) -> tuple[str | None, bool]:
+        sample = facts(number)
+        reason = filters.rejection(sample)
+        return reason, reason is None and filters.unlabelled(sample)
+
+    with ThreadPoolExecutor(16) as pool:
+        judged = list(progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM))
+    kept = [number for number, (reason, _) in enumerate(judged) if reason is None]
+    return Verdicts(kept, Counter(reason for reason, _ in judged if reason), sum(without for _, without in judged))
 
 
 def report_unlabelled(unlabelled: int, total: int) -> None:
@@ -172,24 +145,8 @@ def report_unlabelled(unlabelled: int, total: int) -> None:
         print(f"{unlabelled} of {total} samples have no NSFW label and pass data.filters.nsfw_labels", file=sys.stderr)
 
 
-def parse_metadata(data: bytes | None) -> dict[str, Any]:
-    """The fields of a `.json` member or line, where `None` is for there being none; raises `BadSample`."""
-    if data is None:
-        raise MissingMetadata
-    try:
-        metadata = json.loads(data)
-    except (ValueError, RecursionError) as error:  # a million brackets
-        raise BadSample("unreadable metadata") from error
-    if not isinstance(metadata, dict):
-        raise BadSample("unreadable metadata")
-    return metadata
-
-
 def _label(facts: Facts) -> str | None:
-    try:
-        label = facts.metadata().get("NSFW")
-    except MissingMetadata:
-        return None
+    label = facts.metadata().get("NSFW")
     return None if label is None else str(label).lower()
 
 

@@ -1,13 +1,21 @@
-"""The order of samples: another permutation every epoch, by position, without a table."""
+"""Random numbers of the host, keyed by (seed, stream, example), and the order of samples that they give."""
 
+import zlib
 from functools import lru_cache
 
 import numpy as np
 
-from glide_jax.data.draws import generator
-
 _ROUNDS = 6
 _WORD = 2**64 - 1
+
+
+def generator(seed: int, stream: str, example: int) -> np.random.Generator:
+    """A Philox generator of its own for one stream ("crop", "uncond", ...) and one global example index.
+
+    The seed and the stream make the key, the index the upper half of the counter, so no two overlap.
+    """
+    key = seed << 32 | zlib.crc32(stream.encode())
+    return np.random.Generator(np.random.Philox(key=key, counter=example << 128))
 
 
 class Order:
@@ -21,7 +29,7 @@ class Order:
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
         self._half_bits = max(1, -(-(size - 1).bit_length() // 2))
-        self._round_keys = lru_cache(maxsize=4)(self._draw_round_keys)
+        self._round_keys = lru_cache(maxsize=4)(self._sample_round_keys)
 
     def __getitem__(self, example: int) -> int:
         epoch, number = divmod(example, self._size)
@@ -31,7 +39,7 @@ class Order:
             number = self._permute(number, keys)
         return number
 
-    def _draw_round_keys(self, epoch: int) -> list[int]:
+    def _sample_round_keys(self, epoch: int) -> list[int]:
         words = generator(self._seed, "order", epoch).integers(_WORD, size=_ROUNDS, dtype=np.uint64, endpoint=True)
         return [int(word) for word in words]
 
@@ -45,7 +53,7 @@ class Order:
 
 
 class Resampled:
-    """Sample numbers drawn with replacement: the number of example g is a function of seed and g alone."""
+    """Sample numbers with replacement: the number of example g is a function of seed and g alone."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed

@@ -1,12 +1,24 @@
-"""What every data source is: captioned picture files by number."""
+"""What a data source is, captioned image files by number, and the registry of those there are."""
 
+import importlib
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
+
+from glide_jax.errors import GlideError
+
+# By the name in `data.source`, the module in `sources/`, imported when it is used, and the class.
+SOURCES = {
+    "webdataset": ("webdataset", "WebDataset"),
+    "folder": ("folder", "Folder"),
+    "tfds": ("tfds", "Tfds"),
+    "stream": ("stream", "ShardStream"),
+}
 
 
 class Sample(NamedTuple):
-    """An encoded picture file and the captions it may go under: at least one, none of them empty."""
+    """An encoded image file and the captions it may go under: at least one, none of them empty."""
 
     image: bytes
     captions: tuple[str, ...]
@@ -16,24 +28,69 @@ class BadSample(Exception):
     """A sample that cannot be used; its message is the reason under which it is counted."""
 
 
-class Source(Protocol):
-    """Random access to the samples that passed the filters; order, transforms, faults and resuming are not its care.
+class Share(NamedTuple):
+    """Which part of a run's examples a process makes: those from `position` on, of each batch its own rows."""
+
+    seed: int = 0
+    position: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """The rows of a global batch that this process makes; raises `GlideError` if shares are unequal."""
+        if self.position < 0:
+            raise GlideError(f"the data position must not be negative, got {self.position}")
+        if batch_size < 1 or batch_size % self.process_count:
+            raise GlideError(f"batch_size {batch_size} must be a positive multiple of {self.process_count} processes")
+        if not 0 <= self.process_index < self.process_count:
+            raise GlideError(f"process {self.process_index} is not one of {self.process_count} processes")
+        size = batch_size // self.process_count
+        return range(self.process_index * size, (self.process_index + 1) * size)
+
+
+WHOLE = Share()  # of one process, from the start
+
+
+class Source(ABC):
+    """The samples that passed the filters; order, transforms, faults and resuming are not its care.
 
     Attributes:
+        resumable: whether a number always gives the same sample. Otherwise `[...]` gives the next one whatever the
+            number, and the length is 0, for not known.
+        indexed: of a source that is not resumable, the name of the one that reads the same path by number.
         counts: why samples were left out when the source was opened, by reason.
     """
 
+    resumable: ClassVar[bool] = True
+    indexed: ClassVar[str] = ""
     counts: Counter[str]
 
-    def __len__(self) -> int:
-        """The number of samples, at least one."""
+    @abstractmethod
+    def __init__(self, config: Any, share: Share = WHOLE) -> None:
+        """Opens the samples of `config.path`, a `DataConfig`'s; raises `GlideError` if there are none.
 
+        Only a source that is not resumable reads just its `share` of them.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` in [0, len); safe to call from several threads.
 
         Raises:
             BadSample: it cannot be read now, or has no caption.
         """
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
+        """Ends what reads ahead, if anything does."""
+
+
+def source_type(name: str) -> type[Source]:
+    """The class of a source in `SOURCES`."""
+    module, cls = SOURCES[name]
+    return getattr(importlib.import_module(f"glide_jax.data.sources.{module}"), cls)
 
 
 def usable_captions(value: Any) -> tuple[str, ...]:

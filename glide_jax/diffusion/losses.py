@@ -1,7 +1,7 @@
 """Training losses: noise prediction, and the variational bound that trains the learned variance."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,34 +10,29 @@ from jaxtyping import Array, Float, Int
 
 from glide_jax.diffusion.forward import Image, Level, to_columns
 from glide_jax.diffusion.schedules import Schedule
-from glide_jax.errors import GlideError
+from glide_jax.options import Options, option
 
 PerImage = Float[Array, " batch"]
 Column = Float[Array, "batch 1 1 1"]
 
 
 @dataclass(frozen=True, slots=True)
-class LossConfig:
+class LossConfig(Options):
     """What is minimised.
 
-    Attributes:
-        kind: "simple" (noise only: the variance channels get no gradient) or "hybrid" (also the learned variance).
-        min_snr_gamma: weights the noise loss by min(SNR, gamma) / SNR (Hang et al. 2023, arXiv:2303.09556); 0 is off.
-        velocity_cap: adds min(1 / SNR, cap) to that weight, which makes it the loss of v = alpha eps - sigma x_0
-            (Salimans & Ho 2022, arXiv:2202.00512) up to the cap. The plain noise loss hardly feels what x_0 is
-            predicted at high noise, where layout and colours are decided, and learns it last; 0 is off.
+    `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556). `velocity_cap` makes the loss that of v = alpha eps -
+    sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the plain noise loss hardly depends on x_0 at high
+    noise, where layout and colours are decided, and learns it last.
     """
 
-    kind: Literal["simple", "hybrid"] = "simple"
-    min_snr_gamma: float = 0.0
-    velocity_cap: float = 0.0
+    PREFIX: ClassVar[str] = "train.loss."
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("simple", "hybrid"):
-            raise GlideError(f"loss.kind {self.kind!r} is unknown: use simple or hybrid")
-        for name in ("min_snr_gamma", "velocity_cap"):
-            if getattr(self, name) < 0:
-                raise GlideError(f"loss.{name} must be at least 0 (0 is off), not {getattr(self, name)}")
+    kind: Annotated[
+        Literal["simple", "hybrid"],
+        option("simple: noise only, the variance channels get no gradient; hybrid: also the learned variance"),
+    ] = "simple"
+    min_snr_gamma: Annotated[float, option("weights the noise loss by min(SNR, gamma) / SNR; 0 is off", low=0)] = 0.0
+    velocity_cap: Annotated[float, option("adds min(1 / SNR, cap) to that weight; 0 is off", low=0)] = 0.0
 
     def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:
         """Weight of the noise loss at every step of a schedule."""

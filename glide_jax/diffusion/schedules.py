@@ -8,13 +8,14 @@ derives new betas from them; t always means an original timestep in [0, T).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from glide_jax.diffusion.respacing import space_timesteps
 from glide_jax.errors import GlideError
+from glide_jax.options import Options, option
 
 Table = Float[np.ndarray, " steps"]
 
@@ -39,23 +40,18 @@ _BETAS: dict[str, Callable[[int], Table]] = {"linear": _linear_betas, "squaredco
 
 
 @dataclass(frozen=True, slots=True)
-class DiffusionConfig:
-    """The noise schedule a model is trained on.
+class DiffusionConfig(Options):
+    """The noise schedule a model is trained on."""
 
-    Attributes:
-        diffusion_steps: number T of timesteps.
-        noise_schedule: "squaredcos_cap_v2" (base models) or "linear" (upsamplers).
-    """
+    PREFIX: ClassVar[str] = "diffusion."
 
-    diffusion_steps: int = 1000
-    noise_schedule: str = "squaredcos_cap_v2"
+    diffusion_steps: Annotated[int, option("number T of timesteps", low=1, high=_MOST_STEPS)] = 1000
+    noise_schedule: Annotated[
+        str, option("squaredcos_cap_v2 for base models, linear for upsamplers", choices=tuple(_BETAS))
+    ] = "squaredcos_cap_v2"
 
     def __post_init__(self) -> None:
-        if self.noise_schedule not in _BETAS:
-            known = ", ".join(_BETAS)
-            raise GlideError(f"diffusion.noise_schedule {self.noise_schedule!r} is unknown (known: {known})")
-        if not 1 <= self.diffusion_steps <= _MOST_STEPS:
-            raise GlideError(f"diffusion.diffusion_steps must be from 1 to {_MOST_STEPS}, not {self.diffusion_steps}")
+        Options.__post_init__(self)
         if self.noise_schedule == "linear" and self.diffusion_steps < _LEAST_LINEAR:
             raise GlideError(
                 f"diffusion.diffusion_steps {self.diffusion_steps} are too few for the linear schedule, which cannot"

@@ -83,7 +83,7 @@ class OpenClipScorer:
     Args:
         name: from `find_model`.
         checkpoint: file with its weights, in place of the published ones.
-        batch_size: pictures at once.
+        batch_size: images at once.
         device: torch's name of a device; by default CUDA where torch has it.
 
     Raises:
@@ -121,7 +121,7 @@ class OpenClipScorer:
             with self._torch.inference_mode():
                 features.append(self._model.encode_image(pixels, normalize=True).float().cpu().numpy())
         if not features:
-            raise GlideError("no pictures to score")
+            raise GlideError("no images to score")
         return np.concatenate(features)
 
     def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
@@ -132,17 +132,17 @@ class OpenClipScorer:
 
     def _check(self) -> None:
         grey = np.full((1, 64, 64, 3), 128, np.uint8)
-        features = [self.image_features(grey)[0], self.text_features("a picture")]
+        features = [self.image_features(grey)[0], self.text_features("an image")]
         if not all(np.isfinite(feature).all() for feature in features):
             raise GlideError(f"{self.name} gives features that are not numbers: its weights are damaged")
 
 
 class InceptionFeatures:
-    """The Inception-v3 of FID as TorchScript, `inception-2015-12-05.pt`: 2048 features of pictures it resizes itself.
+    """The Inception-v3 of FID as TorchScript, `inception-2015-12-05.pt`: 2048 features of images it resizes itself.
 
     Args:
-        checkpoint: the file; it is called as `net(pictures, return_features=True)` with uint8 [n, 3, height, width].
-        batch_size: pictures at once.
+        checkpoint: the file; it is called as `net(images, return_features=True)` with uint8 [n, 3, height, width].
+        batch_size: images at once.
 
     Raises:
         GlideError: torch is missing, or the file is no such network.

@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, by their features; with intervals that say how far to trust them."""
+"""Distances between two sets of images, by their features; with intervals that say how far to trust them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from scipy.special import stdtrit
 
 from glide_jax.errors import GlideError
 
-# One row a picture; two sets may differ in both axes (the widths are checked with a message).
-Features = Float[np.ndarray, "_pictures _width"]
+# One row an image; two sets may differ in both axes (the widths are checked with a message).
+Features = Float[np.ndarray, "_images _width"]
 
 _GROUPS = 10
 _CONFIDENCE = 0.95
@@ -30,40 +30,40 @@ class Estimate(NamedTuple):
 def frechet(x: Features, y: Features) -> float:
     """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), of means and covariances (Heusel et al. 2017, eq. 6).
 
-    It is biased upwards by an amount that falls as 1 / pictures: compare only sets of one size.
+    It is biased upwards by an amount that falls as 1 / images: compare only sets of one size.
 
     Raises:
-        GlideError: fewer than two pictures in a set, or features that are not numbers.
+        GlideError: fewer than two images in a set, or features that are not numbers.
     """
-    return _frechet_from(_checked(y, "reference"))(_checked(x, "drawn"))
+    return _frechet_from(_checked(y, "reference"))(_checked(x, "generated"))
 
 
 def kernel(x: Features, y: Features) -> float:
-    """The unbiased squared MMD under (x.y / width + 1)^3 (Binkowski et al. 2018), of all pictures, not of subsets.
+    """The unbiased squared MMD under (x.y / width + 1)^3 (Binkowski et al. 2018), of all images, not of subsets.
 
     Raises:
         GlideError: as for `frechet`.
     """
-    x, y = _checked(x, "drawn"), _checked(y, "reference")
+    x, y = _checked(x, "generated"), _checked(y, "reference")
     sums = _KernelSums(x, y, np.zeros(len(x), int))
     return sums.mmd(np.array([True]))
 
 
-def frechet_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _pictures"]) -> Estimate:
-    """`frechet` with an interval for the drawn pictures, the reference taken as given.
+def frechet_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _images"]) -> Estimate:
+    """`frechet` with an interval for the generated images, the reference taken as given.
 
     Args:
-        x, y: features of drawn pictures and of the reference.
-        prompts: which prompt each drawn picture is of: pictures of one are not independent, and stay together.
+        x, y: features of generated images and of the reference.
+        prompts: which prompt each generated image is of: images of one are not independent, and stay together.
     """
-    x, distance = _checked(x, "drawn"), _frechet_from(_checked(y, "reference"))
+    x, distance = _checked(x, "generated"), _frechet_from(_checked(y, "reference"))
     group = _groups(prompts)
     return _jackknife(distance(x), lambda left_out: distance(x[group != left_out]), _sizes(group))
 
 
-def kernel_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _pictures"]) -> Estimate:
+def kernel_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _images"]) -> Estimate:
     """`kernel` with an interval; arguments as for `frechet_estimate`."""
-    x, y = _checked(x, "drawn"), _checked(y, "reference")
+    x, y = _checked(x, "generated"), _checked(y, "reference")
     group = _groups(prompts)
     sums, count = _KernelSums(x, y, group), len(_sizes(group))
     every = np.ones(count, bool)
@@ -82,9 +82,9 @@ def mean_estimate(values: Float[np.ndarray, " prompts"]) -> Estimate:
 
 def _checked(features: Features, which: str) -> Features:
     if len(features) < 2:
-        raise GlideError(f"a distance needs at least 2 pictures; there are {len(features)} {which} ones")
+        raise GlideError(f"a distance needs at least 2 images; there are {len(features)} {which} ones")
     if not np.isfinite(features).all():
-        raise GlideError(f"features of the {which} pictures are not all numbers: the extractor's weights are damaged")
+        raise GlideError(f"features of the {which} images are not all numbers: the extractor's weights are damaged")
     return features.astype(np.float64)
 
 
@@ -114,7 +114,7 @@ def _nonnegative(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 class _KernelSums:
     """Sums of kernel values between groups of x, and of each group with y: all that leaving groups out needs."""
 
-    def __init__(self, x: Features, y: Features, group: Int[np.ndarray, " _pictures"]) -> None:
+    def __init__(self, x: Features, y: Features, group: Int[np.ndarray, " _images"]) -> None:
         if x.shape[1] != y.shape[1]:
             raise GlideError(f"features of {x.shape[1]} and of {y.shape[1]} numbers cannot be compared")
         self._sizes, self._references = _sizes(group), len(y)
@@ -146,13 +146,13 @@ def _diagonal(x: Features) -> Float[np.ndarray, " _"]:
     return (np.square(x).sum(1) / x.shape[1] + 1) ** 3
 
 
-def _groups(prompts: Int[np.ndarray, " _pictures"]) -> Int[np.ndarray, " _pictures"]:
+def _groups(prompts: Int[np.ndarray, " _images"]) -> Int[np.ndarray, " _images"]:
     """At most ten groups of whole prompts."""
     _, place = np.unique(prompts, return_inverse=True)
     return place % _GROUPS
 
 
-def _sizes(group: Int[np.ndarray, " _pictures"]) -> Int[np.ndarray, " groups"]:
+def _sizes(group: Int[np.ndarray, " _images"]) -> Int[np.ndarray, " groups"]:
     return np.bincount(group)
 
 

@@ -1,76 +1,132 @@
-"""The loop: draw, score, rank, write, prompt by prompt."""
+"""What an evaluation generates, and the loop: generate, score, rank, write, prompt by prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from glide_jax.errors import GlideError
-from glide_jax.evaluate.job import Job, draw
-from glide_jax.evaluate.record import PromptRecord, ranked
-from glide_jax.evaluate.run_folder import RunFolder
+from glide_jax.evaluate.run_folder import Candidates, PromptRecord, RunFolder, ranked
 from glide_jax.evaluate.scorer import Scorer, score
 from glide_jax.evaluate.view import View
-from glide_jax.sample import Pipeline
+from glide_jax.files import valid_unicode
+from glide_jax.sample import Pipeline, SampleOptions, upsampler_options
 
 SUFFIXES = {"jpg": ".jpg", "png": ".png"}
+OnImages = Callable[[list[int], int], object]
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What is kept of the candidates.
+class Job:
+    """Prompts, and how their candidates are generated: the seed and an image's number decide it.
 
     Attributes:
-        count: pictures a prompt, the best first.
+        prompts: in the order of their folders.
+        num_images: candidates per prompt; candidate i of prompt p is image p * num_images + i.
+        seed: in [0, 2^31), shared by all images.
+        negative_prompt: what guidance leads away from.
+        options, upsampler_options: of the two models.
+        keep: candidates kept per prompt, the best first; None is all.
         suffix: of their files, ".jpg" or ".png".
     """
 
-    count: int
+    prompts: tuple[str, ...]
+    num_images: int = 1
+    seed: int = 0
+    negative_prompt: str = ""
+    options: SampleOptions = SampleOptions()
+    upsampler_options: SampleOptions = upsampler_options({})
+    keep: int | None = None
     suffix: str = ".jpg"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise GlideError(f"at least 1 picture a prompt must be kept, not {self.count}")
-        if self.suffix not in SUFFIXES.values():
-            raise GlideError(f"pictures are written as jpg or png, not {self.suffix}")
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise GlideError('nothing to generate: give --prompts "one prompt|another" or --prompt_file FILE')
+        for prompt in (*self.prompts, self.negative_prompt):
+            if valid_unicode(prompt) != prompt:
+                raise GlideError(f"{prompt[:60]!r} is no valid Unicode: is the command line in another encoding?")
+        if self.num_images < 1:
+            raise GlideError(f"num_images must be at least 1, not {self.num_images}")
+        if self.keep is not None and not 1 <= self.keep <= self.num_images:
+            raise GlideError(f"{self.keep} of {self.num_images} candidates cannot be kept")
+
+    def numbers(self, prompt_index: int) -> range:
+        """The images of one prompt."""
+        return range(prompt_index * self.num_images, (prompt_index + 1) * self.num_images)
+
+    def batches(self, batch_size: int, wanted: Collection[int]) -> list[list[int]]:
+        """Image numbers batch by batch: all batches that hold an image of a wanted prompt.
+
+        The cut does not depend on `wanted`, so a resumed job runs the same programs on the same batches, and an image
+        comes out the same to the last bit.
+        """
+        total = len(self.prompts) * self.num_images
+        cut = [list(range(first, min(first + batch_size, total))) for first in range(0, total, batch_size)]
+        return [batch for batch in cut if any(number // self.num_images in wanted for number in batch)]
 
 
 def evaluate(
     pipeline: Pipeline,
     job: Job,
     folder: RunFolder,
-    keeping: Keeping,
     scorer: Scorer | None = None,
     sampler: Mapping[str, Any] | None = None,
     view: View | None = None,
 ) -> list[PromptRecord]:
-    """Draws all prompts that are not done yet, ranks their candidates and writes them.
+    """Generates all prompts that are not done yet, ranks their candidates and writes them.
 
     Args:
-        pipeline: the models.
-        job: what to draw.
-        folder: where to; prompts done in it are left alone, so the same call goes on where one was interrupted.
-        keeping: how many candidates are kept, in what format.
-        scorer: ranks the candidates; without one they keep the order drawn.
-        sampler: what the records say of how the pictures were drawn.
+        pipeline: the models; its `batch_size` images, of any prompts, are generated at once.
+        job: what to generate.
+        folder: where to; prompts done in it are left alone, so the same call resumes where one was interrupted.
+        scorer: ranks the candidates; without one they keep the order of their numbers.
+        sampler: what the records say of how the images were generated.
         view: shows progress and results.
 
     Returns:
         The records of all prompts, those done before among them.
 
     Raises:
-        GlideError: nothing to draw with, impossible options, an unwritable folder, a score that is no number.
+        GlideError: no base model, invalid options, an unwritable folder, a score that is not a number.
     """
     view = view or View()
     wanted = [index for index in range(len(job.prompts)) if not folder.done(index)]
     size = min(pipeline.batch_size, len(job.prompts) * job.num_images)
     batches = job.batches(size, wanted)
     each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
-    with view.drawing(job, batches, each) as drawing:
-        for index, images in draw(pipeline, job, wanted, drawing.advance):
+    with view.generating(job.prompts, job.num_images, batches, each) as bars:
+        for index, images in _candidates(pipeline, job, batches, size, wanted, bars.advance):
             prompt = job.prompts[index]
             scores = None if scorer is None else score(scorer, images, prompt).tolist()
-            candidates = ranked(job.numbers(index), job.seed, scores, keeping.count, keeping.suffix)
+            candidates = ranked(job.numbers(index), job.seed, scores, job.keep or job.num_images, job.suffix)
             record = PromptRecord(prompt, index, None if scorer is None else scorer.name, sampler or {}, candidates)
             folder.save(record, images)
             view.results(record, len(job.prompts))
     return folder.records()
+
+
+def _candidates(
+    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], on_images: OnImages
+) -> Iterator[tuple[int, Candidates]]:
+    """The index of a wanted prompt and its candidates, as soon as the last one is there, in order."""
+    numbers = [number for batch in batches for number in batch]
+    held: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
+    finished = 0
+
+    def report(evaluations: int, _: Any) -> None:
+        at_work = batches[finished]
+        on_images(at_work, evaluations // len(at_work))
+
+    for samples in pipeline.batches(
+        [job.prompts[number // job.num_images] for number in numbers], numbers, batch_size=size, seed=job.seed,
+        negative_prompt=job.negative_prompt, options=job.options, upsampler_options=job.upsampler_options,
+        on_steps=report,
+    ):  # fmt: skip
+        finished += 1
+        for number, image in zip(samples.indices, samples.images, strict=True):
+            index = number // job.num_images
+            if index in held:
+                held[index].append(image)
+                if len(held[index]) == job.num_images:
+                    yield index, np.stack(held.pop(index))

@@ -1,51 +1,67 @@
-"""Features of a reference set, a folder of pictures or WebDataset shards, kept in the cache."""
+"""Features of a reference set, a folder of images or WebDataset shards, kept in the cache."""
 
+import contextlib
 import hashlib
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from glide_jax import progress
 from glide_jax.cache import cache_folder
-from glide_jax.data import DataConfig
-from glide_jax.data.pictures import Pictures
-from glide_jax.data.shards import find_shards
+from glide_jax.data import DataConfig, examples
+from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.source import BadSample
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Features
-from glide_jax.evaluate.extractor import Extractor
+from glide_jax.evaluate.scorer import Images
+from glide_jax.files import written
 from glide_jax.images import SUFFIXES, Pixels, to_uint8
 from glide_jax.sample.inputs import load_image
 
 _BATCH = 256
 
 
+class Extractor(Protocol):
+    """Features of images.
+
+    Attributes:
+        name: of the network and its weights.
+        inception: whether it is the Inception network that FID and KID are defined by.
+    """
+
+    name: str
+    inception: bool
+
+    def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
+        """Features of uint8 images, with components of order one."""
+
+
 class _Found(NamedTuple):
     total: int
-    pictures: Callable[[], Iterator[Pixels]]
+    images: Callable[[], Iterator[Pixels]]
 
 
 def reference_features(path: str, extractor: Extractor, size: int) -> Features:
-    """Features of all pictures of a set, each cut to its middle square and resized to that of the drawn ones.
+    """Features of all images of a set, each cut to its middle square and resized to that of the generated ones.
 
     They are kept in `GLIDE_JAX_CACHE` as long as the files have the same sizes and times, and the extractor
-    gives the same features for a test picture.
+    gives the same features for a test image.
 
     Args:
-        path: a folder with picture files, below it too, or shards as `data.path` takes them.
+        path: a folder with image files, below it too, or shards as `data.path` takes them.
         extractor: makes the features.
-        size: side of the drawn pictures, in pixels.
+        size: side of the generated images, in pixels.
 
     Raises:
-        GlideError: nothing there, an unreadable picture file, or too many unreadable samples in shards.
+        GlideError: nothing there, an unreadable image file, or too many unreadable samples in shards.
     """
-    files = _picture_files(path)
+    files = _image_files(path)
     entry = _entry(files or find_shards(path), extractor, size)
     probe = extractor.image_features(_probe(size))
     if (kept := _load(entry, probe)) is not None:
@@ -54,8 +70,8 @@ def reference_features(path: str, extractor: Extractor, size: int) -> Features:
     parts: list[np.ndarray] = []
     batch: list[Pixels] = []
     with progress.bar("reference", found.total) as bar:
-        for picture in found.pictures():
-            batch.append(picture)
+        for image in found.images():
+            batch.append(image)
             if len(batch) == _BATCH:
                 parts.append(extractor.image_features(batch))
                 bar.update(len(batch))
@@ -64,11 +80,11 @@ def reference_features(path: str, extractor: Extractor, size: int) -> Features:
             parts.append(extractor.image_features(batch))
             bar.update(len(batch))
     if not parts:
-        raise GlideError(f"--reference {path}: no usable picture")
+        raise GlideError(f"--reference {path}: no usable image")
     return _keep(entry, probe, np.concatenate(parts))
 
 
-def _picture_files(path: str) -> list[Path]:
+def _image_files(path: str) -> list[Path]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return []
@@ -83,16 +99,16 @@ def _from_files(files: list[Path], size: int) -> _Found:
 
 def _from_shards(path: str, size: int) -> _Found:
     config = DataConfig(path=path, cache_mb=0)
-    pictures = Pictures(WebDataset(config), config, size)
+    images = examples.Images(WebDataset(config), config, size)
 
     def usable() -> Iterator[Pixels]:
-        for index in range(len(pictures)):
+        for index in range(len(images)):
             try:
-                yield np.asarray(pictures[index].image)
+                yield np.asarray(images[index].image)
             except BadSample:
-                pictures.check_bad_share()
+                images.check_bad_share()
 
-    return _Found(len(pictures), usable)
+    return _Found(len(images), usable)
 
 
 def _probe(size: int) -> list[Pixels]:
@@ -118,11 +134,6 @@ def _load(entry: Path, probe: Features) -> Features | None:
 
 
 def _keep(entry: Path, probe: Features, features: Features) -> Features:
-    temporary = entry.with_name(f".{uuid.uuid4().hex}.npz")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, probe=probe, features=features)
-        temporary.replace(entry)
-    except OSError:
-        pass  # computed again next time
+    with contextlib.suppress(GlideError), written(entry) as temporary, temporary.open("wb") as file:
+        np.savez(file, probe=probe, features=features)  # what cannot be kept is computed again next time
     return features

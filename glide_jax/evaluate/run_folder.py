@@ -5,7 +5,7 @@ OUTPUT/00000/
     prompt_000/image_rank_001.jpg    the best candidate, and so on
                prompt.txt
                metadata.json         every candidate's score, seed and number; written last, so it means "done"
-    grid.jpg, index.html             all pictures kept
+    grid.jpg, index.html             all images kept
     scores.json                      what `--clip_rerank` and `--reference` say of the whole
 """
 
@@ -13,19 +13,108 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import UInt8
 
 from glide_jax.errors import GlideError
-from glide_jax.evaluate.job import Candidates
-from glide_jax.evaluate.record import PromptRecord
-from glide_jax.files import valid_unicode
+from glide_jax.files import valid_unicode, written
 from glide_jax.images import Pixels, UnreadableImage, open_image, save_jpeg, save_png
 
 METADATA = "metadata.json"
+Candidates = UInt8[np.ndarray, "num_images height width 3"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One image generated for a prompt.
+
+    Attributes:
+        rank: place among its prompt's candidates, from 1; without a scorer, the order of their numbers.
+        index, seed: number of the image and seed, which together decide it.
+        clip_score: the scorer's similarity of image and prompt, a cosine; None without one.
+        filename: of the image; None if it was ranked too low to be kept.
+    """
+
+    rank: int
+    index: int
+    seed: int
+    clip_score: float | None
+    filename: str | None
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """All candidates of one prompt, the best first.
+
+    Attributes:
+        prompt, prompt_idx: the prompt and its place among the prompts.
+        scorer: what gave the scores; None without one.
+        sampler: everything that says how the images were generated.
+        candidates: all of them, kept or not.
+    """
+
+    prompt: str
+    prompt_idx: int
+    scorer: str | None
+    sampler: Mapping[str, Any]
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def kept(self) -> list[Candidate]:
+        """The candidates with a file."""
+        return [candidate for candidate in self.candidates if candidate.filename is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        """As glide-finetune writes it (`images` are those kept), with all candidates and the sampler beside."""
+        images = [{"rank": kept.rank, "filename": kept.filename, "clip_score": kept.clip_score, "seed": kept.seed,
+                   "index": kept.index, "prompt": self.prompt} for kept in self.kept]  # fmt: skip
+        return {
+            "prompt": self.prompt,
+            "prompt_idx": self.prompt_idx,
+            "num_images": len(images),
+            "images": images,
+            "scorer": self.scorer,
+            "sampler": dict(self.sampler),
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote; raises KeyError or TypeError for anything else."""
+        candidates = tuple(Candidate(**candidate) for candidate in data["candidates"])
+        return cls(data["prompt"], data["prompt_idx"], data["scorer"], data["sampler"], candidates)
+
+
+def ranked(
+    numbers: Sequence[int], seed: int, scores: Sequence[float] | None, keep: int, suffix: str
+) -> tuple[Candidate, ...]:
+    """Candidates in the order of their scores, equal ones in the order generated; the first `keep` get a file name.
+
+    Args:
+        numbers: image numbers.
+        seed: shared by them.
+        scores: one an image, the higher the better; None leaves the order.
+        keep: how many to keep.
+        suffix: of the files, as ".jpg".
+    """
+    order = list(range(len(numbers)))
+    if scores is not None:
+        order.sort(key=lambda i: -scores[i])
+    return tuple(
+        Candidate(
+            rank,
+            numbers[i],
+            seed,
+            None if scores is None else float(scores[i]),
+            f"image_rank_{rank:03d}{suffix}" if rank <= keep else None,
+        )
+        for rank, i in enumerate(order, start=1)
+    )
 
 
 class RunFolder:
@@ -33,7 +122,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        prompts: the captions it is for.
+        prompts: those it is for.
         config: the settings it was begun with.
     """
 
@@ -65,19 +154,19 @@ class RunFolder:
             raise GlideError(f"--resume {path}: its {METADATA} is not that of an evaluation") from None
 
     def prompt_folder(self, index: int) -> Path:
-        """Where a prompt's pictures are."""
+        """Where a prompt's images are."""
         return self.path / f"prompt_{index:03d}"
 
     def done(self, index: int) -> bool:
-        """Whether a prompt's pictures and its record are complete."""
+        """Whether a prompt's images and its record are complete."""
         return (self.prompt_folder(index) / METADATA).is_file()
 
     def save(self, record: PromptRecord, images: Candidates) -> None:
-        """Writes the kept pictures of a prompt, its text, and then its record.
+        """Writes the kept images of a prompt, its text, and then its record.
 
         Args:
             record: of all candidates.
-            images: the candidates in the order drawn.
+            images: the candidates in the order generated.
         """
         folder = self.prompt_folder(record.prompt_idx)
         first = min(candidate.index for candidate in record.candidates)
@@ -86,7 +175,7 @@ class RunFolder:
             if kept.clip_score is not None:
                 own["clip_score"] = f"{kept.clip_score:.6f}"
             how = {name: str(value) for name, value in record.sampler.items()}
-            save_picture(folder / str(kept.filename), images[kept.index - first], own | how)
+            save_image(folder / str(kept.filename), images[kept.index - first], own | how)
         write_text(folder / "prompt.txt", record.prompt + "\n")
         write_json(folder / METADATA, record.to_json())
 
@@ -95,18 +184,20 @@ class RunFolder:
         done = [index for index in range(len(self.prompts)) if self.done(index)]
         return [self._record(self.prompt_folder(index) / METADATA) for index in done]
 
-    def pictures(self, record: PromptRecord) -> list[Pixels]:
-        """The kept pictures of a prompt, the best first."""
-        return [_read_picture(self.prompt_folder(record.prompt_idx) / str(kept.filename)) for kept in record.kept]
+    def images(self, record: PromptRecord) -> list[Pixels]:
+        """The kept images of a prompt, the best first."""
+        return [_read_image(self.prompt_folder(record.prompt_idx) / str(kept.filename)) for kept in record.kept]
 
     def _record(self, path: Path) -> PromptRecord:
         try:
             return PromptRecord.from_json(read_json(path, str(path.parent)))
         except (KeyError, TypeError):
-            raise GlideError(f"{path} is damaged: remove it, and --resume {self.path} draws the prompt anew") from None
+            raise GlideError(
+                f"{path} is damaged: remove it, and --resume {self.path} generates the prompt again"
+            ) from None
 
 
-def save_picture(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
+def save_image(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a PNG or a JPEG, by the name's ending."""
     (save_png if path.suffix == ".png" else save_jpeg)(path, pixels, metadata)
 
@@ -117,13 +208,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         GlideError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
         temporary.write_text(valid_unicode(text), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise GlideError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -157,11 +243,11 @@ def _next_number(output: Path) -> Path:
             return path
 
 
-def _read_picture(path: Path) -> Pixels:
+def _read_image(path: Path) -> Pixels:
     try:
         return np.asarray(open_image(path))
     except UnreadableImage as error:
-        raise GlideError(f"{error}; remove its folder, and --resume draws it anew") from error
+        raise GlideError(f"{error}; remove its folder, and --resume generates it again") from error
 
 
 def plain(value: Any) -> Any:

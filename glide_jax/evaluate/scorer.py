@@ -1,6 +1,7 @@
-"""How well pictures fit a caption: what a scorer is, and the one made of GLIDE's noised CLIP."""
+"""How well images fit a prompt: what a scorer is, the one made of GLIDE's noised CLIP, and which one a name means."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -14,11 +15,12 @@ from glide_jax.images import from_uint8
 from glide_jax.sample import LoadedClip
 from glide_jax.tokenizer import ClipTokenizer
 
+NOISED = "noised"  # the name by which --clip_model means the noised CLIP
 Images = Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n height width 3"]
 
 
 class Scorer(Protocol):
-    """Pictures and texts in one space.
+    """Images and texts in one space.
 
     Attributes:
         name: of the model and its weights, as it goes into records.
@@ -27,14 +29,14 @@ class Scorer(Protocol):
     name: str
 
     def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
-        """Unit vectors of uint8 pictures of any size."""
+        """Unit vectors of uint8 images of any size."""
 
     def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
-        """The unit vector of a caption."""
+        """the unit vector of a prompt."""
 
 
 def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"]:
-    """The cosine of each picture with the caption, in [-1, 1].
+    """The cosine of each image with the prompt, in [-1, 1].
 
     Raises:
         GlideError: the scorer gave something that is no number.
@@ -46,13 +48,13 @@ def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"
 
 
 class NoisedClipScorer:
-    """GLIDE's noised CLIP at timestep 0, for where no OpenCLIP weights are at hand; pictures are resized to its size.
+    """GLIDE's noised CLIP at timestep 0, for where no OpenCLIP weights are at hand; images are resized to its size.
 
-    It was trained to guide GLIDE, so pictures drawn under its guidance score high with it whatever they look like.
+    It was trained to guide GLIDE, so images generated under its guidance score high with it whatever they look like.
 
     Args:
         clip: both towers.
-        batch_size: pictures at once.
+        batch_size: images at once.
     """
 
     name = "noised CLIP"
@@ -66,7 +68,7 @@ class NoisedClipScorer:
     def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
         """See `Scorer`."""
         if not len(images):
-            raise GlideError("no pictures to score")
+            raise GlideError("no images to score")
         resized = np.stack([from_uint8(_resized(image, self._size)) for image in images])
         features = []
         for first in range(0, len(resized), self._batch):
@@ -83,3 +85,33 @@ class NoisedClipScorer:
 
 def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def scorer_loader(
+    model: str, checkpoint: Path | None, clip: Sequence[str] | None, batch_size: int, note: Callable[[str], None]
+) -> Callable[[], Scorer]:
+    """What loads a scorer, after its name was checked.
+
+    Args:
+        model, checkpoint, clip: as the options --clip_model, --clip_checkpoint and --clip say it.
+        batch_size: images scored at once.
+        note: told what is loaded, and what was corrected.
+
+    Raises:
+        GlideError: no such model, or its library is missing; the loader raises it for weights it cannot load.
+    """
+    if model == NOISED:
+        if clip is None:
+            raise GlideError("--clip_model noised is the noised CLIP: give --clip TEXT IMAGE")
+        return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*clip), batch_size)
+    from glide_jax.evaluate.clip_score import OpenClipScorer, find_model  # noqa: PLC0415
+
+    name = find_model(model)
+    if name.note is not None:
+        note(f"note: {name.note}")
+
+    def load() -> Scorer:
+        note(f"loading OpenCLIP {name.model}")
+        return OpenClipScorer(name, checkpoint, batch_size)
+
+    return load

@@ -4,33 +4,61 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from glide_jax.evaluate.distances import Estimate, frechet_estimate, kernel_estimate, mean_estimate
-from glide_jax.evaluate.extractor import Extractor, distance_names
-from glide_jax.evaluate.record import Candidate, PromptRecord
-from glide_jax.evaluate.reference import reference_features
-from glide_jax.evaluate.run_folder import RunFolder
+from glide_jax.evaluate.reference import Extractor, reference_features
+from glide_jax.evaluate.run_folder import Candidate, PromptRecord, RunFolder
+from glide_jax.evaluate.scorer import Images, Scorer
+
+
+class ClipFeatures:
+    """The image side of a scorer; its unit vectors are scaled so that a component is of order one."""
+
+    inception = False
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.name = scorer, scorer.name
+
+    def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
+        """See `Extractor`."""
+        features = self._scorer.image_features(images)
+        return features * np.float32(features.shape[1] ** 0.5)
+
+
+class DistanceNames(NamedTuple):
+    """What the two distances are called."""
+
+    frechet: str
+    kernel: str
+
+
+def distance_names(extractor: Extractor) -> DistanceNames:
+    """FID and KID for Inception features, and for no others."""
+    if extractor.inception:
+        return DistanceNames("FID", "KID")
+    return DistanceNames(f"Fréchet distance ({extractor.name})", f"kernel distance ({extractor.name})")
 
 
 class Score(NamedTuple):
-    """A named estimate, of so many pictures."""
+    """A named estimate, of so many images."""
 
     name: str
     estimate: Estimate
-    pictures: int
+    images: int
 
     def __str__(self) -> str:
         value, low, high = self.estimate
         interval = "" if low is None or high is None else f" (95 %: {low:.4f} to {high:.4f})"
-        return f"{self.name}: {value:.4f}{interval}, {self.pictures} pictures"
+        return f"{self.name}: {value:.4f}{interval}, {self.images} images"
 
     def to_json(self) -> dict[str, Any]:
         """As it goes into scores.json."""
-        return {"name": self.name, **self.estimate._asdict(), "pictures": self.pictures}
+        return {"name": self.name, **self.estimate._asdict(), "images": self.images}
 
 
 def clip_scores(records: Sequence[PromptRecord]) -> list[Score]:
-    """The mean cosine of all candidates and of those kept; prompts, not pictures, are what the interval counts.
+    """The mean cosine of all candidates and of those kept; prompts, not images, are what the interval counts.
 
     No scores if the records have none.
     """
@@ -51,23 +79,23 @@ def clip_scores(records: Sequence[PromptRecord]) -> list[Score]:
 def distance_scores(
     folder: RunFolder, records: Sequence[PromptRecord], reference: str, extractor: Extractor
 ) -> list[Score]:
-    """Fréchet and kernel distances of the kept pictures from a reference set.
+    """Fréchet and kernel distances of the kept images from a reference set.
 
     Args:
-        folder: of the evaluation, whose pictures are read back.
+        folder: of the evaluation, whose images are read back.
         records: of its prompts.
         reference: as for `reference_features`.
         extractor: makes the features that are compared.
 
     Raises:
-        GlideError: too few pictures, an unusable reference, features that are not numbers.
+        GlideError: too few images, an unusable reference, features that are not numbers.
     """
     parts, prompts, size = [], [], 0
     for record in records:
-        pictures = folder.pictures(record)
-        size = pictures[0].shape[0]
-        parts.append(extractor.image_features(pictures))
-        prompts += [record.prompt_idx] * len(pictures)
+        images = folder.images(record)
+        size = images[0].shape[0]
+        parts.append(extractor.image_features(images))
+        prompts += [record.prompt_idx] * len(images)
     x, y = np.concatenate(parts), reference_features(reference, extractor, size)
     names, rows = distance_names(extractor), np.array(prompts)
     return [

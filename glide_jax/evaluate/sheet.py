@@ -1,15 +1,14 @@
-"""All kept pictures on one page: grids that drop none, and an HTML contact sheet."""
+"""All kept images on one page: grids that drop none, and an HTML contact sheet."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from glide_jax.evaluate.record import PromptRecord
-from glide_jax.evaluate.run_folder import RunFolder, save_picture, write_text
+from glide_jax.evaluate.run_folder import PromptRecord, RunFolder, save_image, write_text
 from glide_jax.images import grid
 
-# Cells of one grid: above that a picture of pictures is too large to open, and there are several.
+# Cells of one grid: above that an image of images is too large to open, and there are several.
 _MOST_CELLS = 144
 _SMALLEST_CELL = 64
 
@@ -50,11 +49,11 @@ def _write_grids(folder: RunFolder, records: Sequence[PromptRecord], suffix: str
     pages = [entries[first : first + _MOST_CELLS] for first in range(0, len(entries), _MOST_CELLS)]
     for number, page in enumerate(pages, start=1):
         by_prompt = {record.prompt_idx: record for record, _ in page}
-        shown = {index: folder.pictures(record) for index, record in by_prompt.items()}
+        shown = {index: folder.images(record) for index, record in by_prompt.items()}
         cells = [shown[record.prompt_idx][i] for record, i in page]
         sheet = grid(cells, [record.prompt for record, _ in page], cell=_SMALLEST_CELL)
         name = "grid" if len(pages) == 1 else f"grid_{number:03d}"
-        save_picture(folder.path / f"{name}{suffix}", sheet)
+        save_image(folder.path / f"{name}{suffix}", sheet)
 
 
 def _section(folder: RunFolder, record: PromptRecord) -> str:
@@ -71,4 +70,4 @@ def _section(folder: RunFolder, record: PromptRecord) -> str:
 
 
 def _caption(rank: int, score: float | None, index: int) -> str:
-    return f"#{rank}, picture {index}" if score is None else f"#{rank}, {score:.4f}, picture {index}"
+    return f"#{rank}, image {index}" if score is None else f"#{rank}, {score:.4f}, image {index}"

@@ -1,7 +1,7 @@
 """What a person sees while an evaluation runs: tables and bars on a terminal, plain lines elsewhere."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import jax
@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glide_jax import progress
-from glide_jax.evaluate.job import Job
-from glide_jax.evaluate.record import PromptRecord
+from glide_jax.evaluate.run_folder import PromptRecord
 
 _RANKS_SHOWN = 8
 
@@ -26,7 +25,7 @@ class View:
 
     @property
     def rich(self) -> bool:
-        """Whether there is a terminal to draw on."""
+        """Whether there is a terminal to show them on."""
         return self.console.is_terminal
 
     def note(self, text: str) -> None:
@@ -47,68 +46,71 @@ class View:
     def results(self, record: PromptRecord, of: int) -> None:
         """The best candidates of one prompt."""
         best = record.kept[0]
-        score = "" if best.clip_score is None else f", best {best.clip_score:.4f} (picture {best.index})"
+        score = "" if best.clip_score is None else f", best {best.clip_score:.4f} (image {best.index})"
         if not self.rich or best.clip_score is None:
             kept = f"{len(record.kept)} of {len(record.candidates)} kept"
             self.note(f"prompt {record.prompt_idx + 1}/{of}: {kept}{score}: {record.prompt}")
             return
-        table = Table("rank", "score", "picture", "file", title=escape(record.prompt), title_justify="left")
+        table = Table("rank", "score", "image", "file", title=escape(record.prompt), title_justify="left")
         for kept_one in record.kept[:_RANKS_SHOWN]:
             table.add_row(str(kept_one.rank), f"{kept_one.clip_score:.4f}", str(kept_one.index), kept_one.filename)
         self.console.print(table)
 
     @contextmanager
-    def drawing(self, job: Job, batches: list[list[int]], evaluations: int) -> Iterator["Drawing"]:
-        """Progress over `batches` of picture numbers, each picture taking so many evaluations of the models."""
-        pictures = sum(map(len, batches))
+    def generating(
+        self, prompts: Sequence[str], num_images: int, batches: list[list[int]], evaluations: int
+    ) -> Iterator["Bars"]:
+        """Progress over `batches` of image numbers, each image taking so many evaluations of the models."""
+        images = sum(map(len, batches))
         if not self.rich:
-            with progress.bar("evaluations", pictures * evaluations) as bar:
-                yield Drawing(job, evaluations, bar, None)
+            with progress.bar("evaluations", images * evaluations) as bar:
+                yield Bars(prompts, num_images, evaluations, bar, None)
             return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            _Pictures(evaluations),
+            _Images(evaluations),
             _Rate(evaluations),
             TimeElapsedColumn(),
             TextColumn("<"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as bars:
-            yield Drawing(job, evaluations, None, bars, pictures)
+            yield Bars(prompts, num_images, evaluations, None, bars, images)
 
 
-class Drawing:
+class Bars:
     """The bars of an evaluation: one for all, one for the prompt at work."""
 
     def __init__(
-        self, job: Job, evaluations: int, plain: progress.Bar | None, bars: Progress | None, pictures: int = 0
-    ) -> None:
-        self._job, self._evaluations, self._plain, self._bars = job, evaluations, plain, bars
-        self._prompt = -1
+        self, prompts: Sequence[str], num_images: int, evaluations: int, plain: progress.Bar | None,
+        bars: Progress | None, images: int = 0,
+    ) -> None:  # fmt: skip
+        self._prompts, self._num_images, self._evaluations = prompts, num_images, evaluations
+        self._plain, self._bars, self._prompt = plain, bars, -1
         if bars is not None:
-            self._all = bars.add_task("all prompts", total=pictures * evaluations)
-            self._one = bars.add_task("", total=job.num_images * evaluations)
+            self._all = bars.add_task("all prompts", total=images * evaluations)
+            self._one = bars.add_task("", total=num_images * evaluations)
 
     def advance(self, numbers: list[int], evaluations: int) -> None:
-        """So many evaluations of each of these pictures are done."""
+        """So many evaluations of each of these images are done."""
         if self._plain is not None:
             self._plain.update(len(numbers) * evaluations)
         if self._bars is None:
             return
-        prompt = numbers[0] // self._job.num_images
+        prompt = numbers[0] // self._num_images
         if prompt != self._prompt:
             self._prompt = prompt
-            done = numbers[0] - self._job.numbers(prompt)[0]
-            name = f"{prompt + 1}/{len(self._job.prompts)} {self._job.prompts[prompt][:40]}"
+            done = numbers[0] % self._num_images
+            name = f"{prompt + 1}/{len(self._prompts)} {self._prompts[prompt][:40]}"
             self._bars.reset(self._one, completed=done * self._evaluations, description=escape(name))
-        mine = sum(number // self._job.num_images == prompt for number in numbers)
+        mine = sum(number // self._num_images == prompt for number in numbers)
         self._bars.advance(self._all, len(numbers) * evaluations)
         self._bars.advance(self._one, mine * evaluations)
 
 
-class _Pictures(ProgressColumn):
-    """Pictures done, of a task counted in evaluations."""
+class _Images(ProgressColumn):
+    """Images done, of a task counted in evaluations."""
 
     def __init__(self, evaluations: int) -> None:
         super().__init__()
@@ -116,11 +118,11 @@ class _Pictures(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         done, total = task.completed // self._evaluations, (task.total or 0) // self._evaluations
-        return Text(f"{done:.0f}/{total:.0f} pictures", no_wrap=True)
+        return Text(f"{done:.0f}/{total:.0f} images", no_wrap=True)
 
 
-class _Rate(_Pictures):
-    """Pictures a second, or seconds a picture where they are slow."""
+class _Rate(_Images):
+    """Images a second, or seconds an image where they are slow."""
 
     def render(self, task: Task) -> Text:
         speed = (task.speed or 0.0) / self._evaluations

@@ -1,9 +1,10 @@
 """Architecture of a GLIDE model: the reference's options under the reference's names."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from glide_jax.errors import GlideError
+from glide_jax.options import Options, option
 
 Kind = Literal["base", "upsample", "base-inpaint", "upsample-inpaint"]
 
@@ -12,47 +13,39 @@ _NUM_GROUPS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Options of one UNet with its text transformer; the defaults are the published 64 px base model.
+class ModelConfig(Options):
+    """Options of one UNet with its text transformer; the defaults are the published 64 px base model."""
 
-    Attributes:
-        image_size: side of the square output in pixels.
-        num_channels: width of the first level; a multiple of 32 times `channel_mult[0]`.
-        num_res_blocks: residual blocks a level.
-        channel_mult: width of each level as a multiple of `num_channels`; empty: the published one.
-        attention_resolutions: sides (in pixels) of the feature maps that get attention.
-        num_heads, num_head_channels: attention heads; `num_head_channels` wins where it is not -1.
-        num_heads_upsample: heads in the upward path where `num_head_channels` is -1; -1 means `num_heads`.
-        dropout: rate inside residual blocks while training, in [0, 1).
-        use_scale_shift_norm: the embedding scales and shifts the second norm (else it is added before it).
-        resblock_updown: residual blocks change the resolution; else strided or upsampling convolutions do.
-        text_ctx, xf_width, xf_layers, xf_heads: text length and transformer size; width 0 means no text.
-        xf_final_ln, xf_padding: final LayerNorm of the text; a learned embedding in place of padding.
-        inpaint: takes a masked picture and its mask as further input channels.
-        super_res: takes a low-resolution picture as further input channels.
-        low_res_size: side of that picture in pixels.
-    """
+    PREFIX: ClassVar[str] = "model."
 
-    image_size: int = 64
-    num_channels: int = 192
-    num_res_blocks: int = 3
-    channel_mult: tuple[int, ...] = ()
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    num_heads: int = 1
-    num_head_channels: int = 64
-    num_heads_upsample: int = -1
-    dropout: float = 0.1
-    use_scale_shift_norm: bool = True
-    resblock_updown: bool = True
-    text_ctx: int = 128
-    xf_width: int = 512
-    xf_layers: int = 16
-    xf_heads: int = 8
-    xf_final_ln: bool = True
-    xf_padding: bool = True
-    inpaint: bool = False
-    super_res: bool = False
-    low_res_size: int = 64
+    image_size: Annotated[int, option("side of the square output in pixels", low=1)] = 64
+    num_channels: Annotated[int, option("width of the first level; times channel_mult a multiple of 32", low=1)] = 192
+    num_res_blocks: Annotated[int, option("residual blocks per level", low=1)] = 3
+    channel_mult: Annotated[
+        tuple[int, ...], option("width of each level as a multiple of num_channels; empty: the published one", low=1)
+    ] = ()
+    attention_resolutions: Annotated[
+        tuple[int, ...], option("sides (in pixels) of the feature maps that get attention")
+    ] = (32, 16, 8)
+    num_heads: Annotated[int, option("attention heads where num_head_channels is -1")] = 1
+    num_head_channels: Annotated[int, option("channels per attention head; -1: num_heads decides")] = 64
+    num_heads_upsample: Annotated[int, option("heads in the upward path, likewise; -1: num_heads")] = -1
+    dropout: Annotated[float, option("rate inside residual blocks while training", low=0, below=1)] = 0.1
+    use_scale_shift_norm: Annotated[
+        bool, option("the embedding scales and shifts the second norm; else it is added before it")
+    ] = True
+    resblock_updown: Annotated[
+        bool, option("residual blocks change the resolution; else strided and upsampling convolutions do")
+    ] = True
+    text_ctx: Annotated[int, option("text length in tokens", low=1)] = 128
+    xf_width: Annotated[int, option("width of the text transformer; 0: no text")] = 512
+    xf_layers: Annotated[int, option("layers of the text transformer")] = 16
+    xf_heads: Annotated[int, option("attention heads of the text transformer")] = 8
+    xf_final_ln: Annotated[bool, option("final LayerNorm of the text transformer")] = True
+    xf_padding: Annotated[bool, option("a learned embedding in place of padding tokens")] = True
+    inpaint: Annotated[bool, option("takes a masked image and its mask as further input channels")] = False
+    super_res: Annotated[bool, option("takes a low-resolution image as further input channels")] = False
+    low_res_size: Annotated[int, option("side of that image in pixels")] = 64
 
     def __post_init__(self) -> None:
         if not self.channel_mult:
@@ -60,28 +53,27 @@ class ModelConfig:
                 known = ", ".join(map(str, _CHANNEL_MULT))
                 raise GlideError(f"model.channel_mult must be given for image_size {self.image_size} (known: {known})")
             object.__setattr__(self, "channel_mult", _CHANNEL_MULT[self.image_size])
-        self._validate()
+        Options.__post_init__(self)
+        self._check_divisibility()
 
-    def _validate(self) -> None:
+    def _check_divisibility(self) -> None:
         levels = len(self.channel_mult)
         scale = 2 ** (levels - 1)
-        if self.image_size < 1 or self.image_size % scale:
+        if self.image_size % scale:
             raise GlideError(f"model.image_size {self.image_size} must be divisible by {scale} for {levels} levels")
+        per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
         for mult in self.channel_mult:
-            if mult < 1 or self.num_channels < 1 or (mult * self.num_channels) % _NUM_GROUPS:
+            channels = mult * self.num_channels
+            if channels % _NUM_GROUPS:
                 raise GlideError(
                     f"model.num_channels {self.num_channels} times {mult} must be a multiple of {_NUM_GROUPS}"
                 )
-        if not 0.0 <= self.dropout < 1.0:
-            raise GlideError(f"model.dropout must be in [0, 1), not {self.dropout}")
-        if self.xf_width and (self.xf_heads < 1 or self.xf_width % self.xf_heads):
-            raise GlideError(f"model.xf_width {self.xf_width} must be divisible by xf_heads {self.xf_heads}")
-        for channels in {mult * self.num_channels for mult in self.channel_mult}:
-            per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
             if per_head < 1 or channels % per_head:
                 raise GlideError(f"model: {channels} channels cannot be split into heads by {per_head}")
-        if self.num_res_blocks < 1 or self.text_ctx < 1 or (self.xf_width and self.xf_layers < 1):
-            raise GlideError("model.num_res_blocks, text_ctx and xf_layers must be at least 1")
+        if self.xf_width and (self.xf_heads < 1 or self.xf_width % self.xf_heads):
+            raise GlideError(f"model.xf_width {self.xf_width} must be divisible by xf_heads {self.xf_heads}")
+        if self.xf_width and self.xf_layers < 1:
+            raise GlideError(f"model.xf_layers must be at least 1, not {self.xf_layers}")
 
     @property
     def kind(self) -> Kind:
@@ -91,7 +83,7 @@ class ModelConfig:
 
     @property
     def in_channels(self) -> int:
-        """Input channels: noisy picture, then masked picture and mask, then low-resolution picture."""
+        """Input channels: noisy image, then masked image and mask, then low-resolution image."""
         return 3 + 4 * self.inpaint + 3 * self.super_res
 
     @property

@@ -1,6 +1,5 @@
 """Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
 
-from glide_jax.parallel.collectives import collective_bytes
 from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
 from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
@@ -21,7 +20,6 @@ __all__ = [
     "batch_sharding",
     "bytes_per_device",
     "check_batch_size",
-    "collective_bytes",
     "gather_for_use",
     "initialize_from_environment",
     "make_mesh",

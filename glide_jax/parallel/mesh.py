@@ -2,29 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 from jax.sharding import AxisType, Mesh
 
 from glide_jax.errors import GlideError
+from glide_jax.options import Options, option
 
 AXES = ("data", "fsdp")
 
 
 @dataclass(frozen=True, slots=True)
-class ParallelConfig:
+class ParallelConfig(Options):
     """Sizes of the mesh axes; one of them may be -1, "the devices that are left".
-
-    Attributes:
-        data: ways to split the batch with every parameter copied.
-        fsdp: ways to split the batch and, with it, parameters, EMA and optimizer state.
 
     Raises:
         GlideError: a size is neither positive nor -1, or both are -1.
     """
 
-    data: int = -1
-    fsdp: int = 1
+    data: Annotated[int, option("ways to split the batch with every parameter copied; -1: all devices left")] = -1
+    fsdp: Annotated[
+        int, option("ways to split the batch and, with it, parameters, EMA and optimizer state; -1: likewise")
+    ] = 1
 
     def __post_init__(self) -> None:
         for axis in AXES:

@@ -7,10 +7,15 @@ from .loading import LoadedModel as LoadedModel
 from .loading import check_upsampler as check_upsampler
 from .loading import checkpoint_config as checkpoint_config
 from .loading import checkpoint_step as checkpoint_step
+from .options import SAMPLERS as SAMPLERS
 from .options import SampleOptions as SampleOptions
 from .options import base_options as base_options
+from .options import default_schedule as default_schedule
+from .options import level_options as level_options
 from .options import metadata as metadata
+from .options import sampler_options as sampler_options
 from .options import upsampler_options as upsampler_options
+from .options import upsampling as upsampling
 from .pipeline import Pipeline as Pipeline
 from .pipeline import Samples as Samples
 from .stage import Stage as Stage

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
-    options, up_options = base_options(args), upsampler_options(args)
+    options, up_options = base_options(vars(args)), upsampler_options(vars(args))
     samplers, steps = _comparison(args)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],

@@ -13,9 +13,16 @@ from glide_jax.diffusion.options import (
     ThresholdingOptions,
     canonical_name,
     default_schedule,
+    level_options,
+    sampler_options,
 )
 from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Options, add_arguments, build, flat, given, option
+
+__all__ = [
+    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options", "default_schedule",
+    "level_options", "metadata", "sampler_options", "upsampler_options", "upsampling",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(group, SampleOptions, _PREFIX, names=_NAMES, hide=hidden, base=UPSAMPLER_DEFAULTS)
 
 
-def base_options(args: argparse.Namespace) -> SampleOptions:
-    """The base model's options that a command line asks for; raises `GlideError` where they are invalid."""
-    return build(SampleOptions, given(args, SampleOptions))
+def base_options(flags: Mapping[str, Any]) -> SampleOptions:
+    """The base model's options that flags (`vars(args)`) ask for; raises `GlideError` where they are invalid."""
+    return build(SampleOptions, given(flags, SampleOptions))
 
 
-def upsampler_options(args: argparse.Namespace) -> SampleOptions:
-    """The upsampler's options that a command line asks for; raises `GlideError` where they are invalid."""
-    return upsampling(given(args, SampleOptions, _PREFIX, names=_NAMES))
+def upsampler_options(flags: Mapping[str, Any]) -> SampleOptions:
+    """The upsampler's options that flags (`vars(args)`) ask for; raises `GlideError` where they are invalid."""
+    return upsampling(given(flags, SampleOptions, _PREFIX, names=_NAMES))
 
 
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:

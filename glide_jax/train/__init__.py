@@ -2,7 +2,7 @@
 
 from glide_jax.train.config import OptimizerConfig as OptimizerConfig
 from glide_jax.train.config import PreviewConfig as PreviewConfig
+from glide_jax.train.config import RunConfig as RunConfig
 from glide_jax.train.config import TrainConfig as TrainConfig
 from glide_jax.train.dry_run import dry_run as dry_run
 from glide_jax.train.loop import Trainer as Trainer
-from glide_jax.train.run_config import RunConfig as RunConfig

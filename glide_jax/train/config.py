@@ -1,156 +1,132 @@
-"""How a model is trained."""
+"""Every option of a training run: the tables that configuration pages, checks and documentation are made from."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_args
 
+from glide_jax.data import DataConfig
 from glide_jax.diffusion.losses import LossConfig
-from glide_jax.diffusion.options import LevelOptions
+from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
-from glide_jax.parallel import nearest_multiples
+from glide_jax.models import ModelConfig
+from glide_jax.options import Options, option
+from glide_jax.parallel import ParallelConfig, nearest_multiples
 from glide_jax.sample import SampleOptions
-from glide_jax.train.conditioning import ConditioningConfig
-from glide_jax.train.trainable import RULES, Trainable
 
-_MAY_BE_ZERO = (
-    "max_skipped_updates", "loss_spike_threshold", "sample_every", "validate_every", "save_every",
-    "keep_checkpoints_every", "keep_best_checkpoints", "peak_tflops",
-)  # fmt: skip
+Trainable = Literal["all", "unet", "text"]
+_DType = Literal["float32", "bfloat16"]
+
+BLUR_RADIUS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizerConfig:
-    """AdamW with a global-norm clip, a warm-up, and an average of the weights.
+class MaskConfig(Options):
+    """Shares of the kinds of inpainting masks; they are scaled to sum to 1."""
 
-    Attributes:
-        learning_rate: peak rate.
-        lr_schedule: "constant" or "cosine" (down to 0 at the last step), after the warm-up.
-        warmup_steps: updates over which the rate rises from 0.
-        weight_decay: decoupled, on every parameter.
-        b1, b2, eps: Adam's.
-        mu_dtype: type of Adam's first moment, "float32" or "bfloat16", which saves 2 bytes a trained parameter.
-        max_grad_norm: gradients are scaled down to this global norm; 0 is off.
-        ema_decay: of the exponential moving average of the weights that sampling uses.
-        ema_warmup: decay after update n is min(ema_decay, (1 + n) / (10 + n)), so that early noise is forgotten.
-    """
+    PREFIX: ClassVar[str] = "train.conditioning.masks."
 
-    learning_rate: float = 1e-4
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    ema_warmup: bool = True
+    rectangles: Annotated[float, option("share of 1 to 3 rectangles of 1/8 to 5/8 of the side", low=0)] = 0.4
+    strokes: Annotated[float, option("share of 1 to 3 thick broken lines", low=0)] = 0.4
+    everything: Annotated[float, option("share of the whole image, as in generation from text alone", low=0)] = 0.15
+    nothing: Annotated[float, option("share of masks with nothing to inpaint", low=0)] = 0.05
 
     def __post_init__(self) -> None:
-        if self.lr_schedule not in ("constant", "cosine"):
-            raise GlideError(f"optimizer.lr_schedule {self.lr_schedule!r} is unknown: use constant or cosine")
-        if self.mu_dtype not in ("float32", "bfloat16"):
-            raise GlideError(f"optimizer.mu_dtype {self.mu_dtype!r} is not supported: use float32 or bfloat16")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "eps", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise GlideError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("b1", "b2", "ema_decay"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise GlideError(f"optimizer.{name} must be in [0, 1), not {getattr(self, name)}")
+        Options.__post_init__(self)
+        if not sum(self.shares):
+            raise GlideError("train.conditioning.masks: shares must not all be 0")
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """In the order of the fields."""
+        return (self.rectangles, self.strokes, self.everything, self.nothing)
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewConfig:
-    """The grids drawn while training, from the averaged weights and always the same noise.
+class ConditioningConfig(Options):
+    """Conditioning augmentation of an upsampler's input (Ho et al. 2021, arXiv:2106.15282), and inpainting masks.
 
-    Attributes:
-        prompts: captions to draw; empty takes the first training captions.
-        count: how many training captions that is.
-        upsampler: checkpoint of an upsampler that enlarges what a base model draws; empty shows it as it is.
-        upsampler_strength: in [0, 1]; below 1 it starts from the picture it enlarges. Its other settings are GLIDE's.
-        options: how they are drawn.
+    Blur and noise have a standard deviation that is sampled for each example, uniformly from 0 up to the one given.
     """
 
-    prompts: tuple[str, ...] = ()
-    count: int = 16
-    upsampler: str = ""
-    upsampler_strength: float = 1.0
-    options: SampleOptions = field(default_factory=lambda: SampleOptions(levels=LevelOptions(num_steps=25)))
+    PREFIX: ClassVar[str] = "train.conditioning."
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.upsampler_strength <= 1.0:
-            raise GlideError(f"preview.upsampler_strength must be in [0, 1], not {self.upsampler_strength}")
-        if self.count < 1:
-            raise GlideError(f"preview.count must be at least 1, not {self.count}")
+    low_res_blur: Annotated[
+        float, option("greatest standard deviation of a blur, in pixels; 0 is off", low=0, high=BLUR_RADIUS / 2)
+    ] = 0.0
+    low_res_noise: Annotated[float, option("greatest standard deviation of noise on [-1, 1]; 0 is off", low=0)] = 0.0
+    masks: Annotated[MaskConfig, option("what an inpainting model is to inpaint")] = MaskConfig()
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """One training run.
+class OptimizerConfig(Options):
+    """AdamW with a global-norm clip and a warm-up, and EMA weights."""
 
-    Attributes:
-        batch_size: pictures an update, over all devices and micro-batches.
-        gradient_accumulation_steps: micro-batches that a batch is worked off in, one after the other, to save memory.
-        max_steps: updates.
-        seed: of initial weights, data order, noise and dropout, in [0, 2^31).
-        dtype: compute type, "float32" or "bfloat16"; weights, optimizer and average are float32 always.
-        trainable: "all", "unet" (the text transformer stays as it is) or "text" (the UNet does, but for its
-            projections of the text to keys and values); see `trainable.RULES`.
-        reinitialize: what is trained starts from fresh weights, the rest from `init_from`.
-        remat: "none", "full" or "dots": what the backward pass recomputes to save memory.
-        loss: what is minimised.
-        conditioning: how an upsampler's input is spoilt, and what an inpainting model is to draw.
-        optimizer: how.
-        max_skipped_updates: how many updates in a row may be skipped, because loss or gradient are not finite, before
-            the run stops.
-        loss_spike_threshold: also skips updates whose loss is that many times its running average; 0 is off. Beware
-            of small batches: low timesteps alone have several times the average loss.
-        log_every, sample_every, validate_every, save_every: updates between log lines, grids, validation losses
-            and checkpoints; 0 means only at the end (no validation at all).
-        keep_checkpoints: how many of the newest are kept.
-        keep_checkpoints_every: those at multiples of this many updates are kept too; 0 is off.
-        keep_best_checkpoints: so many with the lowest validation loss are kept too.
-        peak_tflops: of one device, for the utilization (MFU); 0 takes the vendor's figure for a device it knows.
-        wandb_project: also log to that Weights & Biases project; empty is off. WANDB_MODE=offline keeps it here.
-        preview: the grids.
+    PREFIX: ClassVar[str] = "train.optimizer."
+
+    learning_rate: Annotated[float, option("peak learning rate", low=0)] = 1e-4
+    lr_schedule: Annotated[Literal["constant", "cosine"], option("after the warm-up; cosine ends at 0")] = "constant"
+    warmup_steps: Annotated[int, option("steps over which the learning rate rises from 0", low=0)] = 0
+    weight_decay: Annotated[float, option("decoupled weight decay, on every parameter", low=0)] = 0.0
+    b1: Annotated[float, option("Adam's decay rate of the first moment", low=0, below=1)] = 0.9
+    b2: Annotated[float, option("Adam's decay rate of the second moment", low=0, below=1)] = 0.999
+    eps: Annotated[float, option("Adam's epsilon", low=0)] = 1e-8
+    mu_dtype: Annotated[_DType, option("type of Adam's first moment; bfloat16 saves memory")] = "float32"
+    max_grad_norm: Annotated[float, option("gradients are clipped to this global norm; 0 is off", low=0)] = 1.0
+    ema_decay: Annotated[float, option("decay of the EMA weights, which sampling uses", low=0, below=1)] = 0.9999
+    ema_warmup: Annotated[bool, option("decay after update n is min(ema_decay, (1 + n) / (10 + n))")] = True
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewConfig(Options):
+    """The sample grids of a training run, from the EMA weights and always the same noise."""
+
+    PREFIX: ClassVar[str] = "train.preview."
+
+    prompts: Annotated[tuple[str, ...], option("prompts; empty takes the first training captions")] = ()
+    count: Annotated[int, option("number of training captions", low=1)] = 16
+    upsampler: Annotated[str, option("checkpoint of an upsampler for a base model's images; empty is none")] = ""
+    upsampler_strength: Annotated[float, option("below 1 it starts from the base image", low=0, high=1)] = 1.0
+    options: Annotated[SampleOptions, option("how images are sampled")] = SampleOptions.of(num_steps=25)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig(Options):
+    """How a model is trained.
+
+    `trainable` "unet" freezes the text transformer; "text" freezes the UNet but for its projections of the text to keys
+    and values (`state.RULES`). Steps whose loss or gradient is not finite are skipped. Beware of `loss_spike_threshold`
+    with small batches: low timesteps alone have several times the average loss.
     """
 
-    batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    max_steps: int = 10_000
-    seed: int = 0
-    dtype: str = "float32"
-    trainable: Trainable = "all"
-    reinitialize: bool = False
-    remat: Literal["none", "full", "dots"] = "none"
-    loss: LossConfig = field(default_factory=LossConfig)
-    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    max_skipped_updates: int = 10
-    loss_spike_threshold: float = 0.0
-    log_every: int = 50
-    sample_every: int = 1000
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep_checkpoints: int = 2
-    keep_checkpoints_every: int = 0
-    keep_best_checkpoints: int = 0
-    peak_tflops: float = 0.0
-    wandb_project: str = ""
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    PREFIX: ClassVar[str] = "train."
+
+    batch_size: Annotated[int, option("images per step, over all devices and micro-batches", low=1)] = 16
+    gradient_accumulation_steps: Annotated[int, option("micro-batches per step, to save memory", low=1)] = 1
+    max_steps: Annotated[int, option("training steps", low=1)] = 10_000
+    seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
+    dtype: Annotated[str, option("compute type; the state is float32", choices=get_args(_DType))] = "float32"
+    trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
+    reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
+    remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
+    loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
+    conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
+    optimizer: Annotated[OptimizerConfig, option("AdamW and EMA")] = OptimizerConfig()
+    max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
+    loss_spike_threshold: Annotated[float, option("skips losses so many times their average; 0: off", low=0)] = 0.0
+    log_every: Annotated[int, option("steps between log lines", low=1)] = 50
+    sample_every: Annotated[int, option("steps between sample grids; 0 is only at the end", low=0)] = 1000
+    validate_every: Annotated[int, option("steps between validation losses; 0 is never", low=0)] = 1000
+    save_every: Annotated[int, option("steps between checkpoints; 0 is only at the end", low=0)] = 1000
+    keep_checkpoints: Annotated[int, option("number of newest checkpoints kept", low=1)] = 2
+    keep_checkpoints_every: Annotated[int, option("also keeps those at multiples of this; 0 is off", low=0)] = 0
+    keep_best_checkpoints: Annotated[int, option("also keeps so many with the lowest validation loss", low=0)] = 0
+    peak_tflops: Annotated[float, option("of one device, for the MFU; 0: the vendor's figure", low=0)] = 0.0
+    wandb_project: Annotated[str, option("Weights & Biases project; empty: off. WANDB_MODE=offline works")] = ""
+    preview: Annotated[PreviewConfig, option("the sample grids")] = PreviewConfig()
 
     def __post_init__(self) -> None:
         if self.dtype in ("float16", "fp16"):
             raise GlideError("train.dtype float16 is not supported: use bfloat16, which needs no loss scaling")
-        if self.trainable not in RULES:
-            raise GlideError(f"train.trainable {self.trainable!r} is unknown: use {', '.join(RULES)}")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise GlideError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in _MAY_BE_ZERO:
-            if getattr(self, name) < 0:
-                raise GlideError(f"train.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise GlideError(f"train.seed must be in [0, 2^31), not {self.seed}")
+        Options.__post_init__(self)
         if self.batch_size % self.gradient_accumulation_steps:
             raise GlideError(
                 f"train.batch_size {self.batch_size} cannot be split into"
@@ -164,3 +140,16 @@ class TrainConfig:
                 "train.keep_best_checkpoints needs a validation at each save: make train.save_every a"
                 f" multiple of train.validate_every ({self.save_every} and {self.validate_every} now)"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig(Options):
+    """Everything that decides a training run."""
+
+    run_dir: Annotated[str, option("folder of checkpoints, logs and samples; resumed if it exists")] = "runs/glide"
+    init_from: Annotated[str, option("checkpoint or converted model to start from; empty is fresh weights")] = ""
+    model: Annotated[ModelConfig, option("architecture")] = ModelConfig()
+    diffusion: Annotated[DiffusionConfig, option("noise schedule")] = DiffusionConfig()
+    data: Annotated[DataConfig, option("training data")] = DataConfig()
+    train: Annotated[TrainConfig, option("how the model is trained")] = TrainConfig()
+    parallel: Annotated[ParallelConfig, option("device mesh")] = ParallelConfig()

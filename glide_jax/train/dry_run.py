@@ -1,43 +1,40 @@
-"""A rehearsal: what a run would train, what it would take, its first batch, and whether its step compiles."""
+"""A dry run: what a run would train, how much memory it would take, its first batch, whether its step compiles."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from glide_jax.images import grid, save_png
-from glide_jax.models import Params
 from glide_jax.parallel import make_mesh
-from glide_jax.train.flops import step_flops
-from glide_jax.train.origin import Origin
+from glide_jax.train.config import RunConfig
+from glide_jax.train.meter import step_flops
 from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
-from glide_jax.train.run_data import training_data
-from glide_jax.train.trainable import split
+from glide_jax.train.start import StartPoint, training_data
+from glide_jax.train.state import is_trained
 
 _DEPTH = 2
 _CELL = 96
 
 
 def dry_run(config: RunConfig) -> int:
-    """Prints tables of the model and of the memory on each device, draws the first batch, compiles one step.
+    """Prints tables of the model and of the memory on each device, shows the first batch, compiles one step.
 
     Writes `RUN/samples/dry_run.png` and nothing else. Raises `GlideError` as a run would.
     """
-    origin = Origin.of(config)
+    start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
     console = Console()
     console.print(model_table(program))
-    with training_data(config, origin.position) as data:
+    with training_data(config, start.position) as data:
         batch = next(data)
-    picture = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
-    save_png(picture, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
-    print(f"first batch: {picture}")
+    path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
+    save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
+    print(f"first batch: {path}")
     begun = time.perf_counter()
     compiled = program.compile()
     seconds = time.perf_counter() - begun
@@ -49,13 +46,19 @@ def dry_run(config: RunConfig) -> int:
 
 def model_table(program: Program) -> Table:
     """Parameters of every part of the model, and how many of them are trained."""
-    params = program.abstract_state["params"]
-    trained, _ = split(params, program.config.train.trainable)
+    trainable = program.config.train.trainable
+    counts: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for path, leaf in jax.tree.leaves_with_path(program.abstract_state["params"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        part = "/".join(name.split("/")[:_DEPTH])
+        counts[part] += leaf.size
+        trained[part] += leaf.size * is_trained(name, trainable)
     table = Table("part", "parameters", "trained", title=f"{program.config.model.kind}, float32")
-    for name, part in _parts(params):
-        table.add_row(name, f"{_count(part):,}", f"{_count(_below(trained, name)):,}")
+    for part, count in counts.items():
+        table.add_row(part, f"{count:,}", f"{trained[part]:,}")
     table.add_section()
-    table.add_row("all", f"{_count(params):,}", f"{_count(trained):,}")
+    table.add_row("all", f"{counts.total():,}", f"{trained.total():,}")
     return table
 
 
@@ -71,24 +74,6 @@ def memory_table(program: Program, compiled: jax.stages.Compiled) -> Table:
         table.add_row("state and batch", _megabytes(analysis.argument_size_in_bytes))
         table.add_row("activations and gradients", _megabytes(analysis.temp_size_in_bytes))
     return table
-
-
-def _parts(params: Params, path: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Params]]:
-    for name, part in params.items():
-        if depth > 1 and isinstance(part, dict):
-            yield from _parts(part, f"{path}{name}/", depth - 1)
-        else:
-            yield f"{path}{name}", part
-
-
-def _below(tree: Params, path: str) -> Params:
-    for name in path.split("/"):
-        tree = tree.get(name, {})
-    return tree
-
-
-def _count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def _megabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and preemption notices as a question the loop asks between updates."""
+"""Ctrl-C, SIGTERM and preemption notices as a question the loop asks between steps."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ class Interrupt:
     """While entered, a signal asks the run to stop after a checkpoint; a second Ctrl-C stops a lone process at once.
 
     Of several processes any may get the signal: JAX's preemption service, which catches SIGTERM, agrees with the
-    others on the update after which all of them stop.
+    others on the step after which all of them stop.
 
     Attributes:
         received: the signal that came, if any.
@@ -35,7 +35,7 @@ class Interrupt:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def stops(self, step: int) -> bool:
-        """Whether to stop after update `step`; asked once an update, with the same answer in all processes."""
+        """Whether to stop after `step`; asked once per step, with the same answer in all processes."""
         if not self._alone and multihost_utils.reached_preemption_sync_point(step):
             self.received = signal.SIGTERM
         return self.received is not None

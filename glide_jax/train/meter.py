@@ -1,24 +1,82 @@
-"""The figures of a log line: metrics averaged over the updates since the last one, and how fast they went."""
+"""How fast a run goes: metrics averaged between log lines, step times, goodput, FLOP utilization (MFU)."""
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import jax
 import numpy as np
 
-from glide_jax.train.goodput import Goodput
+# Dense bfloat16 FLOP/s of one device as its vendor states it, by a part of `jax.Device.device_kind`; first match.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+}
 
-# Metrics that are sums over a batch's pictures by quarter of [0, T), logged as mse_q0 (least noise) to mse_q3.
+# Metrics that are sums over a batch's images by quarter of [0, T), logged as mse_q0 (least noise) to mse_q3.
 _SUMS, _COUNTS = "mse_by_quartile", "count_by_quartile"
 
 Values = Mapping[str, np.ndarray]
 
 
+def peak_flops(device_kind: str, peak_tflops: float = 0.0) -> float | None:
+    """FLOP/s of a device: `peak_tflops` where it is not 0, else from the table; None where it is unknown."""
+    if peak_tflops:
+        return peak_tflops * 1e12
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def step_flops(compiled: jax.stages.Compiled, gradient_accumulation_steps: int = 1) -> float:
+    """FLOPs of one device in one step, by XLA's count: recomputation is in it, the inside of custom kernels is not.
+
+    XLA counts the body of a loop once, so micro-batches are multiplied by their number. Of the gradient in a kernel,
+    which is a loop over blocks of rows on CPUs, one block is counted.
+    """
+    costs: Any = compiled.cost_analysis()
+    return float(costs["flops"]) * gradient_accumulation_steps
+
+
+@dataclass
+class Goodput:
+    """How much of the time since a run first started went into steps that it still has.
+
+    Kept in every checkpoint, so that what was lost between it and a kill counts as lost.
+
+    Attributes:
+        first_start: when the run first started, in seconds since 1970.
+        productive: seconds spent in steps, without the wait for data.
+    """
+
+    first_start: float = field(default_factory=time.time)
+    productive: float = 0.0
+
+    def share(self, now: float | None = None) -> float:
+        """Productive time as a share of all time since the first start, in [0, 1]."""
+        elapsed = (time.time() if now is None else now) - self.first_start
+        return self.productive / elapsed if elapsed > 0 else 0.0
+
+
 class Meter:
-    """Collects updates as they finish.
+    """Collects steps as they finish, and gives the figures of a log line.
 
     Args:
-        batch_size: pictures an update.
-        goodput: counts the time of every update.
+        batch_size: images per step.
+        goodput: counts the time of every step that is not skipped.
         waited: seconds spent waiting for data so far.
         utilization_per_second: FLOPs of a step over the device's peak FLOP/s; None where that is unknown.
         clock: seconds; a test may give its own.
@@ -38,18 +96,18 @@ class Meter:
         self.resume()
 
     def resume(self) -> None:
-        """Leaves out the time since the last update: it went into a checkpoint, a grid or a validation."""
+        """Leaves out the time since the last step: it went into a checkpoint, a sample grid or a validation."""
         self._mark, self._waited_at_mark = self._clock(), self._waited()
 
     def add(self, values: Values, *, skipped: bool) -> None:
-        """Takes in an update that has just finished; of a skipped one only the time counts."""
+        """Takes in a step that has just finished; of a skipped one only the time counts."""
         before, waited_before = self._mark, self._waited_at_mark
         self.resume()
         seconds, wait = self._mark - before, self._waited_at_mark - waited_before
         self._seconds.append(seconds)
         self._wait += wait
         if not skipped:
-            self._goodput.add(max(seconds - wait, 0.0))
+            self._goodput.productive += max(seconds - wait, 0.0)
             self._values.append(values)
 
     def read(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Picture grids drawn while training: what the averaged weights make of fixed captions."""
+"""Sample grids while training: what the EMA weights make of fixed captions."""
 
 from dataclasses import replace
 
@@ -6,29 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glide_jax.data.batch import Batch
+from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, from_uint8, grid, to_uint8
 from glide_jax.models import ModelConfig, Params
 from glide_jax.randomness import keys_per_example, stream_key
 from glide_jax.sample import Inputs, LoadedModel, Stage, check_upsampler
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS
-from glide_jax.train.config import PreviewConfig
-from glide_jax.train.masks import MaskConfig, random_masks
+from glide_jax.train.augment import random_masks
+from glide_jax.train.config import MaskConfig, PreviewConfig
 
 _CELL = 96
 _HIDDEN = 128
 
 
 class Previews:
-    """Draws the same captions from the same noise each time.
+    """Samples the same captions from the same noise each time.
 
     Args:
         stage: the model in training.
         config: captions and sampling options.
-        examples: fixed samples of the training data: their captions where `config` gives none, and the pictures that
-            an upsampler enlarges or an inpainting model completes.
-        upsampler: enlarges what a base model draws, on the device that holds its weights.
+        examples: fixed examples of the training data: their captions where `config` gives none, the low-resolution
+            inputs of an upsampler, the images that a model inpaints.
+        upsampler: upsamples a base model's images, on the device that holds its weights.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Previews:
         self._stage, self._config, self._examples, self._upsampler = stage, config, examples, upsampler
         prompts = list(config.prompts or examples.captions)
         model = stage.model.config
-        # From given pictures it draws as many as there are.
+        # Of given images there are only so many.
         self._prompts = prompts[: len(examples.captions)] if model.super_res or model.inpaint else prompts
         self._true = examples.arrays["image"][: len(self._prompts)]
         self._low_res = examples.arrays["low_res"][: len(self._prompts)] if model.super_res else None
         self._masks = self._make_masks() if model.inpaint else None
 
-    def draw(self, params: Params) -> Pixels:
-        """A captioned grid; where pictures are given, what the model saw, its own and the true one side by side."""
+    def sample(self, params: Params) -> Pixels:
+        """A captioned grid; where images are given: what the model saw, its sample and the ground truth."""
         inputs = Inputs(
             self._prompts,
             range(len(self._prompts)),
@@ -52,18 +52,18 @@ class Previews:
             inpaint_image=None if self._masks is None else from_uint8(self._true),
             inpaint_mask=self._masks,
         )
-        drawn = to_uint8(jax.device_get(self._stage.sample(params, inputs, self._config.options)))
-        columns = [*self._seen(), drawn]
+        samples = to_uint8(jax.device_get(self._stage.sample(params, inputs, self._config.options)))
+        columns = [*self._seen(), samples]
         if len(columns) > 1:
             columns.append(self._true)
         if self._upsampler is not None:
-            large = _enlarge(self._upsampler, self._prompts, drawn, self._config.upsampler_strength)
+            large = _upsample(self._upsampler, self._prompts, samples, self._config.upsampler_strength)
             columns = [*(_repeated(column, large.shape[1]) for column in columns), large]
         strips = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
         return grid(strips, self._prompts, cell=_CELL * len(columns))
 
     def data(self) -> Pixels:
-        """The true pictures in the same layout."""
+        """The training images in the same layout."""
         return grid(list(self._examples.arrays["image"]), self._examples.captions, cell=_CELL)
 
     def _make_masks(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class Previews:
         return np.asarray(random_masks(MaskConfig(everything=0.0, nothing=0.0), keys, self._true.shape[1]))
 
     def _seen(self) -> list[np.ndarray]:
-        """What the model was given, at the size of its pictures."""
+        """What the model was given, at the size of its images."""
         seen = []
         if self._low_res is not None:
             seen.append(_repeated(self._low_res, self._true.shape[1]))
@@ -94,17 +94,17 @@ def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedM
     loaded = LoadedModel.from_checkpoint(config.upsampler)
     check_upsampler(loaded.stage.model.config, model)
     if loaded.stage.model.config.inpaint:
-        raise GlideError("train.preview.upsampler must not be an inpainting one: it is given no picture to keep")
+        raise GlideError("train.preview.upsampler must not be an inpainting one: it is given no image to keep")
     params = jax.tree.map(lambda x: x.addressable_data(0), loaded.params)
     return LoadedModel(Stage(loaded.stage.model, loaded.stage.diffusion), params)
 
 
-def _enlarge(upsampler: LoadedModel, prompts: list[str], small: np.ndarray, strength: float) -> np.ndarray:
+def _upsample(upsampler: LoadedModel, prompts: list[str], small: np.ndarray, strength: float) -> np.ndarray:
     inputs = Inputs(prompts, range(len(prompts)), low_res=from_uint8(small))
     options = replace(UPSAMPLER_DEFAULTS, strength=strength)
     return to_uint8(jax.device_get(upsampler.stage.sample(upsampler.params, inputs, options)))
 
 
-def _repeated(pictures: np.ndarray, size: int) -> np.ndarray:
-    factor = size // pictures.shape[1]
-    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+def _repeated(images: np.ndarray, size: int) -> np.ndarray:
+    factor = size // images.shape[1]
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)

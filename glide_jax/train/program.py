@@ -3,7 +3,7 @@
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from glide_jax.data.batch import Shapes, empty_batch
+from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
 from glide_jax.parallel import (
@@ -14,12 +14,11 @@ from glide_jax.parallel import (
     state_shardings,
     with_shardings,
 )
+from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
-from glide_jax.train.draws import training_draws, validation_draws
-from glide_jax.train.optimizer import make_optimizer
-from glide_jax.train.run_config import RunConfig
-from glide_jax.train.step import State, init_state, make_train_step, make_validation_step, state_from_params
-from glide_jax.train.trainable import merge, split
+from glide_jax.train.config import RunConfig
+from glide_jax.train.state import State, make_optimizer, merge, split, state_from_params
+from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
 
 
 class Program:
@@ -28,7 +27,7 @@ class Program:
     Args:
         config: the run.
         mesh: real devices, or an abstract mesh to plan for devices that are not here.
-        **rule: `min_bytes` of `parallel.partition_spec`; by default its own.
+        min_bytes: smaller arrays are copied to every device, as `parallel.partition_spec` has it.
 
     Raises:
         GlideError: the devices cannot share a batch equally.
@@ -39,7 +38,7 @@ class Program:
         validation_step: (params, batch) -> (sum of losses, count), jitted.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, **rule: int) -> None:
+    def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, min_bytes: int = MIN_SHARDED_BYTES) -> None:
         train = config.train
         steps = config.diffusion.diffusion_steps
         check_batch_size(train.batch_size, mesh, train.gradient_accumulation_steps)
@@ -47,31 +46,31 @@ class Program:
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)
         self.optimizer = make_optimizer(train.optimizer, train.max_steps)
-        abstract = jax.eval_shape(self._init, self._key())
-        self.shardings = state_shardings(abstract, mesh, **rule)
+        abstract = jax.eval_shape(self._make_state, self._key())
+        self.shardings = state_shardings(abstract, mesh, min_bytes)
         self.abstract_state: State = with_shardings(abstract, self.shardings)
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         self.train_step = jax.jit(
             make_train_step(
-                self.model, self.schedule, train, self.optimizer, training_draws(train.seed, steps), self._gather
+                self.model, self.schedule, train, self.optimizer, training_noise(train.seed, steps), self._gather
             ),
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
         self.validation_step = jax.jit(
-            make_validation_step(self.model, self.schedule, validation_draws(steps), self._gather),
+            make_validation_step(self.model, self.schedule, validation_noise(steps), self._gather),
             in_shardings=(self.shardings["params"], batch),
             out_shardings=whole,
         )
 
     def fresh_state(self) -> State:
         """The state of a run that starts from nothing, made where it is to lie."""
-        return jax.jit(self._init, out_shardings=self.shardings)(self._key())
+        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key())
 
     def state_from(self, params: Params) -> State:
         """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
-        return jax.jit(self._start, out_shardings=self.shardings)(params, self._key())
+        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key(), params)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch over all devices."""
@@ -95,12 +94,11 @@ class Program:
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")
 
-    def _init(self, key: jax.Array) -> State:
-        return init_state(self.model, self.optimizer, key, self.config.train.trainable)
-
-    def _start(self, params: Params, key: jax.Array) -> State:
+    def _make_state(self, key: jax.Array, params: Params | None = None) -> State:
         train = self.config.train
-        if train.reinitialize:
+        if params is None:
+            params = self.model.init(key)
+        elif train.reinitialize:
             fresh, _ = split(self.model.init(key), train.trainable)
             params = merge(fresh, split(params, train.trainable)[1])
         return state_from_params(params, self.optimizer, train.trainable)

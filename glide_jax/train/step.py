@@ -1,68 +1,107 @@
 """The training step: (state, batch) -> (state, metrics), one compiled program with donated state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from glide_jax.diffusion.forward import Level, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
-from glide_jax.train.accumulation import accumulated_grads
-from glide_jax.train.conditioning import ConditioningConfig, condition
-from glide_jax.train.config import TrainConfig
-from glide_jax.train.draws import DrawFn, Draws
-from glide_jax.train.optimizer import update_ema
-from glide_jax.train.skips import choose, judge, no_skips
-from glide_jax.train.trainable import Trainable, merge, split
+from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
+from glide_jax.train.augment import condition
+from glide_jax.train.config import ConditioningConfig, TrainConfig
+from glide_jax.train.state import State, choose, judge, merge, split, update_ema
 
-# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
-# knows the trained parameters only.
-State = dict[str, Any]
 # image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data).
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
 Gather = Callable[[Params], Params]
+# (params, batch) -> (mean loss, values of each example).
+LossFn = Callable[[Params, Any], tuple[Array, PyTree[Array]]]
 
 QUARTILES = 4
 
 
-def init_state(
-    model: Glide, optimizer: optax.GradientTransformation, key: PRNGKeyArray, trainable: Trainable = "all"
-) -> State:
-    """A fresh training state; to be called under jit with the shardings it is to live in."""
-    return state_from_params(model.init(key), optimizer, trainable)
+class StepNoise(NamedTuple):
+    """The random numbers of one batch.
+
+    Attributes:
+        t: original timestep of each image, uniform over [0, T).
+        noise: standard normal.
+        dropout_keys: one key per image, or None for no dropout.
+        condition_keys: one key per image, for masks and conditioning augmentation.
+    """
+
+    t: Int[Array, " batch"]
+    noise: Float[Array, "batch height width 3"]
+    dropout_keys: PRNGKeyArray | None
+    condition_keys: PRNGKeyArray
 
 
-def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
-    """A training state that starts from given weights."""
-    # A copy, because two entries of a donated state must not share a buffer.
-    ema = jax.tree.map(jnp.copy, params)
-    opt = optimizer.init(split(params, trainable)[0])
-    return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
+# (step, global example indices, shape of one image) -> random numbers; a function, so that a test can replace it.
+NoiseFn = Callable[[Int[Array, ""], Int[Array, " batch"], tuple[int, ...]], StepNoise]
+
+
+def training_noise(seed: int, diffusion_steps: int) -> NoiseFn:
+    """Keyed by (seed, step, global example index): the same on any number of devices, and after a restart."""
+
+    def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
+        uniform = uniform_per_example(fold(stream_key(seed, "t"), step), index)
+        noise = normal_per_example(fold(stream_key(seed, "noise"), step), index, shape)
+        dropout, condition = (
+            keys_per_example(fold(stream_key(seed, stream), step), index) for stream in ("dropout", "condition")
+        )
+        return StepNoise(_to_timestep(uniform, diffusion_steps), noise, dropout, condition)
+
+    return noise_fn
+
+
+def validation_noise(diffusion_steps: int) -> NoiseFn:
+    """Always the same, so that validation losses of any step and run compare: t goes evenly through [0, T) by index."""
+
+    def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
+        # Multiples of the golden ratio fill [0, 1) evenly for any number of examples.
+        uniform = jnp.mod(index.astype(jnp.float32) * 0.6180339887, 1.0)
+        return StepNoise(
+            _to_timestep(uniform, diffusion_steps),
+            normal_per_example(stream_key(0, "validation"), index, shape),
+            None,
+            keys_per_example(stream_key(0, "validation condition"), index),
+        )
+
+    return noise_fn
+
+
+def _to_timestep(uniform: Float[Array, " batch"], diffusion_steps: int) -> Int[Array, " batch"]:
+    return jnp.minimum((uniform * diffusion_steps).astype(jnp.int32), diffusion_steps - 1)
 
 
 def batch_losses(
     model: Glide,
     schedule: Schedule,
     config: LossConfig,
-    drawn: Draws,
+    random: StepNoise,
     params: Params,
     batch: DeviceBatch,
     conditioning: ConditioningConfig | None = None,
 ) -> Losses:
-    """Losses of each picture of a batch, with t, noise, dropout, masks and the like as `drawn`."""
+    """Losses of each image of a batch, with the given random numbers."""
     x_0 = _as_float(batch["image"])
     low_res = _as_float(batch["low_res"]) if "low_res" in batch else None
-    x_t = q_sample(x_0, drawn.noise, Level.table(schedule).at(drawn.t))
+    x_t = q_sample(x_0, random.noise, Level.table(schedule).at(random.t))
     text = model.encode_text(params, batch["tokens"], batch["mask"])
-    given = condition(conditioning or ConditioningConfig(), model.config, text, x_0, low_res, drawn.condition_keys)
-    output = model(params, x_t, drawn.t.astype(jnp.float32), given, drawn.dropout_keys)
-    return training_losses(config, schedule, output, x_0, x_t, drawn.noise, drawn.t)
+    given = condition(conditioning or ConditioningConfig(), model.config, text, x_0, low_res, random.condition_keys)
+    output = model(params, x_t, random.t.astype(jnp.float32), given, random.dropout_keys)
+    return training_losses(config, schedule, output, x_0, x_t, random.noise, random.t)
+
+
+def _as_float(pixels: Array) -> Array:
+    return pixels.astype(jnp.float32) / 127.5 - 1.0 if pixels.dtype == jnp.uint8 else pixels
 
 
 def _as_they_are(params: Params) -> Params:
@@ -74,22 +113,22 @@ def make_train_step(
     schedule: Schedule,
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
-    draws: DrawFn,
+    noise_fn: NoiseFn,
     gather: Gather = _as_they_are,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
     """The step as a function to jit with `donate_argnums=0`; `gather` brings split weights together for use.
 
-    `state["step"]` counts batches, skipped ones too; learning rate and moving average count updates.
+    `state["step"]` counts batches, skipped ones too; learning rate and EMA decay count updates.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
         params, frozen = split(state["params"], config.trainable)
 
         def mean_loss(params: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
-            drawn = draws(state["step"], micro["index"], micro["image"].shape[1:])
+            random = noise_fn(state["step"], micro["index"], micro["image"].shape[1:])
             whole = gather(merge(params, frozen))
-            losses = batch_losses(model, schedule, config.loss, drawn, whole, micro, config.conditioning)
-            return losses.total.mean(), (losses, drawn.t)
+            losses = batch_losses(model, schedule, config.loss, random, whole, micro, config.conditioning)
+            return losses.total.mean(), (losses, random.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, params, batch, config.gradient_accumulation_steps)
         loss, grad_norm = losses.total.mean(), optax.tree.norm(grads)
@@ -102,16 +141,13 @@ def make_train_step(
         params, ema, opt = choose(good, (new_params, new_ema, opt), (params, ema, state["opt"]))
         whole = merge(params, frozen)
         metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(whole)}
-        metrics |= _parts(config.loss, losses) | _by_quartile(losses.mse, t, schedule.diffusion_steps)
+        metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
+        if config.loss.kind == "hybrid":
+            metrics["vlb"] = losses.vlb.mean()
         metrics["skipped_updates"] = skips["count"]
         return {"step": step, "params": whole, "ema": merge(ema, frozen_ema), "opt": opt, "skips": skips}, metrics
 
     return train_step
-
-
-def _parts(config: LossConfig, losses: Losses) -> Metrics:
-    parts = {"mse": losses.mse.mean()}
-    return parts | ({"vlb": losses.vlb.mean()} if config.kind == "hybrid" else {})
 
 
 def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:
@@ -120,18 +156,42 @@ def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion
     return {"mse_by_quartile": mse @ one_hot, "count_by_quartile": one_hot.sum(0)}
 
 
+def accumulated_grads(loss_fn: LossFn, params: Params, batch: Any, steps: int) -> tuple[PyTree[Array], Params]:
+    """Values of each example and the gradient of the batch's mean loss, in `steps` micro-batches of equal size.
+
+    Only one micro-batch's activations are alive at a time; the gradients are summed in float32.
+    """
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if steps == 1:
+        grads, values = grad_fn(params, batch)
+        return values, grads
+
+    def add(total: Params, micro: Any) -> tuple[Params, PyTree[Array]]:
+        grads, values = grad_fn(params, micro)
+        return jax.tree.map(jnp.add, total, grads), values
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, values = jax.lax.scan(add, zeros, jax.tree.map(lambda x: _to_micro(x, steps), batch))
+    return jax.tree.map(_from_micro, values), jax.tree.map(lambda x: x / steps, total)
+
+
+def _to_micro(x: Shaped[Array, "batch ..."], steps: int) -> Shaped[Array, "steps micro ..."]:
+    # Every steps-th example, not neighbours: a device then keeps the examples it has.
+    return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _from_micro(x: Shaped[Array, "steps micro ..."]) -> Shaped[Array, "batch ..."]:
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
 def make_validation_step(
-    model: Glide, schedule: Schedule, draws: DrawFn, gather: Gather = _as_they_are
+    model: Glide, schedule: Schedule, noise_fn: NoiseFn, gather: Gather = _as_they_are
 ) -> Callable[[Params, DeviceBatch], tuple[Array, Array]]:
-    """Sum of the noise loss over a batch's pictures of weight 1, and how many they are."""
+    """Sum of the noise loss over a batch's images of weight 1, and how many they are."""
 
     def validation_step(params: Params, batch: DeviceBatch) -> tuple[Array, Array]:
-        drawn = draws(jnp.int32(0), batch["index"], batch["image"].shape[1:])
-        losses = batch_losses(model, schedule, LossConfig("simple"), drawn, gather(params), batch)
+        random = noise_fn(jnp.int32(0), batch["index"], batch["image"].shape[1:])
+        losses = batch_losses(model, schedule, LossConfig("simple"), random, gather(params), batch)
         return (losses.mse * batch["weight"]).sum(), batch["weight"].sum()
 
     return validation_step
-
-
-def _as_float(pixels: Array) -> Array:
-    return pixels.astype(jnp.float32) / 127.5 - 1.0 if pixels.dtype == jnp.uint8 else pixels

@@ -12,7 +12,7 @@ BODY = 64_000_000
 _ARRIVING = 4 * BODY
 _ALLOW = "; whoever runs it may allow that name: --allowed_host"
 _EVERY_ADDRESS = ("0.0.0.0", "::")
-# Doors of gradio's that the page has no use for: they run ffmpeg, or fetch what lies elsewhere.
+# Endpoints of gradio that the page has no use for: they run ffmpeg, or fetch what lies elsewhere.
 _CLOSED = ("process_recording", "file=http", "file/http", "proxy=")
 
 _Message = MutableMapping[str, Any]

@@ -1,55 +1,52 @@
-"""A request at work in a thread of its own: it tells how far it is, and can be stopped."""
+"""Work in a thread of its own: it tells how far it is, and can be stopped."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-# One drawing at a time has the accelerator; the next waits until a stopped one has really ended.
+# One request at a time has the accelerator; the next waits until a stopped one has really ended.
 _DEVICE = threading.Lock()
 _PATIENCE = 0.1
 
 T = TypeVar("T")
-Pictures = list[np.ndarray]
-Report = Callable[[int, Pictures], None]
+Images = list[np.ndarray]
+Report = Callable[[int, Images], None]
 
 
 class Stopped(Exception):
     """Raised in the thread at work when nobody wants the result any more."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is.
-
-    Attributes:
-        done: image evaluations done.
-        pictures: uint8 pictures as they look by now; empty before the first report.
-    """
+class Progress(NamedTuple):
+    """Image evaluations done, and the uint8 images as predicted by then; None before the first report."""
 
     done: int = 0
-    pictures: Pictures | None = None
+    images: Images | None = None
 
 
 class Job(Generic[T]):
-    """One request.
+    """Work in a thread of its own.
 
     Args:
-        work: does it; it calls its argument now and then with the evaluations just done and the pictures by now.
+        work: does it; it calls its argument now and then with the evaluations just done and the images by now.
         interval: seconds between signs of life where there is no news.
+
+    Attributes:
+        thread: where it runs.
     """
 
     def __init__(self, work: Callable[[Report], T], interval: float = 1.0) -> None:
         self._work, self._interval = work, interval
         self._news: queue.Queue[Progress | None] = queue.Queue()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self._done = 0
-        self._error: BaseException | None = None
-        self._result: list[T] = []
+        self._future: Future[T] = Future()
+        self.thread = threading.Thread(target=self._run, daemon=True)
 
     def progress(self) -> Generator[Progress, None, None]:
         """Starts the work and follows it to its end; closing this iterator stops the work.
@@ -57,32 +54,23 @@ class Job(Generic[T]):
         Raises:
             Exception: whatever the work raised.
         """
-        self._thread.start()
-        latest = Progress()
+        self.thread.start()
+        latest: Progress | None = Progress()
         try:
-            while (news := self._next(latest)) is not None:
-                latest = news
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    latest = self._news.get(timeout=self._interval)
+                if latest is None:
+                    break
                 yield latest
         finally:
             self._stop.set()
-        if self._error is not None:
-            raise self._error
+        self._future.result()
 
     @property
     def result(self) -> T:
         """What the work returned, once `progress` is through."""
-        return self._result[0]
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Waits for the thread to end; says whether it has."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _next(self, latest: Progress) -> Progress | None:
-        try:
-            return self._news.get(timeout=self._interval)
-        except queue.Empty:
-            return latest
+        return self._future.result()
 
     def _run(self) -> None:
         try:
@@ -90,17 +78,17 @@ class Job(Generic[T]):
                 self._check()
             try:
                 self._check()
-                self._result.append(self._work(self._report))
+                self._future.set_result(self._work(self._report))
             finally:
                 _DEVICE.release()
         except BaseException as error:
-            self._error = error
+            self._future.set_exception(error)
         self._news.put(None)
 
-    def _report(self, done: int, pictures: Pictures) -> None:
+    def _report(self, done: int, images: Images) -> None:
         self._check()
         self._done += done
-        self._news.put(Progress(self._done, pictures))
+        self._news.put(Progress(self._done, images))
 
     def _check(self) -> None:
         if self._stop.is_set():

@@ -1,9 +1,9 @@
 """The models a page may choose from: checkpoints found in folders, a few of them loaded."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from glide_jax.errors import GlideError
@@ -19,9 +19,9 @@ class Found:
     Attributes:
         name: what it is called by the page and its clients, who never see or send paths.
         path: a run folder, one of its steps or a converted model.
-        image_size: side of the pictures it draws, in pixels.
-        enlarges: side of the pictures it takes, if it is an upsampler, else 0.
-        inpaints: whether it completes pictures.
+        image_size: side of the images it generates, in pixels.
+        enlarges: side of the images it takes, if it is an upsampler, else 0.
+        inpaints: whether it is an inpainting model.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Models:
         folders: searched for more, a few levels deep.
         dtype: compute type.
         clip: the noised CLIP, to guide by.
-        batch_size: pictures drawn at once.
+        batch_size: images generated at once.
         kept: how many models stay loaded; the one unused for longest goes first.
     """
 
@@ -60,20 +60,20 @@ class Models:
         kept: int = 3,
     ) -> None:
         self._given, self._folders = [Path(path) for path in given], [Path(folder) for folder in folders]
-        self._dtype, self._clip, self._batch_size, self._kept = dtype, clip, batch_size, kept
-        self._loaded: OrderedDict[Path, LoadedModel] = OrderedDict()
+        self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
+        self._loaded = lru_cache(kept)(self._load_step)
         self._lock = threading.Lock()
         self._found: dict[str, Found] = {}
         self.search()
 
     @property
     def has_clip(self) -> bool:
-        """Whether pictures can be guided by the noised CLIP."""
+        """Whether images can be guided by the noised CLIP."""
         return self._clip is not None
 
     @property
     def bases(self) -> list[Found]:
-        """The models that draw from text."""
+        """The models that generate from text."""
         return [found for found in self._found.values() if not found.enlarges]
 
     @property
@@ -93,16 +93,10 @@ class Models:
         for folder in self._folders:
             if not folder.expanduser().is_dir():
                 raise GlideError(f"--models {folder}: no such folder")
-            for path in _checkpoints_below(folder.expanduser(), _DEPTH):
-                if all(path.resolve() != other.path.expanduser().resolve() for other in found.values()):
-                    _add(found, _described(path.relative_to(folder.expanduser()).as_posix(), path))
+            for new in _below(folder.expanduser(), folder.expanduser(), _DEPTH):
+                if all(new.path.resolve() != other.path.expanduser().resolve() for other in found.values()):
+                    _add(found, new)
         self._found = found
-
-    def find(self, name: str) -> Found:
-        """The model of that name; raises `GlideError` where there is none."""
-        if not isinstance(name, str) or name not in self._found:
-            raise GlideError(f"there is no model {str(name)[:100]!r} any more: choose another")
-        return self._found[name]
 
     def pipeline(self, base: str | None, upsampler: str | None) -> Pipeline:
         """The models of these names, loaded if they are not yet, in one pipeline.
@@ -112,30 +106,26 @@ class Models:
         """
         if base is None and upsampler is None:
             raise GlideError("no model is chosen: choose a base model or an upsampler")
-        models = [None if name is None else self._load(self.find(name)) for name in (base, upsampler)]
+        models = [None if name is None else self._load(name) for name in (base, upsampler)]
         return Pipeline(models[0], models[1], self._clip, self._batch_size)
 
-    def _load(self, found: Found) -> LoadedModel:
+    def _load(self, name: str) -> LoadedModel:
+        if name not in self._found:
+            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+        found = self._found[name]
         with self._lock:
-            # A run that goes on training has a newer step tomorrow.
-            step = checkpoint_step(found.path)
-            if step not in self._loaded:
-                self._loaded[step] = _loaded(found, step, self._dtype, None if found.enlarges else self._clip)
-            self._loaded.move_to_end(step)
-            while len(self._loaded) > self._kept:
-                self._loaded.popitem(last=False)
-            return self._loaded[step]
+            # A run still training has a newer step tomorrow.
+            return self._loaded(checkpoint_step(found.path), found)
 
-
-def _loaded(found: Found, step: Path, dtype: str, clip: LoadedClip | None) -> LoadedModel:
-    try:
-        return LoadedModel.from_checkpoint(step, dtype, clip)
-    except Exception as error:  # of a damaged file, whatever its reader throws
-        reason = str(error).strip() or type(error).__name__
-        if not isinstance(error, GlideError):
-            reason = reason.splitlines()[0][:200]
-        reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
-        raise GlideError(f"{found.name} could not be loaded: {reason}") from error
+    def _load_step(self, step: Path, found: Found) -> LoadedModel:
+        try:
+            return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
+        except Exception as error:  # of a damaged file, whatever its reader throws
+            reason = str(error).strip() or type(error).__name__
+            if not isinstance(error, GlideError):
+                reason = reason.splitlines()[0][:200]
+            reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
+            raise GlideError(f"{found.name} could not be loaded: {reason}") from error
 
 
 def _described(name: str, path: Path) -> Found:
@@ -144,24 +134,18 @@ def _described(name: str, path: Path) -> Found:
 
 
 def _add(found: dict[str, Found], new: Found) -> None:
-    name, number = new.name, 1
-    while new.name in found:
-        number += 1
-        new = Found(f"{name} ({number})", new.path, new.image_size, new.enlarges, new.inpaints)
-    found[new.name] = new
+    names = (new.name, *(f"{new.name} ({number})" for number in range(2, len(found) + 2)))
+    name = next(name for name in names if name not in found)
+    found[name] = replace(new, name=name)
 
 
-def _checkpoints_below(folder: Path, depth: int) -> Iterator[Path]:
+def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
+    """The checkpoints in a folder, called by their paths from `root`."""
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if _is_model(path):
-            yield path
-        elif depth > 1:
-            yield from _checkpoints_below(path, depth - 1)
-
-
-def _is_model(path: Path) -> bool:
-    try:
-        checkpoint_config(path)
-    except (GlideError, TypeError, ValueError):  # another format, another kind of network
-        return False
-    return True
+        try:
+            found = _described(path.relative_to(root).as_posix(), path)
+        except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
+            if depth > 1:
+                yield from _below(path, root, depth - 1)
+        else:
+            yield found

@@ -1,113 +1,76 @@
-"""What a page asks for, and the bounds it must keep: a client may send anything."""
+"""What a client may ask for, with types, choices and bounds from the tables of options: a client may send anything."""
 
-import argparse
 import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.sample import SAMPLERS, SCHEDULES, Pipeline, SampleOptions, sampler_options
-from glide_jax.sample.cli import sample_options, upsampler_options
+from glide_jax.options import Field, Options, build, fields, option
+from glide_jax.sample import (
+    SAMPLERS,
+    Pipeline,
+    SampleOptions,
+    default_schedule,
+    level_options,
+    sampler_options,
+    upsampling,
+)
 
 Task = Literal["draw", "inpaint", "redraw", "enlarge", "rank"]
 
 # Those left out need several times the evaluations or are of historical interest.
-MENU = tuple(name for name in SAMPLERS if name not in ("prk", "dpm_2", "dpm_2_ancestral", "lms"))
-CHOICES: dict[str, tuple[str, ...]] = {
-    "sampler": MENU,
-    "schedule": ("", *SCHEDULES),
-    "guidance": ("cfg", "cfg++", "apg"),
-    "thresholding": ("static", "dynamic", "none"),
-    "upsampler_sampler": ("", *MENU),
-    "upsampler_schedule": ("", *SCHEDULES),
-}
-# Options that only some samplers and schedules take.
-OPTIONAL = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigma_min", "sigma_max", "rho")
-_RESPACING_LENGTH = 60
+SAMPLER_MENU = tuple(name for name in SAMPLERS if name not in ("prk", "dpm_2", "dpm_2_ancestral", "lms"))
+# Options of the upsampler that may be sent, by the names of their flags; blank is GLIDE's own.
+UPSAMPLER = {f"upsampler_{name}": name for name in ("sampler", "schedule", "num_steps", "guidance_scale", "strength")}
+UPSAMPLER |= {"upsample_temp": "temperature"}
+LONGEST_PROMPT = 1000
+_LONGEST_TEXT = 60
+_LARGEST = 1e5  # of what has no limit of its own, as sigmas
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most a request may ask for.
+class Limits(Options):
+    """The most that requests may ask for, and that is done at once."""
 
-    Attributes:
-        num_images: pictures.
-        candidates: pictures to choose the best of.
-        num_steps: noise levels to visit, of either model.
-        prompt: characters.
-        pixels: of an uploaded picture.
-        queue: requests waiting.
-    """
+    PREFIX: ClassVar[str] = "--"
 
-    num_images: int = 8
-    candidates: int = 32
-    num_steps: int = 250
-    prompt: int = 1000
-    pixels: int = 25_000_000
-    queue: int = 20
+    batch_size: Annotated[int, option("images generated at once", low=1, metavar="N")] = 4
+    max_images: Annotated[int, option("images a request", low=1, metavar="N")] = 8
+    max_candidates: Annotated[int, option("images to choose the best of", low=1, metavar="N")] = 32
+    max_steps: Annotated[int, option("steps of a request, of either model", low=1, metavar="N")] = 250
+    max_queue: Annotated[int, option("requests waiting", low=1, metavar="N")] = 20
+    max_loaded: Annotated[int, option("models kept in memory", low=1, metavar="N")] = 3
 
 
-class Bounds(NamedTuple):
-    """The range of a number; one that may be left blank is the method's own default then."""
+@dataclass(frozen=True)
+class _Own(Options):
+    """What a request says beside the options of sampling, or in other words."""
 
-    low: float
-    high: float
-    default: float | None = None
-    whole: bool = False
-    blank: bool = True
-
-
-def bounds(limits: Limits) -> dict[str, Bounds]:
-    """The numbers of a request by name: those of `SampleOptions` and of sample.py's upsampler flags, and our own."""
-    defaults = SampleOptions()
-    return {
-        "num_images": Bounds(1, limits.num_images, min(4, limits.num_images), whole=True, blank=False),
-        "candidates": Bounds(1, limits.candidates, min(8, limits.candidates), whole=True, blank=False),
-        "top_k": Bounds(1, limits.candidates, min(4, limits.candidates), whole=True, blank=False),
-        "seed": Bounds(-1, 2**31 - 1, whole=True),
-        "strength": Bounds(0, 1, 0.6, blank=False),
-        "num_steps": Bounds(1, limits.num_steps, min(50, limits.num_steps), whole=True, blank=False),
-        "guidance_scale": Bounds(0, 30, defaults.guidance_scale, blank=False),
-        "sigma_min": Bounds(1e-4, 1e3),
-        "sigma_max": Bounds(1e-3, 1e5),
-        "rho": Bounds(0.1, 100),
-        "eta": Bounds(0, 1),
-        "s_churn": Bounds(0, 1000),
-        "s_tmin": Bounds(0, 1e5),
-        "s_tmax": Bounds(0, 1e5),
-        "s_noise": Bounds(0, 10),
-        "guidance_rescale": Bounds(0, 1, 0.0, blank=False),
-        "interval_low": Bounds(0, 1e5),
-        "interval_high": Bounds(0, 1e5),
-        "apg_eta": Bounds(-1, 1, defaults.apg_eta, blank=False),
-        "apg_momentum": Bounds(-1, 1, defaults.apg_momentum, blank=False),
-        "apg_norm_threshold": Bounds(0, 1e4, 0.0, blank=False),
-        "dynamic_thresholding_ratio": Bounds(0.5, 1, defaults.dynamic_thresholding_ratio, blank=False),
-        "clip_guidance_scale": Bounds(0, 1000, 0.0, blank=False),
-        "upsampler_num_steps": Bounds(1, limits.num_steps, whole=True),
-        "upsampler_guidance_scale": Bounds(0, 30),
-        "upsampler_strength": Bounds(0, 1),
-        "upsample_temp": Bounds(0.5, 1.5),
-    }
+    num_images: Annotated[int, option("how many to generate", low=1)] = 4
+    candidates: Annotated[int, option("how many to generate and rank", low=1)] = 8
+    top_k: Annotated[int, option("how many of them to keep", low=1)] = 4
+    seed: Annotated[int | None, option("blank: a new one each time", low=-1, high=2**31 - 1)] = None
+    interval_low: Annotated[float | None, option("guide only above this sigma", low=0)] = None
+    interval_high: Annotated[float | None, option("guide only up to this sigma", low=0)] = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One drawing, with all it depends on.
+    """One request, with all that its images depend on.
 
     Attributes:
         task: which tab it comes from.
         base, upsampler: names of models; None is none.
-        prompt, negative_prompt: captions.
-        num_images: pictures to draw.
+        prompt, negative_prompt: texts; what guidance leads away from.
+        num_images: images to generate.
         keep: how many of them to show, the best first (task "rank").
         seed: theirs; a random one if none was given.
-        settings: the flags of sample.py that say how to draw, for its functions.
-        picture, mask: what was uploaded, and where it is kept (white) or drawn anew (black).
+        options, upsampler_options: of the two models.
+        images: what was uploaded, as `Pipeline.batches` takes it: image and mask, or init_image.
     """
 
     task: Task
@@ -118,63 +81,89 @@ class Request:
     num_images: int
     keep: int
     seed: int
-    settings: argparse.Namespace
-    picture: Image.Image | None = None
-    mask: Image.Image | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the base model's `SampleOptions`; raises `GlideError` where they are impossible."""
-        return sample_options(self.settings)
-
-    @property
-    def upsampler_options(self) -> dict[str, Any]:
-        """Of the upsampler's, over its defaults."""
-        return upsampler_options(self.settings)
+    options: SampleOptions
+    upsampler_options: SampleOptions
+    images: Mapping[str, Image.Image]
 
 
-def checked(task: Task, values: Mapping[str, Any], limits: Limits) -> Request:
+def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Field]:
+    """The settings of a request by the names that clients use (sample.py's flags), with bounds on every number.
+
+    `defaults`, by these names, take the place of the usual ones.
+    """
+    sampling = fields(SampleOptions)
+    found = dict(sampling) | dict(fields(_Own)) | {flag: _optional(sampling[name]) for flag, name in UPSAMPLER.items()}
+    del found["guidance_interval"]  # interval_low and interval_high
+    most = {"num_images": limits.max_images, "candidates": limits.max_candidates, "top_k": limits.max_candidates}
+    most |= dict.fromkeys(("num_steps", "upsampler_num_steps"), limits.max_steps)
+    usual = {"strength": 0.6, **defaults}
+    return {name: _bounded(name, field, most.get(name), usual) for name, field in found.items()}
+
+
+def _optional(field: Field) -> Field:
+    if str in kinds(field):
+        return field._replace(default="")
+    return field._replace(hint=field.hint | None, default=None)
+
+
+def _bounded(name: str, field: Field, most: int | None, defaults: Mapping[str, Any]) -> Field:
+    """A field as clients may set it: samplers are a menu, and every number has an upper bound."""
+    default, option = defaults.get(name, field.default), field.option
+    if name.endswith("sampler"):
+        option = option._replace(choices=("", *SAMPLER_MENU) if name in UPSAMPLER else SAMPLER_MENU)
+    elif not option.choices and str not in kinds(field):
+        high = next(each for each in (most, option.high, option.most, _LARGEST) if each is not None)
+        default = default if default is None else min(default, high)
+        option = option._replace(high=high)
+    return field._replace(name=name, default=default, option=option)
+
+
+def kinds(field: Field) -> tuple[Any, ...]:
+    """The types that a field's value may have; `NoneType` where it may be blank."""
+    return get_args(field.hint) or (field.hint,)
+
+
+def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -> Request:
     """A request from what a client sent.
 
     Args:
         task: what it asks for.
-        values: by the names of `bounds` and `CHOICES`, and base, upsampler, prompt, negative_prompt,
-            timestep_respacing, picture, mask; what is left out takes its default.
-        limits: the most it may ask for.
+        values: by the names of `known`, and base, upsampler, prompt, negative_prompt, image, mask; what is left out or
+            None takes its default.
+        known: see `request_fields`.
 
     Raises:
         GlideError: something is out of bounds, of another type, or missing.
     """
-    numbers = {name: _number(name, values.get(name, bound.default), bound) for name, bound in bounds(limits).items()}
-    choices = {name: _choice(name, values.get(name), known) for name, known in CHOICES.items()}
-    respacing = _text("timestep_respacing", values.get("timestep_respacing"), _RESPACING_LENGTH)
-    prompt = _text("prompt", values.get("prompt"), limits.prompt)
+    sent = {name: _value(field, values.get(name)) for name, field in known.items()}
+    base, upsampler, prompt, negative = (
+        _text(name, values.get(name), LONGEST_PROMPT) for name in ("base", "upsampler", "prompt", "negative_prompt")
+    )
     if not prompt and task != "enlarge":
-        raise GlideError("the prompt is empty: say what to draw")
-    picture, mask = _needed_pictures(task, values)
-    base, upsampler = (_text(name, values.get(name), 1000) or None for name in ("base", "upsampler"))
-    if (upsampler if task == "enlarge" else base) is None:
-        raise GlideError(f"no model to draw with: choose {'an upsampler' if task == 'enlarge' else 'a base model'}")
-    seed = numbers["seed"]
-    count = {"enlarge": 1, "rank": numbers["candidates"]}.get(task, numbers["num_images"])
-    request = Request(
+        raise GlideError("the prompt is empty: say what to generate")
+    images = _needed_images(task, values)
+    if not (upsampler if task == "enlarge" else base):
+        raise GlideError(f"no model to generate with: choose {'an upsampler' if task == 'enlarge' else 'a base model'}")
+    seed = sent["seed"]
+    count = {"enlarge": 1, "rank": sent["candidates"]}.get(task, sent["num_images"])
+    return Request(
         task=task,
         base=None if task == "enlarge" else base,
-        upsampler=upsampler,
+        upsampler=upsampler or None,
         prompt=prompt,
-        negative_prompt=_text("negative_prompt", values.get("negative_prompt"), limits.prompt),
+        negative_prompt="" if task == "enlarge" else negative,
         num_images=count,
-        keep=min(count, numbers["top_k"]) if task == "rank" else count,
+        keep=min(count, sent["top_k"]) if task == "rank" else count,
         seed=secrets.randbelow(2**31) if seed is None or seed < 0 else seed,
-        settings=_settings(task, numbers, choices, respacing),
-        picture=picture,
-        mask=mask,
-    )  # fmt: skip
-    _ = request.options  # raises what is impossible
-    return request
+        options=_base_options(sent, redraw=task == "redraw"),
+        upsampler_options=upsampling(
+            {name: sent[flag] for flag, name in UPSAMPLER.items() if sent[flag] not in (None, "")}
+        ),
+        images=images,
+    )
 
 
-def check_fit(pipeline: Pipeline, request: Request, limits: Limits) -> None:
+def check_fit(pipeline: Pipeline, request: Request, most_steps: int) -> None:
     """Refuses what these models cannot do, and more noise levels than allowed, however they were asked for.
 
     Raises:
@@ -184,63 +173,64 @@ def check_fit(pipeline: Pipeline, request: Request, limits: Limits) -> None:
         return
     if request.task == "inpaint" and not pipeline.base.stage.model.config.inpaint:
         raise GlideError(f"{request.base} cannot inpaint: choose a base model that says so")
-    grid = pipeline.base.stage.grid(SampleOptions(**request.options))
-    if grid is not None and len(grid) > limits.num_steps:
-        raise GlideError(f"{len(grid)} steps are too many: at most {limits.num_steps}")
+    levels = pipeline.base.stage.levels(request.options)
+    if levels is not None and len(levels) > most_steps:
+        raise GlideError(f"{len(levels)} steps are too many: at most {most_steps}")
 
 
-def options_in_force(sampler: str, schedule: str, respacing: str = "") -> list[str]:
-    """Which of `OPTIONAL` have an effect."""
-    spacing = "" if respacing else SampleOptions(sampler=sampler, schedule=schedule).spacing
-    ends = ["sigma_min", "sigma_max"] if spacing in ("karras", "exponential", "polyexponential") else []
-    return [*sampler_options(sampler), *ends, *(["rho"] if spacing in ("karras", "polyexponential") else [])]
+def without_effect(chosen: Mapping[str, Any]) -> set[str]:
+    """Options without effect under the sampler, schedule, ... chosen: the page hides them, and they are ignored."""
+    sampling, sampler = fields(SampleOptions), chosen["sampler"]
+    schedule = chosen["schedule"] or default_schedule(sampler)
+    taken = {*sampler_options(sampler), *level_options(schedule, chosen.get("timestep_respacing", ""))}
+    idle = {name for name, field in sampling.items() if field.default is None and name not in taken}
+    # Others belong to one choice and begin with its name: apg_eta, dynamic_thresholding_ratio.
+    for menu in ("guidance", "thresholding"):
+        others = tuple(f"{choice}_" for choice in sampling[menu].option.choices if choice != chosen[menu])
+        idle |= {name for name in sampling if name.startswith(others)}
+    return idle
 
 
-def _settings(task: Task, numbers: Mapping[str, Any], choices: Mapping[str, str], respacing: str) -> argparse.Namespace:
-    """As sample.py's parser leaves them, without what the page hides."""
-    settings = {**numbers, **choices, "timestep_respacing": respacing}
-    in_force = options_in_force(choices["sampler"], choices["schedule"], respacing)
-    settings |= dict.fromkeys(name for name in OPTIONAL if name not in in_force)
-    low, high = settings.pop("interval_low"), settings.pop("interval_high")
-    settings["guidance_interval"] = (low or 0.0, math.inf if high is None else high)
-    for name in ("upsampler_sampler", "upsampler_schedule"):
-        settings[name] = settings[name] or None
-    if task != "redraw":
-        settings.pop("strength")
-    own = ("num_images", "candidates", "top_k", "seed")
-    return argparse.Namespace(**{name: value for name, value in settings.items() if name not in own})
+def _base_options(sent: Mapping[str, Any], *, redraw: bool) -> SampleOptions:
+    idle = without_effect(sent) | (set() if redraw else {"strength"})
+    own = {name: sent[name] for name in fields(SampleOptions) if name in sent and name not in idle}
+    low, high = sent["interval_low"], sent["interval_high"]
+    own["guidance_interval"] = (low or 0.0, math.inf if high is None else high)
+    return build(SampleOptions, own)
 
 
-def _number(name: str, value: Any, bound: Bounds) -> Any:
+def _value(field: Field, value: Any) -> Any:
+    choices = field.option.choices
+    if value is None:
+        return field.default
+    if choices:
+        if not isinstance(value, str) or value not in choices:
+            raise GlideError(f"{field.name} must be one of {', '.join(filter(None, choices))}")
+        return value
+    if str in kinds(field):
+        return _text(field.name, value, _LONGEST_TEXT)
+    return _number(field, value)
+
+
+def _number(field: Field, value: Any) -> float | None:
+    """A number within its bounds, from one or from the text of a field; None if it may be blank and is."""
+    name = field.name
     if isinstance(value, str):
-        value = _parsed(name, value)
-    if value is None and bound.blank:
-        return None
+        if not value.strip() and type(None) in kinds(field):
+            return None
+        try:
+            value = float(value[:40])
+        except ValueError:
+            raise GlideError(f"{name} must be a number, not {value[:40]!r}") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise GlideError(f"{name} must be a number")
-    if not bound.low <= value <= bound.high:
-        raise GlideError(f"{name} must be from {bound.low:g} to {bound.high:.10g}, not {value!r:.20}")
-    if not bound.whole:
+    if not field.option.allows(value):
+        raise GlideError(f"{name} must be in {field.option.range}, not {value!r:.20}")
+    if int not in kinds(field):
         return float(value)
     if value != int(value):
         raise GlideError(f"{name} must be a whole number, not {value:g}")
     return int(value)
-
-
-def _parsed(name: str, text: str) -> float | None:
-    """The number in a text field, None if it is blank."""
-    try:
-        return float(text[:40]) if text.strip() else None
-    except ValueError:
-        raise GlideError(f"{name} must be a number, not {text[:40]!r}") from None
-
-
-def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
-    if value is None:
-        return known[0]
-    if not isinstance(value, str) or value not in known:
-        raise GlideError(f"{name} must be one of {', '.join(filter(None, known))}")
-    return value
 
 
 def _text(name: str, value: Any, longest: int) -> str:
@@ -250,18 +240,18 @@ def _text(name: str, value: Any, longest: int) -> str:
         raise GlideError(f"{name} must be text")
     if len(value) > longest:
         raise GlideError(f"{name} has {len(value)} characters: at most {longest}")
-    # A control character cannot be written into the picture file, and a lone surrogate not even encoded.
+    # A control character cannot be written into the image file, and a lone surrogate not even encoded.
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
 
 
-def _needed_pictures(task: Task, values: Mapping[str, Any]) -> tuple[Image.Image | None, Image.Image | None]:
-    picture, mask = values.get("picture"), values.get("mask")
+def _needed_images(task: Task, values: Mapping[str, Any]) -> dict[str, Image.Image]:
+    image, mask = values.get("image"), values.get("mask")
     if task in ("draw", "rank"):
-        return None, None
-    if not isinstance(picture, Image.Image):
-        raise GlideError("there is no picture yet: upload one")
+        return {}
+    if not isinstance(image, Image.Image):
+        raise GlideError("there is no image yet: upload one")
     if task != "inpaint":
-        return picture, None
+        return {"init_image" if task == "redraw" else "image": image}
     if not isinstance(mask, Image.Image) or mask.getextrema() == (255, 255):
-        raise GlideError("nothing is painted yet: paint over what is to be drawn anew")
-    return picture, mask
+        raise GlideError("nothing is painted yet: paint over what is to be inpainted")
+    return {"image": image, "mask": mask}

@@ -1,22 +1,34 @@
-"""Pictures that people upload, and masks that they paint: opened with care, whatever a client sends."""
+"""Images that people upload and masks that they paint: opened with care, whatever a client sends.
+
+A file of 100 KB can keep a decoder busy for minutes, with pixels for a gigabyte. So this is a program too: it opens one
+image in a process of its own, which can be ended and gives its memory back.
+"""
 
 import contextlib
+import io
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops
+import numpy as np
+from PIL import Image
 
-from glide_jax.errors import GlideError
-from glide_jax.ui.opening import open_apart
+from glide_jax.errors import GlideError, run_cli
+from glide_jax.images import UnreadableImage, decode, eight_bits
 
 FILE_SIZE = "20mb"
-# What the folder of uploads and pictures may hold; a small file takes space and an entry too.
+MAX_PIXELS = 25_000_000
+SECONDS = 20.0
+# Models take 256 pixels; what has at least twice as many as this on its shorter side is reduced by a whole factor.
+SIDE = 1024
+# What the folder of uploads and images may hold; a small file takes space and an entry too.
 FOLDER_BYTES = 2_000_000_000
 _SMALL_FILE = 65536
 # What editors have sent ahead of a request, in memory.
-_AHEAD_BYTES, _AHEAD, _LAYERS = 200_000_000, 100, 10
+_AHEAD_BYTES, AHEAD, _LAYERS = 200_000_000, 100, 10
 
 
 def uploaded(path: str | None, folder: str) -> Path:
@@ -71,55 +83,48 @@ def bound_folder(folder: Path, most: int = FOLDER_BYTES) -> None:
                     path.parent.rmdir()
 
 
-def from_editor(value: Mapping[str, Any] | None) -> tuple[Image.Image | None, Image.Image | None]:
-    """The picture in an editor, and its mask: black where something is painted over it, white elsewhere."""
-    picture = None if value is None else value["background"]
-    if value is None or picture is None:
-        return None, None
-    painted = Image.new("L", picture.size, 0)
-    for layer in value["layers"]:
-        painted = ImageChops.lighter(painted, layer.resize(picture.size).getchannel("A"))
-    return picture, painted.point(lambda alpha: 0 if alpha > 32 else 255)
+def open_uploaded(sent: Mapping[str, Any] | bytes | None, folder: str) -> Image.Image | None:
+    """The image in a file that a client uploaded, or in what it sent, as `open_in_child`; None if there is none."""
+    if sent is None:
+        return None
+    return open_in_child(sent if isinstance(sent, bytes) else uploaded(sent["path"], folder))
 
 
-def picture_input(most_pixels: int, **options: Any) -> Any:
-    """A `gr.Image` whose value is an RGBA picture of at most so many pixels."""
-    import gradio as gr  # noqa: PLC0415
+def open_edited(sent: Mapping[str, Any] | None, ahead: MutableMapping[str, Any], folder: str) -> dict[str, Image.Image]:
+    """The "image" in a `gr.ImageEditor` and the "mask" painted over it; nothing if there is none.
 
-    component = gr.Image(type="pil", **options)
-    # Not a subclass: Gradio writes a .pyi file beside the source of each.
-    component.preprocess = lambda sent: None if sent is None else _opened(sent, component.GRADIO_CACHE, most_pixels)
-    return component
-
-
-def mask_editor(most_pixels: int, **options: Any) -> Any:
-    """A `gr.ImageEditor` to paint on a picture; its value has RGBA pictures of the same limits."""
-    import gradio as gr  # noqa: PLC0415
-
-    component = gr.ImageEditor(type="pil", format="png", layers=False, **options)
-
-    def preprocess(sent: Any) -> dict[str, Any] | None:
-        if sent is not None and sent.id is not None:
-            sent = component.blob_storage.pop(sent.id, None)
-        if sent is None or sent.background is None:
-            return None
-        # The page sends one layer; a client might send thousands.
-        layers = [layer for layer in sent.layers if layer is not None][:1]
-        background, *layers = [
-            _opened(file, component.GRADIO_CACHE, most_pixels) for file in (sent.background, *layers)
-        ]
-        return {"background": background, "layers": layers}
-
-    component.preprocess = preprocess
-    component.accept_blobs = _bounded(component.accept_blobs, component.blob_storage)
-    return component
+    Args:
+        sent: what a client sent of the editor: files, or the id of what was sent ahead.
+        ahead: what was sent ahead, by id; what is used is removed.
+        folder: where uploads are.
+    """
+    if sent is not None and sent["id"] is not None:
+        blobs = ahead.pop(sent["id"], None)
+        sent = None if blobs is None else {"background": blobs.background, "layers": blobs.layers}
+    image = None if sent is None else open_uploaded(sent["background"], folder)
+    if sent is None or image is None:
+        return {}
+    # The page sends one layer; a client might send thousands.
+    painted = next((layer for layer in sent["layers"] if layer is not None), None)
+    return {"image": image, "mask": mask_of(image, open_uploaded(painted, folder))}
 
 
-def _bounded(accept: Callable[[Any], None], storage: dict[str, Any]) -> Callable[[Any], None]:
-    """What takes an editor's images ahead of the request that uses them; gradio takes any number and keeps them."""
-    from starlette.exceptions import HTTPException  # noqa: PLC0415
+def mask_of(image: Image.Image, painted: Image.Image | None) -> Image.Image:
+    """A mask of an image's size: black (inpainted) where a layer is painted, white (kept) elsewhere."""
+    if painted is None:
+        return Image.new("L", image.size, 255)
+    return painted.resize(image.size).getchannel("A").point(lambda alpha: 0 if alpha > 32 else 255)
+
+
+def bound_ahead(editor: Any) -> None:
+    """Bounds what clients may send to a `gr.ImageEditor` ahead of requests: gradio takes any number and keeps them."""
+    # Gradio looks this method up by name on the component itself and has no setting for it. A subclass would not do:
+    # gradio writes a .pyi file beside the source of each.
+    accept, ahead = editor.accept_blobs, editor.blob_storage
 
     def accept_blobs(data: Any) -> None:
+        from starlette.exceptions import HTTPException  # noqa: PLC0415
+
         try:
             if data.data["type"] == "composite":  # nobody needs it
                 return
@@ -128,22 +133,64 @@ def _bounded(accept: Callable[[Any], None], storage: dict[str, Any]) -> Callable
             accept(data)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise HTTPException(400, "this is not what an editor sends") from error
-        while len(storage) > _AHEAD or sum(map(_bytes_ahead, storage.values())) > _AHEAD_BYTES:
-            storage.pop(next(iter(storage)))
+        while len(ahead) > AHEAD or sum(map(_bytes_ahead, ahead.values())) > _AHEAD_BYTES:
+            ahead.pop(next(iter(ahead)))
 
     accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
-    return accept_blobs
+    editor.accept_blobs = accept_blobs
 
 
 def _bytes_ahead(sent: Any) -> int:
     return sum(len(each) for each in (sent.background, *sent.layers) if each is not None)
 
 
-def _opened(payload: Any, folder: str, most_pixels: int) -> Image.Image:
-    """What a client sent of a file it uploaded."""
-    import gradio as gr  # noqa: PLC0415
+def open_in_child(source: Path | bytes, most_pixels: int = MAX_PIXELS, seconds: float = SECONDS) -> Image.Image:
+    """`open_upload` in a process of its own.
 
+    Raises:
+        GlideError: as `open_upload`, or it takes longer than `seconds`.
+    """
+    name, content = ("", source) if isinstance(source, bytes) else (str(source.resolve()), b"")
+    command = [sys.executable, "-m", "glide_jax.ui.uploads", name, str(most_pixels)]
     try:
-        return open_apart(payload if isinstance(payload, bytes) else uploaded(payload.path, folder), most_pixels)
-    except GlideError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        done = subprocess.run(
+            command, input=content, capture_output=True, timeout=seconds, cwd=Path(__file__).parents[2], check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise GlideError(f"not a readable image: it takes longer than {seconds:g} s") from error
+    if done.returncode == 0:
+        return Image.fromarray(np.load(io.BytesIO(done.stdout)))
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode == 2 and said.startswith("error: "):
+        raise GlideError(said.removeprefix("error: "))
+    print(f"{said}\nopening an image ended with {done.returncode}", file=sys.stderr, flush=True)
+    raise GlideError("not a readable image: it is damaged")
+
+
+def open_upload(source: str | Path | bytes, most_pixels: int) -> Image.Image:
+    """An image file as RGBA, upright, its shorter side below 2 `SIDE`.
+
+    Raises:
+        GlideError: no image, a damaged one, or one of too many pixels, which is not decoded then.
+    """
+    try:
+        image = eight_bits(decode(source, most_pixels, SIDE).image)
+    except UnreadableImage as error:  # where the file lies is not for everyone to know
+        raise GlideError(f"not a readable image: {error.why}") from error
+    factor = min(image.size) // SIDE
+    return (image.reduce(factor) if factor > 1 else image).convert("RGBA")
+
+
+def main() -> None:
+    """Writes the image of a file, or of the standard input, to the standard output as an array.
+
+    Raises:
+        GlideError: as `open_upload`.
+    """
+    name, most_pixels = sys.argv[1:]
+    image = open_upload(Path(name) if name else sys.stdin.buffer.read(), int(most_pixels))
+    np.save(sys.stdout.buffer, np.asarray(image))
+
+
+if __name__ == "__main__":
+    run_cli(main)

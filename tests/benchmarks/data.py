@@ -25,11 +25,9 @@ import webdataset
 from PIL import Image
 
 from glide_jax.data import DataConfig, open_data, transforms
-from glide_jax.data.draws import generator
-from glide_jax.data.index_cache import Index
-from glide_jax.data.order import Order
-from glide_jax.data.shard_index import ROW, Selection
-from glide_jax.data.webdataset import WebDataset
+from glide_jax.data.order import Order, generator
+from glide_jax.data.shards.index import ROW, Index, Selection
+from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.tokenizer import GlideTokenizer
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "golden" / "photographs"
@@ -108,20 +106,20 @@ def profile(folder: Path) -> dict[str, float]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     source, tokenizer = WebDataset(DataConfig(path=str(folder))), GlideTokenizer()
     samples = [source[i] for i in range(200)]
-    reduced = [transforms.decode_reduced(sample.image, 128) for sample in samples]
+    reduced = [transforms.decode(sample.image, 128) for sample in samples]
     boxes = [transforms.center_box(decoded.width, decoded.height) for decoded in reduced]
     order = Order(len(source), 0)
     stages: dict[str, Callable[[int], object]] = {
         "order": lambda i: order[i],
         "read image and caption": lambda i: source[i],
         "decode in full (for comparison)": lambda i: transforms.decode(samples[i].image),
-        "decode at reduced scale": lambda i: transforms.decode_reduced(samples[i].image, 128),
+        "decode at reduced scale": lambda i: transforms.decode(samples[i].image, 128),
         "crop and resize to 64": lambda i: transforms.resize_crop_reduced(reduced[i], boxes[i], 64),
         "squash from full size (for comparison)": lambda i: full[i % 20].resize((64, 64), Image.Resampling.BICUBIC),
         "tokens": lambda i: tokenizer.padded(samples[i].captions, 128),
         "one keyed random number": lambda i: generator(0, "uncond", i).random(),
     }
-    full = [transforms.decode(sample.image) for sample in samples[:20]]
+    full = [transforms.decode(sample.image).image for sample in samples[:20]]
     return {name: min(_microseconds(stage, len(samples)) for _ in range(3)) for name, stage in stages.items()}
 
 

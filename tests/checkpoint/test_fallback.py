@@ -9,8 +9,8 @@ import pytest
 from glide_jax.checkpoint import CheckpointStore, save_weights
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
-from glide_jax.train.origin import Origin
-from glide_jax.train.run_config import RunConfig
+from glide_jax.train.config import RunConfig
+from glide_jax.train.start import StartPoint
 from tests.parallel.processes import finish, free_port, start
 from tests.tiny.training import MODEL, make_config, make_params, make_program, make_state
 
@@ -38,16 +38,16 @@ def run(written, tmp_path):
     return RunConfig(run_dir=str(tmp_path), model=MODEL, train=make_config())
 
 
-def test_the_step_before_is_gone_on_from_and_the_damaged_one_is_set_aside(run, tmp_path, capfd):
+def test_the_step_before_is_resumed_from_and_the_damaged_one_is_set_aside(run, tmp_path, capfd):
     folder = tmp_path / "checkpoints"
-    origin = Origin.of(run)
-    assert (origin.continues, origin.step, origin.position) == (True, 1, 8)
+    point = StartPoint.of(run)
+    assert (point.step, point.position) == (1, 8)
     error = capfd.readouterr().err
     assert error.startswith(f"checkpoint {folder / '2'} is damaged: state/")
-    assert error.endswith("is not what was written; going on from step 1\n")
+    assert error.endswith("is not what was written; resuming from step 1\n")
     assert {path.name for path in folder.iterdir()} == {"1", "2"}, "another run may have the folder open"
     with CheckpointStore(folder) as store:
-        state = origin.state(make_program(run.train), store)
+        state = point.state(make_program(run.train), store)
     assert int(state["step"]) == 1
     assert {path.name for path in folder.iterdir()} == {"1", "2.damaged"}
 
@@ -55,14 +55,14 @@ def test_the_step_before_is_gone_on_from_and_the_damaged_one_is_set_aside(run, t
 def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew(run, tmp_path):
     (tmp_path / "checkpoints" / "1" / "hashes.json").write_text("")
     with pytest.raises(GlideError, match=r"^checkpoint .*/2 is damaged: .*; so are all others in .*/checkpoints$"):
-        Origin.of(run)
+        StartPoint.of(run)
 
 
 def test_a_checkpoint_without_data_position_is_one_line(run, tmp_path):
     record = {"model": asdict(run.model), "diffusion": asdict(run.diffusion)}
     save_weights(tmp_path / "checkpoints" / "3", {"kernel": jnp.zeros(2)}, record)
     with pytest.raises(GlideError, match=r"^checkpoint 3 of .* is no run's: its record has no data position$"):
-        Origin.of(run)
+        StartPoint.of(run)
 
 
 TWO_PROCESSES = """
@@ -74,15 +74,15 @@ from glide_jax.checkpoint import CheckpointStore
 from glide_jax.errors import GlideError
 from glide_jax.parallel import initialize_from_environment
 initialize_from_environment(sys.argv[2], 2, int(sys.argv[3]))
-from glide_jax.train.origin import Origin
-from glide_jax.train.run_config import RunConfig
+from glide_jax.train.start import StartPoint
+from glide_jax.train.config import RunConfig
 from tests.tiny.training import MODEL, make_config
 
 run = Path(sys.argv[1])
-origin = Origin.of(RunConfig(run_dir=str(run), model=MODEL, train=make_config()))
-assert (origin.step, origin.position) == (1, 8)
+point = StartPoint.of(RunConfig(run_dir=str(run), model=MODEL, train=make_config()))
+assert (point.step, point.position) == (1, 8)
 with CheckpointStore(run / "checkpoints") as store:
-    store.set_aside(origin.damaged)
+    store.set_aside(point.damaged)
     assert store.steps() == [1]
     multihost_utils.sync_global_devices("seen")
     if sys.argv[3] == "0":
@@ -94,7 +94,7 @@ with CheckpointStore(run / "checkpoints") as store:
 """
 
 
-def test_two_processes_go_on_from_one_step_and_notice_together_that_the_folder_is_gone(run, tmp_path):
+def test_two_processes_resume_from_one_step_and_notice_together_that_the_folder_is_gone(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "checkpoints").rename(tmp_path / "run" / "checkpoints")
     address = f"127.0.0.1:{free_port()}"

@@ -15,11 +15,11 @@ def cache_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def encode():
-    """Encodes an array or picture as the bytes of a file."""
+    """Encodes an array or image as the bytes of a file."""
 
-    def encode(picture, file_format="PNG", **options):
+    def encode(image, file_format="PNG", **options):
         file = io.BytesIO()
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         image.save(file, format=file_format, **options)
         return file.getvalue()
 
@@ -50,7 +50,7 @@ def _raw(value):
 
 @pytest.fixture
 def numbered(encode):
-    """Sample i: a 16-pixel picture of the one colour (i, 255 - i, 7), captioned "number i"."""
+    """Sample i: a 16-pixel image of the one colour (i, 255 - i, 7), captioned "number i"."""
 
     def numbered(i, **more):
         pixels = np.broadcast_to(np.array([i, 255 - i, 7], np.uint8), (16, 16, 3)).copy()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from glide_jax.data.check import check, contact_sheet, describe, survey
 from glide_jax.data.config import DataConfig
-from glide_jax.data.pipeline import open_data, open_source
+from glide_jax.data.loader import open_data, open_indexed
 from tests.programs import ROOT, call
 
 
@@ -18,7 +18,7 @@ def check_in_process(*arguments):
 def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, tmp_path):
     faults = {2: {"png": b"damaged"}, 3: {"txt": "word " * 50}}
     write_shard("a.tar", [numbered(i) | faults.get(i, {}) for i in range(20)])
-    write_shard("b.tar", [{"txt": "no picture"}])
+    write_shard("b.tar", [{"txt": "no image"}])
     (tmp_path / "c.tar").write_bytes(b"<html>" * 999)
     sheet = tmp_path / "sheet.png"
     result = subprocess.run(
@@ -29,7 +29,7 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
     assert result.returncode == 0, result.stderr
     rows = {line[:24].strip(): line[24:].split() for line in result.stdout.splitlines()}
     assert result.stdout.startswith("20 usable samples\n")
-    for line in ("left out, missing image: 1", "left out, unreadable shard: 1", "unusable, corrupt picture: 1"):
+    for line in ("left out, missing image: 1", "left out, unreadable shard: 1", "unusable, corrupt image: 1"):
         assert f"  {line}\n" in result.stdout
     assert rows["shorter side, pixels"] == ["16"] * 5
     assert rows["width / height"] == ["1"] * 5
@@ -37,8 +37,8 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
     assert rows["caption, characters"][-1] == "249"
     assert "captions of 32 tokens and more, which are cut: 5.3%" in result.stdout
     assert f"{tmp_path}/c.tar: unreadable shard" in result.stderr
-    with Image.open(sheet) as picture:
-        assert picture.width > 8 * 90
+    with Image.open(sheet) as image:
+        assert image.width > 8 * 90
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
@@ -71,11 +71,11 @@ def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder)
     assert file.stat().st_mtime_ns > before
 
 
-def test_a_survey_of_many_samples_draws_some(write_shard, numbered, monkeypatch):
+def test_a_survey_of_many_samples_reads_some(write_shard, numbered, monkeypatch):
     monkeypatch.setattr("glide_jax.data.check._SURVEYED", 5)
-    source = open_source(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))
+    source = open_indexed(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))
     found = survey(source)
-    assert len(found.widths) == found.drawn == 5
+    assert len(found.widths) == found.read == 5
     assert describe(source, found, 16)[:2] == ["9 usable samples", "5 of them read"]
 
 

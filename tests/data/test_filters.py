@@ -6,7 +6,9 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from glide_jax.data.filters import Facts, FilterConfig, Filters, parse_metadata
+from glide_jax.data.config import FilterConfig
+from glide_jax.data.filters import Facts, Filters
+from glide_jax.data.shards.captions import parse_metadata
 
 LAION = FilterConfig(
     min_size=256,
@@ -21,10 +23,10 @@ GOOD = {"original_width": 512, "original_height": 512, "similarity": 0.31, "NSFW
 
 def facts(metadata=None, caption="a caption", image=b""):
     data = json.dumps(metadata).encode() if isinstance(metadata, dict) else metadata
-    return Facts(partial(parse_metadata, data), lambda: (caption,), lambda: image)
+    return Facts(dict if data is None else partial(parse_metadata, data), lambda: (caption,), lambda: image)
 
 
-def picture(width, height, orientation=1):
+def image(width, height, orientation=1):
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (width, height)).save(file, "JPEG", exif=exif)
@@ -42,7 +44,7 @@ def picture(width, height, orientation=1):
         ({"original_width": 1025}, "aspect ratio"),
         ({"original_height": 1025}, "aspect ratio"),
         # What is no size falls back on the file, which is none here.
-        *(({"original_width": size}, "corrupt picture") for size in (0, -1, None, "unknown", math.nan, 10**400, [])),
+        *(({"original_width": size}, "corrupt image") for size in (0, -1, None, "unknown", math.nan, 10**400, [])),
         ({"similarity": 0.3}, None),
         ({"similarity": 0.2999}, "similarity"),
         ({"similarity": 0.9001}, "similarity"),
@@ -96,16 +98,16 @@ def test_languages_accept_and_reject(metadata, reason):
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (picture(64, 40), None),
-        (picture(64, 39), "too small"),
-        (picture(82, 40), "aspect ratio"),
-        (picture(40, 82), None),
-        (picture(82, 40, orientation=6), None),
-        (picture(40, 82, orientation=6), "aspect ratio"),
-        (b"no picture", "corrupt picture"),
+        (image(64, 40), None),
+        (image(64, 39), "too small"),
+        (image(82, 40), "aspect ratio"),
+        (image(40, 82), None),
+        (image(82, 40, orientation=6), None),
+        (image(40, 82, orientation=6), "aspect ratio"),
+        (b"no image", "corrupt image"),
     ],
 )
-def test_without_metadata_the_picture_is_measured(image, reason):
+def test_without_metadata_the_image_is_measured(image, reason):
     assert Filters(FilterConfig(min_size=40, max_aspect=2.0)).rejection(facts(image=image)) == reason
 
 

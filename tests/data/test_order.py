@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glide_jax.data.order import Order
+from glide_jax.data.order import Order, generator
 
 
 def epoch_of(order, size, epoch):
@@ -24,7 +24,7 @@ def test_epochs_and_seeds_give_different_orders():
 
 
 def test_the_order_never_changes():
-    # A change here would make every interrupted run go on with other data.
+    # A change here would make every interrupted run resume with other data.
     assert [Order(2352, seed=0)[example] for example in (0, 1, 2, 2351, 2352, 10**12)] == [
         790, 1358, 1123, 1466, 141, 551
     ]  # fmt: skip
@@ -59,3 +59,23 @@ def test_a_huge_set_needs_no_table():
     numbers = [order[example] for example in range(10**15, 10**15 + 1000)]
     assert len(set(numbers)) == 1000
     assert min(numbers) < 10**8 < 4.9 * 10**9 < max(numbers) < 5 * 10**9
+
+
+def numbers(*key):
+    return generator(*key).random(64).tolist()
+
+
+def test_a_generator_is_a_function_of_its_key():
+    assert numbers(5, "crop", 7) == numbers(5, "crop", 7)
+
+
+def test_seeds_streams_and_examples_never_share_numbers():
+    keys = [(seed, stream, g) for seed in (0, 1, 2**31 - 1) for stream in ("crop", "hflip") for g in (0, 1, 10**15)]
+    found = [number for key in keys for number in numbers(*key)]
+    assert len(set(found)) == len(found) == 64 * 18
+
+
+def test_the_first_numbers_of_consecutive_examples_are_uniform():
+    first = np.array([generator(0, "uncond", g).random() for g in range(2000)])
+    np.testing.assert_allclose(np.quantile(first, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.04)
+    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.08

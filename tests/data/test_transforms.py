@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from glide_jax.data import transforms
-from glide_jax.data.draws import generator
+from glide_jax.data.order import generator
 from glide_jax.data.source import BadSample
 
 PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "golden" / "photographs").glob("*.jpg"))
@@ -31,7 +31,7 @@ def psnr(a, b):
 
 
 def decoded(data, side=0):
-    return np.asarray(transforms.decode(data, side))
+    return np.asarray(transforms.decode(data, side).image)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -53,7 +53,7 @@ def test_exif_orientation_is_undone(encode, orientation, file_format):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_spoil_the_picture(encode):
+def test_damaged_exif_does_not_spoil_the_image(encode):
     data = encode(smooth(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decoded(data).shape == (16, 16, 3)
 
@@ -83,7 +83,7 @@ def test_palettes_keep_their_colours_and_their_transparency(encode):
     assert tuple(decoded(encode(palette, transparency=2))[1, 1]) == WHITE
 
 
-def test_a_transparent_colour_of_an_rgb_picture_is_white(encode):
+def test_a_transparent_colour_of_an_rgb_image_is_white(encode):
     assert tuple(decoded(encode(halves(left=RED), transparency=RED))[0, 0]) == WHITE
 
 
@@ -104,48 +104,48 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(encode, file_format):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(100)])
-def test_what_is_no_picture_is_corrupt(data):
-    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+def test_what_is_no_image_is_corrupt(data):
+    with pytest.raises(BadSample, match=r"^corrupt image$"):
         transforms.decode(data)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_a_cut_off_picture_is_corrupt(encode, file_format):
+def test_a_cut_off_image_is_corrupt(encode, file_format):
     data = encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), file_format)
-    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+    with pytest.raises(BadSample, match=r"^corrupt image$"):
         transforms.decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("height", [8_500, 9_500])  # below and above Pillow's own limit
 def test_a_bomb_is_refused_before_it_is_decoded(encode, height):
     data = encode(Image.new("1", (10_000, height)))
-    with pytest.raises(BadSample, match=r"^picture too large$"):
+    with pytest.raises(BadSample, match=r"^image too large$"):
         transforms.decode(data)
 
 
 def test_rare_formats_are_not_opened(encode):
-    with pytest.raises(BadSample, match=r"^corrupt picture$"):
+    with pytest.raises(BadSample, match=r"^corrupt image$"):
         transforms.decode(encode(halves(), "PPM"))
 
 
 def test_floats_without_a_known_range_are_refused(encode):
-    with pytest.raises(BadSample, match=r"^picture of floats$"):
+    with pytest.raises(BadSample, match=r"^image of floats$"):
         transforms.decode(encode(np.ones((4, 4), np.float32), "TIFF"))
 
 
 def test_jpegs_are_decoded_small_but_not_too_small(encode):
     data = encode(smooth(400, 640), "JPEG")
-    assert transforms.decode(data).size == (640, 400)
-    assert transforms.decode(data, side=100).size == (160, 100)
-    assert transforms.decode(data, side=101).size == (320, 200)
-    assert transforms.decode(data, side=401).size == (640, 400)
+    assert transforms.decode(data).image.size == (640, 400)
+    assert transforms.decode(data, side=100).image.size == (160, 100)
+    assert transforms.decode(data, side=101).image.size == (320, 200)
+    assert transforms.decode(data, side=401).image.size == (640, 400)
 
 
-def test_scaled_decoding_changes_a_smooth_picture_by_rounding_only(encode):
+def test_scaled_decoding_changes_a_smooth_image_by_rounding_only(encode):
     data = encode(smooth(512, 512), "JPEG", quality=95)
     full, scaled = (
         np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 32)).astype(int)
-        for image in (transforms.decode(data), transforms.decode(data, side=64))
+        for image in (transforms.decode(data).image, transforms.decode(data, side=64).image)
     )
     np.testing.assert_allclose(scaled, full, atol=2)
 
@@ -154,7 +154,7 @@ def test_scaled_decoding_changes_a_smooth_picture_by_rounding_only(encode):
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda path: path.stem)
 def test_scaled_decoding_of_photographs_keeps_38_db(photograph, size):
     data = photograph.read_bytes()
-    whole, reduced = transforms.decode_reduced(data), transforms.decode_reduced(data, 2 * size)
+    whole, reduced = transforms.decode(data), transforms.decode(data, 2 * size)
     box = transforms.center_box(whole.width, whole.height)
     assert (whole.width, whole.height) == (reduced.width, reduced.height) == whole.image.size
     full = whole.image.resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -163,13 +163,13 @@ def test_scaled_decoding_of_photographs_keeps_38_db(photograph, size):
 
 
 def test_most_photographs_are_decoded_at_a_reduced_scale():
-    reductions = [transforms.decode_reduced(path.read_bytes(), 128).reduction for path in PHOTOGRAPHS]
+    reductions = [transforms.decode(path.read_bytes(), 128).reduction for path in PHOTOGRAPHS]
     assert sorted(reductions) == [2, 2, 2, 4]
 
 
-def test_squashing_shows_the_whole_picture(encode):
-    decoded = transforms.decode_reduced(encode(halves(height=24, width=80)))
-    pixels = np.asarray(transforms.resize_crop_reduced(decoded, transforms.whole_box(80, 24), 8))
+def test_squashing_shows_the_whole_image(encode):
+    data = encode(halves(height=24, width=80))
+    pixels = np.asarray(transforms.prepare(data, 8, "squash", resize_ratio=0.8, trim=False))
     assert tuple(pixels[4, 1]) == (200, 30, 60)
     assert tuple(pixels[4, 6]) == (20, 180, 90)
 
@@ -184,7 +184,7 @@ def test_a_white_border_is_trimmed():
     assert transforms.trim_white(white).size == (5, 4)
 
 
-def test_the_low_resolution_picture_by_area_is_the_mean():
+def test_the_low_resolution_image_by_area_is_the_mean():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     means = pixels.reshape(4, 4, 4, 4, 3).mean((1, 3))
     area = np.asarray(transforms.downsample(Image.fromarray(pixels), 4, "area"))
@@ -223,7 +223,7 @@ def test_random_boxes_are_squares_inside_with_the_stated_area(width, height, rat
 def test_a_crop_keeps_the_aspect_ratio(encode):
     y, x = np.mgrid[:60, :120]
     disc = np.where(((x - 59.5) ** 2 + (y - 29.5) ** 2 < 20**2)[..., None], 0, 255).astype(np.uint8).repeat(3, -1)
-    image = transforms.decode(encode(disc))
+    image = transforms.decode(encode(disc)).image
     small = np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 30))[..., 0] < 128
     assert small.any(0).sum() == small.any(1).sum() == 20
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.validation import fixed_examples, open_validation
+from glide_jax.data.loader import fixed_examples, open_validation
 from glide_jax.errors import GlideError
 
 SHAPES = {"image_size": 8, "text_ctx": 6}
@@ -70,10 +70,10 @@ def test_processes_share_the_pass(config):
 def test_an_unusable_sample_has_no_weight_and_is_counted(write_shard, numbered):
     samples = [numbered(i) | ({"png": b"damaged"} if i == 2 else {}) for i in range(5)]
     config = DataConfig(validation_path=str(write_shard("a.tar", samples)), workers=1)
-    data = open_validation(config, batch_size=5, **SHAPES)
-    (batch,) = data
+    (batch,) = open_validation(config, batch_size=5, **SHAPES)
     np.testing.assert_array_equal(batch.arrays["weight"], [1, 1, 0, 1, 1])
-    assert data.report() == {"usable": 5, "read": 5, "corrupt picture": 1}
+    with pytest.raises(GlideError, match=r"1 of 5 samples were unusable \(corrupt image: 1\)"):
+        list(open_validation(replace(config, bad_share=0.0), batch_size=5, **SHAPES))
 
 
 def test_no_validation_path_is_refused(numbered_shards):

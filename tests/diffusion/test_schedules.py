@@ -87,7 +87,7 @@ def test_known_values_of_the_cosine_schedule():
 @pytest.mark.parametrize(
     ("steps", "schedule", "message"),
     [(steps, "linear", "use at least 21") for steps in (1, 2, 7, 20)]
-    + [(steps, "squaredcos_cap_v2", "from 1 to 999999") for steps in (0, -1, 10**12)],
+    + [(steps, "squaredcos_cap_v2", "in [1, 999999]") for steps in (0, -1, 10**12)],
 )
 def test_steps_that_give_no_schedule_are_refused_in_one_line(steps, schedule, message):
     with pytest.raises(GlideError, match=rf"^diffusion\.diffusion_steps .*{steps}.*$") as refusal:

@@ -32,7 +32,7 @@ def test_the_frechet_distance_of_known_gaussians():
     assert frechet(x, y) == pytest.approx(5 + 1 + 0.25, rel=1e-9)
 
 
-def test_fewer_pictures_than_features_are_no_trouble():
+def test_fewer_images_than_features_are_no_trouble():
     x, y = normal(0, 5, 20), normal(1, 7, 20)
     assert np.isfinite(frechet(x, y))
     assert frechet(x, x) == pytest.approx(0, abs=1e-3)
@@ -67,8 +67,8 @@ def test_leaving_groups_out_of_the_kernel_sums_is_computing_without_them():
 
 
 @pytest.mark.parametrize("estimate", [frechet_estimate, kernel_estimate])
-def test_pictures_of_one_prompt_stay_together(estimate):
-    """Copies of one picture tell nothing new: they must not narrow the interval."""
+def test_images_of_one_prompt_stay_together(estimate):
+    """Copies of one image tell nothing new: they must not narrow the interval."""
     x, y = normal(0, 60), normal(1, 200)
     copies = np.repeat(x, 4, axis=0)
     _, low, high = estimate(copies, y, np.arange(240))
@@ -97,9 +97,9 @@ def test_the_interval_of_the_kernel_distance_holds_about_as_often():
 def test_what_cannot_be_measured_is_refused(distance):
     x, broken = normal(0), normal(1)
     broken[3, 2] = np.nan
-    with pytest.raises(GlideError, match="reference pictures are not all numbers"):
+    with pytest.raises(GlideError, match="reference images are not all numbers"):
         distance(x, broken)
-    with pytest.raises(GlideError, match="at least 2 pictures; there are 1 drawn"):
+    with pytest.raises(GlideError, match="at least 2 images; there are 1 generated"):
         distance(x[:1], x)
     with pytest.raises(GlideError, match="cannot be compared"):
         distance(x, normal(0, width=5))

@@ -12,11 +12,9 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.evaluate import Job, NoisedClipScorer
+from glide_jax.evaluate import Job, NoisedClipScorer, PromptRecord, RunFolder, score
 from glide_jax.evaluate.cli import main
-from glide_jax.evaluate.record import PromptRecord, ranked
-from glide_jax.evaluate.run_folder import RunFolder
-from glide_jax.evaluate.scorer import score
+from glide_jax.evaluate.run_folder import ranked
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
 from tests.programs import call
@@ -70,7 +68,7 @@ def test_a_plain_run_has_the_layout_of_glide_finetune(base, tmp_path, capsys):
     assert data["prompts_count"] == 3
     assert data["config"]["seed"] == 7
     assert (folder / "prompt_001" / "prompt.txt").read_text() == "a dog\n"
-    assert "6 pictures of 3 prompts" in capsys.readouterr().out
+    assert "6 images of 3 prompts" in capsys.readouterr().out
     run(base, tmp_path, "--num_images", 2)
     assert (tmp_path / "00001" / "prompt_002" / "image_rank_001.jpg").exists()
 
@@ -129,9 +127,27 @@ def test_an_interrupted_run_goes_on_with_the_same_pictures(reranked, tmp_path, c
     assert (folder / "prompt_000" / "metadata.json").stat().st_mtime_ns == kept
 
 
+def test_a_folder_with_every_flag_in_its_record_is_resumed(reranked, tmp_path):
+    """As folders were begun before only the flags given were recorded, infinite numbers as strings."""
+    folder = tmp_path / "00000"
+    shutil.copytree(reranked, folder)
+    (folder / "prompt_001" / "metadata.json").unlink()
+    written = read(folder / "metadata.json")
+    written["config"] |= {
+        "sampler": "ddim", "schedule": "", "timestep_respacing": "", "eta": None, "rho": None, "guidance_scale": 3.0,
+        "guidance_interval": [0.0, "inf"], "clip_guidance_scale": 0.0, "upsampler_sampler": None, "upsample_temp": None,
+    }  # fmt: skip
+    (folder / "metadata.json").write_text(json.dumps(written))
+    main(["--resume", str(folder), "--guidance_scale", "3"])
+    for name in ("image_rank_001.png", "image_rank_002.png"):
+        assert (folder / "prompt_001" / name).read_bytes() == (reranked / "prompt_001" / name).read_bytes()
+
+
 def test_resuming_with_other_settings_is_refused(reranked):
     with pytest.raises(GlideError, match="--seed is 7 there"):
         main(["--resume", str(reranked), "--seed", "8"])
+    with pytest.raises(GlideError, match="--guidance_scale is None there"):
+        main(["--resume", str(reranked), "--guidance_scale", "2"])
     with pytest.raises(GlideError, match="cannot read"):
         main(["--resume", str(reranked / "prompt_000" / "nothing")])
     with pytest.raises(GlideError, match="not that of an evaluation"):
@@ -213,7 +229,7 @@ def test_a_dry_run_writes_nothing(base, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     out = capsys.readouterr().out
     assert "prompts: 3" in out
-    assert "nothing was drawn or written" in out
+    assert "nothing was generated or written" in out
 
 
 def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
@@ -233,8 +249,8 @@ def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
         (["--clip_rerank", "--clip_top_k", 40], "--clip_top_k 40 must be between 1 and --clip_candidates 32"),
         (["--clip_rerank", "--clip_model", "noised"], "give --clip TEXT IMAGE"),
         (["--checkpoint", "/nowhere"], "no such folder"),
-        (["--prompts", "a cat||a dog"], "empty caption"),
-        (["--batch_size", 0], "--batch_size"),
+        (["--prompts", "a cat||a dog"], "has an empty one"),
+        (["--batch_size", 0], "batch_size must be at least 1"),
         (["--prompts", "a cat|caf\udce9"], r"'caf\\udce9' is no valid Unicode: is the command line in another"),
         (["--negative_prompt", "\ud800"], r"'\\ud800' is no valid Unicode"),
     ],

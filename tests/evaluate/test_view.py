@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from glide_jax.evaluate.job import Job
-from glide_jax.evaluate.record import PromptRecord, ranked
+from glide_jax.evaluate import Job
+from glide_jax.evaluate.run_folder import PromptRecord, ranked
 from glide_jax.evaluate.view import View, device_facts
 
 JOB = Job(("a [bold] cat", "a dog"), num_images=4)
@@ -23,20 +23,20 @@ def record(scores):
     return PromptRecord(JOB.prompts[0], 0, "clip" if scores else None, {}, candidates)
 
 
-def draw_everything(view):
+def show_everything(view):
     view.facts("evaluation", {"checkpoint": "runs/[x]", **device_facts()})
     batches = JOB.batches(4, {0, 1})
-    with view.drawing(JOB, batches, evaluations=10) as drawing:
+    with view.generating(JOB.prompts, JOB.num_images, batches, evaluations=10) as bars:
         for batch in batches:
             for _ in range(2):
-                drawing.advance(batch, 5)
+                bars.advance(batch, 5)
             view.results(record(SCORES), of=2)
     return view.console.file.getvalue()
 
 
 def test_a_terminal_gets_tables_and_bars_for_all_and_for_the_prompt_at_work(terminal):
-    shown = draw_everything(View(terminal))
-    for text in ("│ checkpoint", "runs/[x]", "(cpu)", "all prompts", "1/2 a [bold] cat", "2/2 a dog", "8/8 pictures"):
+    shown = show_everything(View(terminal))
+    for text in ("│ checkpoint", "runs/[x]", "(cpu)", "all prompts", "1/2 a [bold] cat", "2/2 a dog", "8/8 images"):
         assert text in shown
     ranks = [line.split("│")[1:4] for line in shown.splitlines() if line.startswith(("│ 1 ", "│ 2 "))]
     assert [[cell.strip() for cell in rank] for rank in ranks[:2]] == [["1", "0.4000", "1"], ["2", "0.3000", "3"]]
@@ -44,9 +44,9 @@ def test_a_terminal_gets_tables_and_bars_for_all_and_for_the_prompt_at_work(term
 
 def test_elsewhere_there_are_plain_lines(capfd):
     view = View(Console(file=io.StringIO(), width=60, highlight=False))
-    shown = draw_everything(view)
+    shown = show_everything(view)
     assert "checkpoint: runs/[x]\n" in shown
-    assert "prompt 1/2: 2 of 4 kept, best 0.4000 (picture 1): a [bold] cat\n" in shown
+    assert "prompt 1/2: 2 of 4 kept, best 0.4000 (image 1): a [bold] cat\n" in shown
     assert "│" not in shown
     assert "evaluations 80/80" in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The page of the runs that tests start: the model and the training step that other tests compile too."""
+"""The configuration of the runs that tests start: the model and the training step that other tests compile too."""
 
 from dataclasses import asdict
 

@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_and_then_told_to_stop_goes_on_bit_for_bit(tmp_path
     stopped = max(complete_steps(run_dir / "checkpoints"))
     assert stopped < 300
     said = capsys.readouterr().out
-    assert f"stopped by SIGTERM after {stopped} updates; run the same command to go on" in said
+    assert f"stopped by SIGTERM after {stopped} steps; run the same command to resume" in said
     assert updates(run_dir) == count + stopped - 3
 
     end = f"--config.train.max_steps={stopped + 1}"
@@ -131,7 +131,7 @@ def test_a_run_that_only_skips_stops_with_its_state_and_its_examples_kept(tmp_pa
     run_dir = tmp_path / "run"
     given = [f"--config.init_from={tmp_path / 'broken'}", "--config.train.max_skipped_updates=1"]
     assert train(run_dir, *given, "--config.train.max_steps=6") == 2
-    assert "2 updates in a row were skipped" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "2 steps in a row were skipped" in capsys.readouterr().err.strip().splitlines()[-1]
     lines = [json.loads(line) for line in (run_dir / "skipped.jsonl").read_text().splitlines()]
     assert len(lines) >= 2
     assert all(len(line["index"]) == len(line["captions"]) == 8 for line in lines)

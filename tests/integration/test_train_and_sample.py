@@ -29,7 +29,7 @@ def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_
         assert train(tmp_path, *given, "--config.train.max_steps=300") == 128 + signal.SIGINT
     stopped = max(losses(tmp_path))
     assert stopped < 300
-    assert f"stopped by SIGINT after {stopped} updates; run the same command to go on" in capsys.readouterr().out
+    assert f"stopped by SIGINT after {stopped} steps; run the same command to resume" in capsys.readouterr().out
     assert losses(tmp_path)[1] != losses(whole_run)[1]
     # It goes on to the end, and still knows the beginning.
     last = stopped + 2
@@ -39,7 +39,7 @@ def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_
     assert sorted(found) == [0, last]
     assert found[0] == pytest.approx(log(whole_run, "validation_mse")[6], rel=1e-5)
     assert f"validation loss {found[0]:.4f} before, {found[last]:.4f} after" in out
-    assert f"done: {last} updates; before_after.png and the grids are in" in out
+    assert f"done: {last} steps; before_after.png and the sample grids are in" in out
     names = ("data_00000000", "grid_00000000", f"grid_{last:08}")
     sheets = [Image.open(tmp_path / "samples" / f"{name}.png") for name in names]
     both = np.asarray(Image.open(tmp_path / "samples" / "before_after.png"))
@@ -122,7 +122,7 @@ def test_faulty_shards_are_counted_and_do_not_end_training(kind, tmp_path, capsy
     assert train(tmp_path / "run", *data, "--config.train.max_steps=4") == 0
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert set(last) - {"step", "time", "data/usable", "data/read"}, f"the fault is not in the counters {last}"
-    assert "samples left out: " in capsys.readouterr().out
+    assert "skipped samples: " in capsys.readouterr().out
 
 
 def assert_one_clear_line(code, expected, capsys):
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_loses_no_step(tmp_path, capsys, full, shown
     code = train(tmp_path, *steps)
     (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved == 2
-    assert_one_clear_line(code, f"{tmp_path}/{shown}; all 2 updates are saved", capsys)
+    assert_one_clear_line(code, f"{tmp_path}/{shown}; all 2 steps are saved", capsys)
     full.unlink(missing_ok=True)
     assert train(tmp_path, *steps) == 0
     assert min(set(losses(tmp_path)) - {1, 2}) == saved + 1

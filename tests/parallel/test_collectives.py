@@ -1,4 +1,4 @@
-from glide_jax.parallel.collectives import collective_bytes
+from tests.parallel.collectives import collective_bytes
 
 HLO = """
   %all-gather.1 = f32[64,128]{1,0} all-gather(f32[8,128]{1,0} %p), channel_id=1

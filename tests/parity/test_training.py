@@ -11,9 +11,8 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import OptimizerConfig, TrainConfig
-from glide_jax.train.draws import Draws
-from glide_jax.train.optimizer import make_optimizer
-from glide_jax.train.step import make_train_step, state_from_params
+from glide_jax.train.state import make_optimizer, state_from_params
+from glide_jax.train.step import StepNoise, make_train_step
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
 
 STEPS = 3
@@ -37,10 +36,10 @@ def make_batch(kind, model):
     return jax.tree.map(jnp.asarray, batch)
 
 
-def injected_draws(kind, golden, side):
+def injected_noise(kind, golden, side):
     t = jnp.stack([jnp.asarray(golden[f"t|{i}"], jnp.int32) for i in range(STEPS)])
     noise = jnp.stack([draw_image(f"training/{kind}/noise/{i}", (2, 3, side, side)) for i in range(STEPS)])
-    return lambda step, index, shape: Draws(t[step], noise[step], None, jax.random.split(jax.random.key(0), 2))
+    return lambda step, index, shape: StepNoise(t[step], noise[step], None, jax.random.split(jax.random.key(0), 2))
 
 
 def torch_leaves(tree, model):
@@ -59,12 +58,12 @@ def test_three_steps_equal_the_reference(kind):
     model = Glide(model_config("tiny", kind, num_channels=64))
     schedule = Schedule.from_config(DiffusionConfig(noise_schedule=SCHEDULES[kind]))
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    draws = injected_draws(kind, golden, model.config.image_size)
+    noise_fn = injected_noise(kind, golden, model.config.image_size)
     batch = make_batch(kind, model)
     state = state_from_params(jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}")), optimizer)
 
     step = jax.jit(
-        make_train_step(model, schedule, TrainConfig(optimizer=OPTIMIZER), optimizer, draws), donate_argnums=0
+        make_train_step(model, schedule, TrainConfig(optimizer=OPTIMIZER), optimizer, noise_fn), donate_argnums=0
     )
     for i in range(STEPS):
         state, metrics = step(state, batch)

@@ -24,12 +24,12 @@ BUNDLED = "checkpoints/emoji/upsample"
 def test_the_bundled_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = parse_with_bundled(parser(), given)
-    assert (base_options(args).solver.sampler, upsampler_options(args).strength) == (sampler, strength)
+    assert (base_options(vars(args)).solver.sampler, upsampler_options(vars(args)).strength) == (sampler, strength)
 
 
 def test_images_say_how_they_were_enlarged_if_they_were():
     args = parser().parse_args(["--sampler", "euler_a", "--upsampler_strength", "0.5", "--upsample_temp", "0.9"])
-    options, up_options = base_options(args), upsampler_options(args)
+    options, up_options = base_options(vars(args)), upsampler_options(vars(args))
     alone = {"sampler": "euler_a", "num_steps": "50", "schedule": "leading", "guidance_scale": "3.0"}
     assert metadata(options, None) == alone
     enlarged = {"upsampler_strength": "0.5", "upsample_temp": "0.9"}
@@ -39,7 +39,7 @@ def test_images_say_how_they_were_enlarged_if_they_were():
 
 def test_every_sampling_option_is_there_for_the_upsampler_too():
     args = parser().parse_args(["--upsampler_eta", "0.5", "--upsampler_num_steps", "9"])
-    options = upsampler_options(args)
+    options = upsampler_options(vars(args))
     assert (options.solver.eta, options.levels.num_steps) == (0.5, 9)
     assert options.levels.timestep_respacing == "", "steps take the place of fast27"
     assert options.temperature == 0.997

@@ -10,9 +10,8 @@ import numpy as np
 from glide_jax.models import Glide
 from glide_jax.parallel import make_mesh, put_batch
 from glide_jax.tokenizer import GlideTokenizer
-from glide_jax.train.config import OptimizerConfig, TrainConfig
+from glide_jax.train.config import OptimizerConfig, RunConfig, TrainConfig
 from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
 from tests.tiny.models import BASE, random_weights
 
 MODEL = replace(BASE, dropout=0.1)

@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from glide_jax.parallel import ParallelConfig, collective_bytes, make_mesh, put_batch
+from glide_jax.parallel import ParallelConfig, make_mesh, put_batch
+from glide_jax.train.config import RunConfig
 from glide_jax.train.program import Program
-from glide_jax.train.run_config import RunConfig
+from tests.parallel.collectives import collective_bytes
 from tests.tiny.training import MODEL, make_batch, make_config, make_params
 
 

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from glide_jax.train.flops import PEAK_FLOPS, peak_flops, step_flops
-from glide_jax.train.goodput import Goodput
-from glide_jax.train.meter import Meter
+from glide_jax.train.meter import PEAK_FLOPS, Goodput, Meter, peak_flops, step_flops
 from tests.tiny.training import MODEL, compiled_step, make_config
 
 
@@ -45,7 +43,7 @@ def test_three_updates_by_hand():
     assert goodput.productive == pytest.approx(6.0 - 0.75)
     assert goodput.share(now=21.0) == pytest.approx(0.25)
     assert (figures["mse_q0"], figures["mse_q2"], figures["mse_q3"]) == (0.5, 2.0, 4.0)
-    assert "mse_q1" not in figures  # no picture had such a timestep
+    assert "mse_q1" not in figures  # no image had such a timestep
 
 
 def test_a_skipped_update_takes_time_but_is_no_good():
@@ -65,9 +63,8 @@ def test_a_skipped_update_takes_time_but_is_no_good():
     assert "loss" not in meter.read()
 
 
-def test_goodput_goes_on_from_a_record():
-    assert Goodput.from_record({"first_start": 10.0, "productive": 5.0}).share(now=30.0) == 0.25
-    assert Goodput.from_record(None).productive == 0.0
+def test_goodput_resumes_from_a_record():
+    assert Goodput(first_start=10.0, productive=5.0).share(now=30.0) == 0.25
 
 
 def test_peak_of_a_device():
@@ -86,7 +83,7 @@ def test_micro_batches_do_not_change_the_flops_of_a_step():
 
     whole = flops(1)
     embedding = 50257 * MODEL.xf_width  # nearly all parameters of so small a model
-    # Optimizer and average, some 50 FLOPs a parameter, are counted four times.
+    # Optimizer and EMA, some 50 FLOPs a parameter, are counted four times.
     assert 0 <= flops(4) - whole < 3 * 60 * 1.2 * embedding
     # At least the 3 x 3 convolutions, forward and twice backward: 5 of them in and out of 2 + 1 + 2 blocks.
     assert whole > 3 * 2 * 8 * 64 * (2 * 5 * 9 * 32 * 32)

@@ -1,11 +1,11 @@
-"""Preview grids: drawn pictures for captions; given, drawn and true ones side by side where pictures are given."""
+"""Sample grids: images for captions; what was given, the sample and the ground truth where images are given."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from glide_jax.data.batch import Shapes, empty_batch
+from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, SampleOptions
 from glide_jax.train.config import PreviewConfig
@@ -28,11 +28,11 @@ def examples(low_res):
     ("changes", "columns"),
     [({}, 1), ({"inpaint": True}, 3), ({"super_res": True, "low_res_size": 4, "inpaint": True}, 4)],
 )  # fmt: skip
-def test_what_was_given_drawn_and_true(changes, columns):
+def test_what_was_given_the_sample_and_the_ground_truth(changes, columns):
     model = random_model(replace(BASE, **changes))
     batch = examples(4 if "super_res" in changes else None)
     previews = Previews(model.stage, PreviewConfig(options=OPTIONS), batch)
-    sheet = previews.draw(model.params)
+    sheet = previews.sample(model.params)
     cell = sheet[4:, 4:]
     factor = 96 // SIDE
     first = cell[: SIDE * factor : factor, : SIDE * columns * factor : factor]
@@ -40,12 +40,12 @@ def test_what_was_given_drawn_and_true(changes, columns):
     if columns > 1:
         np.testing.assert_array_equal(first[:, -SIDE:], batch.arrays["image"][0])
     if "inpaint" in changes:
-        seen, drawn = first[:, -3 * SIDE : -2 * SIDE], first[:, -2 * SIDE : -SIDE]
+        seen, sample = first[:, -3 * SIDE : -2 * SIDE], first[:, -2 * SIDE : -SIDE]
         known = (seen == batch.arrays["image"][0]).all(axis=-1)
         assert 0.1 < known.mean() < 1
-        assert (np.abs(drawn[known].astype(int) - seen[known]) <= 1).all()
+        assert (np.abs(sample[known].astype(int) - seen[known]) <= 1).all()
         assert (seen[~known] == 128).all()
-    assert (previews.draw(model.params) == sheet).all()
+    assert (previews.sample(model.params) == sheet).all()
 
 
 def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
@@ -54,12 +54,12 @@ def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
         upsampler=save_model(tmp_path / "up", UPSAMPLER), upsampler_strength=strength, options=OPTIONS
     )
     base = random_model()
-    sheet = Previews(base.stage, config, examples(None), load_preview_upsampler(config, BASE)).draw(base.params)
+    sheet = Previews(base.stage, config, examples(None), load_preview_upsampler(config, BASE)).sample(base.params)
     pipeline, options = Pipeline(base, random_model(UPSAMPLER)), {"strength": strength}
-    drawn = pipeline(["a cat", "a dog"], num_steps=2, guidance_scale=1.0, upsampler_options=options)
+    expected = pipeline(["a cat", "a dog"], num_steps=2, guidance_scale=1.0, upsampler_options=options)
     first = sheet[4:, 4:][:96:6, :192:6]
-    np.testing.assert_array_equal(first[::2, : 2 * SIDE : 2], drawn.small[0])
-    assert (np.abs(first[:, 2 * SIDE :].astype(int) - drawn.images[0]) <= 1).all()
+    np.testing.assert_array_equal(first[::2, : 2 * SIDE : 2], expected.small[0])
+    assert (np.abs(first[:, 2 * SIDE :].astype(int) - expected.images[0]) <= 1).all()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,21 @@
-"""The compiled training step: the state is donated, nothing is moved unasked, one program serves every batch."""
+"""The compiled training step, the memory that its state takes, and models of other sizes than the published."""
+
+import importlib
+import re
+from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
 
-from glide_jax.parallel import put_batch
+from glide_jax.config import from_ml_collections
+from glide_jax.models import ModelConfig
+from glide_jax.parallel import ParallelConfig, bytes_per_device, make_mesh, put_batch, state_shardings, with_shardings
+from glide_jax.sample import Inputs, SampleOptions, Stage
+from glide_jax.train import RunConfig
+from glide_jax.train.program import Program
+from tests.parallel.processes import ROOT
 from tests.tiny.training import compiled_step, make_batch, make_config, make_program, make_state
 
 CONFIG = make_config()
@@ -29,3 +41,54 @@ def test_the_abstract_batch_is_what_the_data_package_makes():
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in expected.items()
     }
+
+
+ROWS = re.findall(
+    r"^\| `(\w+)` \| (\d+) x (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+    (ROOT / "docs" / "training.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("page", ["glide_base", "glide_upsample"])
+def test_megabytes_on_each_device(page):
+    config = from_ml_collections(importlib.import_module(f"configs.{page}").get_config())
+    state = Program(config, make_mesh(config.parallel)).abstract_state
+    rows = [row for row in ROWS if row[0] == page]
+    assert len(rows) >= 4
+    for _, data, fsdp, *figures in rows:
+        mesh = AbstractMesh((int(data), int(fsdp)), ("data", "fsdp"))
+        placed = with_shardings(state, state_shardings(state, mesh))
+        sizes = [bytes_per_device(placed[part]) for part in ("params", "ema", "opt")]
+        assert figures == [f"{size / 1e6:.0f}" for size in (*sizes, sum(sizes))], (data, fsdp)
+
+
+SMALL = ModelConfig(
+    image_size=128, num_channels=32, num_res_blocks=1, channel_mult=(1, 1), attention_resolutions=(),
+    num_head_channels=16, dropout=0.0, text_ctx=4, xf_width=16, xf_layers=1, xf_heads=1, resblock_updown=False,
+    super_res=True, low_res_size=64,
+)  # fmt: skip
+SIZES = {
+    "96": replace(SMALL, image_size=96, super_res=False, low_res_size=0),
+    "256 to 512": replace(SMALL, image_size=512, low_res_size=256, channel_mult=(1, 1, 1, 1, 1)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_one_step_and_one_image(name):
+    model = SIZES[name]
+    program = Program(RunConfig(model=model, train=replace(make_config(), batch_size=1)), make_mesh(ParallelConfig()))
+    random = np.random.RandomState(0)
+    batch = {
+        key: random.randint(0, 256, leaf.shape).astype(leaf.dtype) for key, leaf in program.abstract_batch().items()
+    }
+    assert batch["image"].shape == (1, model.image_size, model.image_size, 3)
+    state, metrics = program.compile()(program.fresh_state(), batch)
+    assert np.isfinite(float(metrics["loss"]))
+    low_res = random.uniform(-1, 1, (1, model.low_res_size, model.low_res_size, 3)) if model.super_res else None
+    image = Stage(program.model, program.config.diffusion).sample(
+        state["params"], Inputs(["a cat"], [0], low_res=low_res), SampleOptions(num_steps=1, guidance_scale=1.0)
+    )
+    assert image.shape == (1, model.image_size, model.image_size, 3)
+    assert np.isfinite(jax.device_get(image)).all()

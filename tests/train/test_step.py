@@ -1,10 +1,14 @@
-"""One update: what moves, in which type, and how closely bfloat16 follows float32."""
+"""One step: what moves, in which type; bfloat16 beside float32, micro-batches beside the whole, random numbers."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from glide_jax.errors import GlideError
+from glide_jax.train.config import TrainConfig
+from glide_jax.train.step import training_noise, validation_noise
 from tests.tiny.training import make_batch, make_config, make_program, make_state, updated
 
 FLOAT32, BFLOAT16 = make_config(), make_config(dtype="bfloat16")
@@ -59,3 +63,56 @@ def test_validation_counts_real_images_only():
     (total, count), (first, one), (second, _) = validated(1.0, 1.0), validated(1.0, 0.0), validated(0.0, 1.0)
     assert (count, one) == (2, 1)
     np.testing.assert_allclose(total, first + second, rtol=1e-5)
+
+
+def test_four_micro_batches_equal_the_whole_batch():
+    configs = [make_config(gradient_accumulation_steps=steps) for steps in (1, 4)]
+    (whole, expected), (split, metrics) = (updated(config, make_state(config), make_batch()) for config in configs)
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
+    assert int(split["step"]) == int(whole["step"]) == 1
+    for tree in ("params", "ema"):
+        for a, b in zip(jax.tree.leaves(split[tree]), jax.tree.leaves(whole[tree]), strict=True):
+            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    refusal = r"batch_size 8 cannot be split into train.gradient_accumulation_steps=3 equal micro-batches: use 6 or 9$"
+    with pytest.raises(GlideError, match=refusal):
+        TrainConfig(batch_size=8, gradient_accumulation_steps=3)
+
+
+SHAPE = (4, 4, 3)
+
+
+def test_random_numbers_of_an_example_do_not_depend_on_its_batch():
+    noise_fn = jax.jit(training_noise(3, 1000), static_argnums=2)
+    together = noise_fn(jnp.int32(7), jnp.arange(5, 9), SHAPE)
+    alone = noise_fn(jnp.int32(7), jnp.array([6]), SHAPE)
+    np.testing.assert_array_equal(together.noise[1], alone.noise[0])
+    assert together.t[1] == alone.t[0]
+    np.testing.assert_array_equal(
+        jax.random.key_data(together.dropout_keys)[1], jax.random.key_data(alone.dropout_keys)[0]
+    )
+
+
+def test_seed_step_and_example_all_matter():
+    def first(seed, step, example):
+        return training_noise(seed, 1000)(jnp.int32(step), jnp.array([example]), SHAPE).noise[0, 0, 0, 0]
+
+    assert len({float(first(*case)) for case in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
+
+
+def test_every_timestep_comes_equally_often():
+    t = np.asarray(training_noise(0, 10)(jnp.int32(0), jnp.arange(20_000), ()).t)
+    counts = np.bincount(t, minlength=10)
+    assert len(counts) == 10  # the last timestep too
+    np.testing.assert_allclose(counts, 2000, atol=200)
+
+
+def test_validation_noise_cover_the_timesteps_evenly_and_never_changes():
+    noise_fn = validation_noise(1000)
+    first, again = (noise_fn(jnp.int32(step), jnp.arange(64), SHAPE) for step in (0, 5))
+    np.testing.assert_array_equal(first.noise, again.noise)
+    assert np.abs(np.histogram(first.t, bins=8, range=(0, 1000))[0] - 8).max() <= 1
+    assert first.dropout_keys is None

@@ -48,7 +48,7 @@ class Page:
     def open(self):
         self.browser.get(self.address)
         self.wait(lambda: self.all("#prompt textarea") and self.all("#go-draw"))
-        self.wait(lambda: "will appear" in self.status)
+        self.wait(lambda: "Images will appear here." in self.status)
 
     def all(self, css):
         return self.browser.find_elements("css selector", css)
@@ -80,7 +80,7 @@ class Page:
 
     @property
     def sources(self):
-        return [image.get_attribute("src") for image in self.all("#pictures .grid-wrap img, #pictures .preview img")]
+        return [image.get_attribute("src") for image in self.all("#images .grid-wrap img, #images .preview img")]
 
     def type(self, css, text):
         field = self.one(css)
@@ -114,24 +114,24 @@ def pixels(source):
 
 def test_generate_see_the_seed_and_use_it_again(page):
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 2)
+    page.number("Images", 2)
     page.number("Steps", 4)
     page.one("#go-draw").click()
     first = page.finish()
-    assert [picture.shape for picture in first] == [(8, 8, 3)] * 2
+    assert [image.shape for image in first] == [(8, 8, 3)] * 2
     seed = page.one("#seed-used input, #seed-used textarea").get_attribute("value")
     page.one("#seed-again").click()
     page.wait(lambda: page.one("#seed input, #seed textarea").get_attribute("value") == seed)
-    # One picture now, so that the page shows when it is done: the same picture has the same address.
-    page.number("Pictures", 1)
+    # One image now, so that the page shows when it is done: the same image has the same address.
+    page.number("Images", 1)
     page.one("#go-draw").click()
-    page.wait(lambda: page.status.startswith("1 picture "))
+    page.wait(lambda: page.status.startswith("1 image "))
     np.testing.assert_array_equal(page.finish(), first[:1])
 
 
-def draw_one_at_once(page):
+def generate_one_at_once(page):
     """What was stopped before does not hold it up."""
-    page.number("Pictures", 1)
+    page.number("Images", 1)
     page.number("Steps", 4)
     begun = time.monotonic()
     page.one("#go-draw").click()
@@ -141,10 +141,10 @@ def draw_one_at_once(page):
 
 def test_cancel_stops_it_and_the_next_one_runs(page):
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 8)
+    page.number("Images", 8)
     page.number("Steps", 250)
     page.one("#go-draw").click()
-    previews = page.wait(lambda: "Drawing" in page.status and page.sources)
+    previews = page.wait(lambda: "Generating" in page.status and page.sources)
     page.wait(lambda: page.sources and page.sources != previews)  # it is live
     page.one("#stop").click()
     page.wait(lambda: "Stopped" in page.status)
@@ -152,23 +152,23 @@ def test_cancel_stops_it_and_the_next_one_runs(page):
     time.sleep(1)
     assert "Stopped" in page.status
     assert page.sources == shown
-    draw_one_at_once(page)
+    generate_one_at_once(page)
 
 
 def test_inpaint_where_it_is_painted(page, tmp_path):
     from selenium.webdriver import ActionChains
 
     rows = np.linspace(0, 255, 320).astype(np.uint8)
-    picture = np.broadcast_to(rows[:, None, None], (320, 320, 3))
-    Image.fromarray(picture).save(tmp_path / "picture.png")
+    image = np.broadcast_to(rows[:, None, None], (320, 320, 3))
+    Image.fromarray(image).save(tmp_path / "image.png")
     page.choose("Base model", "inpaint (8 px, inpainting)")
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 1)
+    page.number("Images", 1)
     page.number("Steps", 4)
     page.tab("Inpaint")
     page.wait(lambda: page.all("#editor button[aria-label='Upload']"))
     time.sleep(1)  # the editor shows its buttons before it listens
-    page.one("#editor input[type=file]").send_keys(str(tmp_path / "picture.png"))
+    page.one("#editor input[type=file]").send_keys(str(tmp_path / "image.png"))
     page.wait(lambda: page.all("#editor button[aria-label='Brush Size']"))
     canvas = page.one("#editor canvas")
     ActionChains(page.browser).move_to_element(canvas).click_and_hold().move_by_offset(30, 0).move_by_offset(
@@ -176,7 +176,7 @@ def test_inpaint_where_it_is_painted(page, tmp_path):
     ).release().perform()
     page.one("#go-inpaint").click()
     [result] = page.finish()
-    kept = np.asarray(Image.fromarray(picture).resize((8, 8), Image.Resampling.BICUBIC))
+    kept = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BICUBIC))
     changed = np.abs(result.astype(int) - kept).max(-1) > 1
     assert 2 <= changed.sum() < 20
     assert changed[3:5, 4:6].mean() > 0.7
@@ -184,16 +184,16 @@ def test_inpaint_where_it_is_painted(page, tmp_path):
 
 
 def test_a_bad_upload_is_said_in_one_line(page, tmp_path):
-    (tmp_path / "picture.png").write_bytes(b"no picture at all")
+    (tmp_path / "image.png").write_bytes(b"no image at all")
     page.type("#prompt textarea", "a cat")
-    page.tab("Picture")
-    page.one("#init-image input[type=file]").send_keys(str(tmp_path / "picture.png"))
+    page.tab("Image to image")
+    page.one("#init-image input[type=file]").send_keys(str(tmp_path / "image.png"))
     time.sleep(1)
     page.one("#go-redraw").click()
-    page.wait(lambda: "cannot read this image" in page.toasts)
-    page.wait(lambda: page.status == "Not drawn.")
-    page.tab("Text")
-    page.number("Pictures", 1)
+    page.wait(lambda: "not a readable image" in page.toasts)
+    page.wait(lambda: page.status.startswith("Failed: not a readable image"))
+    page.tab("Text to image")
+    page.number("Images", 1)
     page.number("Steps", 4)
     page.one("#go-draw").click()
     assert len(page.finish()) == 1
@@ -205,30 +205,30 @@ def test_a_model_that_cannot_be_loaded_is_not_chosen(page):
     page.wait(lambda: page.one("input[aria-label='Base model']").get_attribute("value") == "models/base (8 px)")
 
 
-def test_reloading_ends_the_drawing_and_starts_afresh(page):
+def test_reloading_ends_the_request_and_starts_afresh(page):
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 8)
+    page.number("Images", 8)
     page.number("Steps", 250)
     page.one("#go-draw").click()
-    page.wait(lambda: "Drawing" in page.status)
+    page.wait(lambda: "Generating" in page.status)
     page.open()
     assert not page.sources
     page.type("#prompt textarea", "a dog")
-    draw_one_at_once(page)
+    generate_one_at_once(page)
 
 
 def test_a_second_person_waits_and_may_go_without_disturbing_the_first(page, browser, app):
     page.type("#prompt textarea", "a cat")
-    page.number("Pictures", 5)
+    page.number("Images", 5)
     page.number("Steps", 250)
     page.one("#go-draw").click()
-    page.wait(lambda: "Drawing" in page.status)
+    page.wait(lambda: "Generating" in page.status)
     first = browser.current_window_handle
     browser.switch_to.new_window("tab")
     second = Page(browser, app)
     second.type("#prompt textarea", "a dog")
     second.one("#go-draw").click()
-    second.wait(lambda: "Waiting for its turn" in second.status)
+    second.wait(lambda: "Queued…" in second.status)
     second.one("#stop").click()
     second.wait(lambda: "Stopped" in second.status)
     browser.close()

@@ -22,20 +22,25 @@ def concurrently(*calls):
     return results
 
 
-def picture(value):
+def ended(job):
+    job.thread.join(10)
+    return not job.thread.is_alive()
+
+
+def image(value):
     return [np.full((2, 2, 3), value, np.uint8)]
 
 
 def test_reports_come_in_order_and_add_up():
     def work(report):
         for value in range(5):
-            report(2, picture(value))
+            report(2, image(value))
         return "done"
 
     job = Job(work)
     news = list(job.progress())
     assert [each.done for each in news] == [2, 4, 6, 8, 10]
-    assert [each.pictures[0][0, 0, 0] for each in news] == [0, 1, 2, 3, 4]
+    assert [each.images[0][0, 0, 0] for each in news] == [0, 1, 2, 3, 4]
     assert job.result == "done"
 
 
@@ -53,7 +58,7 @@ def test_a_stop_ends_the_work_at_its_next_report():
 
     def work(report):
         for value in range(100):
-            report(1, picture(value))
+            report(1, image(value))
             reported.append(value)
             go_on.wait(10)
 
@@ -62,7 +67,7 @@ def test_a_stop_ends_the_work_at_its_next_report():
     next(progress)
     progress.close()
     go_on.set()
-    assert job.join(10)
+    assert ended(job)
     assert reported == [0]
 
 
@@ -93,6 +98,6 @@ def test_one_has_the_device_at_a_time_and_a_waiting_one_can_be_stopped():
     holding, waiting = first.progress(), second.progress()
     next(holding), next(waiting)
     waiting.close()
-    assert second.join(10)
+    assert ended(second)
     release.set()
     list(holding)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.ui.request import Limits, request_fields
 from tests.ui.test_jobs import concurrently
 
 
@@ -25,7 +26,7 @@ def post(url, content, kind="application/json", **headers):
 
 
 def call(app, task="draw", **values):
-    """The last of an endpoint's outputs: status, seed, pictures, download."""
+    """The last of an endpoint's outputs: status, seed, images, download."""
     sent = {"base": "models/base", "prompt": "a cat", "num_images": 1, "num_steps": 4, "seed": "1"} | values
     event = post(f"{app}/gradio_api/call/v2/{task}", json.dumps(sent).encode())["event_id"]
     with urllib.request.urlopen(f"{app}/gradio_api/call/{task}/{event}", timeout=120) as stream:
@@ -44,8 +45,8 @@ def fetched(file):
         return answer.read()
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(Image.open(io.BytesIO(fetched(each["image"])))) for each in pictures])
+def pixels(images):
+    return np.stack([np.asarray(Image.open(io.BytesIO(fetched(each["image"])))) for each in images])
 
 
 def upload(app, content, name="picture.png"):
@@ -65,13 +66,13 @@ def encoded(image):
     return file.getvalue()
 
 
-def test_it_draws_and_the_files_say_how(app):
-    status, seed, pictures, download = call(app, num_images=2)
-    assert "2 pictures of 8 x 8 pixels" in status
+def test_it_generates_and_the_files_say_how(app):
+    status, seed, images, download = call(app, num_images=2)
+    assert "2 images of 8 x 8 pixels" in status
     assert seed == "1"
     archive = zipfile.ZipFile(io.BytesIO(fetched(download)))
     assert archive.namelist() == ["glide-1-00.png", "glide-1-01.png"]
-    for content in (archive.read("glide-1-00.png"), fetched(pictures[0]["image"])):
+    for content in (archive.read("glide-1-00.png"), fetched(images[0]["image"])):
         with Image.open(io.BytesIO(content)) as image:
             assert (image.text["prompt"], image.text["seed"], image.text["index"]) == ("a cat", "1", "0")
 
@@ -79,22 +80,22 @@ def test_it_draws_and_the_files_say_how(app):
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        ({"num_images": 10**6}, "num_images must be from 1 to 8, not 1000000"),
-        ({"num_steps": 10**6}, "num_steps must be from 1 to 250, not 1000000"),
-        ({"num_steps": -1}, "num_steps must be from 1 to 250, not -1"),
+        ({"num_images": 10**6}, "num_images must be in [1, 8], not 1000000"),
+        ({"num_steps": 10**6}, "num_steps must be in [1, 250], not 1000000"),
+        ({"num_steps": -1}, "num_steps must be in [1, 250], not -1"),
         ({"num_steps": "many"}, "num_steps must be a number"),
         ({"num_steps": [4]}, "num_steps must be a number"),
         ({"num_steps": {}}, "num_steps must be a number"),
-        ({"num_steps": float("nan")}, "num_steps must be from 1 to 250, not nan"),
-        ({"num_steps": 10**400}, "num_steps must be from 1 to 250, not 1000"),
-        ({"guidance_scale": "1e999"}, "guidance_scale must be from 0 to 30, not inf"),
+        ({"num_steps": float("nan")}, "num_steps must be in [1, 250], not nan"),
+        ({"num_steps": 10**400}, "num_steps must be in [1, 250], not 1000"),
+        ({"guidance_scale": "1e999"}, "guidance_scale must be in [0, 30], not inf"),
         ({"rho": [0.1]}, "rho must be a number"),
         ({"sampler": "dpmpp_2m", "rho": 0.1, "num_steps": 2}, "rho 0.1"),
         ({"sampler": ["ddim"]}, "sampler must be one of"),
         ({"prompt": ["a cat"]}, "prompt must be text"),
         ({"base": 3}, "base must be text"),
         ({"timestep_respacing": "1000"}, "1000 steps are too many"),
-        ({"upsampler_num_steps": "100000"}, "upsampler_num_steps must be from 1 to 250"),
+        ({"upsampler_num_steps": "100000"}, "upsampler_num_steps must be in [1, 250]"),
         ({"prompt": "x" * 100_000}, "at most 1000"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"sampler": "prk"}, "sampler must be one of"),
@@ -112,7 +113,7 @@ def test_what_is_out_of_bounds_is_refused_by_the_server(app, sent, message):
 
 
 @pytest.mark.parametrize("picture", ["a.png", 5, [], {"path": 5}, {"meta": {"_type": "gradio.FileData"}}, {"a": []}])
-def test_what_is_no_picture_is_one_line(app, picture):
+def test_what_is_no_image_is_one_line(app, picture):
     for task, field in (("redraw", "picture"), ("inpaint", "editor")):
         with pytest.raises(Refused) as refused:
             call(app, task, **{field: picture})
@@ -143,7 +144,7 @@ def test_other_sites_are_refused(app, headers):
 
 
 @pytest.mark.parametrize("path", ["process_recording", "file=http://localhost/", "file/http://localhost/"])
-def test_doors_that_the_page_does_not_use_are_closed(app, path):
+def test_endpoints_that_the_page_does_not_use_are_closed(app, path):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         fetched({"url": f"{app}/gradio_api/{path}"})
 
@@ -183,17 +184,17 @@ def test_no_image_but_an_uploaded_one_is_opened(app, tmp_path, name):
     assert call(app)[1] == "1"
 
 
-def test_an_uploaded_picture_is_redrawn(app):
-    picture = noise(8, 8)
-    _, _, pictures, _ = call(app, "redraw", picture=upload(app, encoded(picture)), strength=0)
-    np.testing.assert_array_equal(pixels(pictures)[0], np.asarray(picture))
+def test_an_uploaded_image_is_the_start(app):
+    image = noise(8, 8)
+    _, _, images, _ = call(app, "redraw", picture=upload(app, encoded(image)), strength=0)
+    np.testing.assert_array_equal(pixels(images)[0], np.asarray(image))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no picture", "cannot read this image"),
-        (encoded(noise(64, 64))[:900], "cannot read this image"),
+        (b"no image", "not a readable image"),
+        (encoded(noise(64, 64))[:900], "not a readable image"),
         (encoded(Image.new("1", (8000, 8000))), "8000 x 8000 pixels, more than 25 million"),
     ],
     ids=["text", "truncated", "huge"],
@@ -215,8 +216,8 @@ def test_two_users_at_once_get_their_own(app):
     sent = [{"prompt": "a cat", "seed": "1"}, {"prompt": "a dog", "seed": "2", "base": "inpaint"}]
     alone = [pixels(call(app, **each)[2]) for each in sent]
     together = concurrently(*[lambda each=each: call(app, **each) for each in sent * 2])
-    for expected, (_, seed, pictures, _), each in zip(alone * 2, together, sent * 2, strict=True):
-        np.testing.assert_array_equal(pixels(pictures), expected)
+    for expected, (_, seed, images, _), each in zip(alone * 2, together, sent * 2, strict=True):
+        np.testing.assert_array_equal(pixels(images), expected)
         assert seed == each["seed"]
 
 
@@ -228,14 +229,20 @@ def test_only_so_many_requests_wait(app):
             return error.code
 
     answers = concurrently(*[answer] * 12)
-    assert answers.count(1) >= 5, "one is drawn, four wait"
+    assert answers.count(1) >= 5, "one is generated, four wait"
     assert answers.count(1) + answers.count(503) == 12
     assert 503 in answers
 
 
-def test_only_the_tasks_are_offered_to_clients(app):
+def test_only_the_tasks_are_offered_to_clients_with_all_settings_by_name(app):
     with urllib.request.urlopen(f"{app}/gradio_api/info", timeout=30) as answer:
-        assert set(json.load(answer)["named_endpoints"]) == {"/draw", "/inpaint", "/redraw", "/enlarge", "/rank"}
+        endpoints = json.load(answer)["named_endpoints"]
+    names = {task: {each["parameter_name"] for each in endpoints[task]["parameters"]} for task in endpoints}
+    common = {"base", "upsampler", "prompt", "negative_prompt", *request_fields(Limits(), {})}
+    common -= {"strength", "candidates", "top_k"}
+    own = {"inpaint": {"editor"}, "redraw": {"picture", "strength"}, "enlarge": {"picture"}}
+    own |= {"draw": set(), "rank": {"candidates", "top_k"}}
+    assert names == {f"/{task}": common | fields for task, fields in own.items()}
 
 
 def test_nothing_is_fetched_from_elsewhere(app):

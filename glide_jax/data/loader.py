@@ -1,0 +1,308 @@
+"""The pipeline: batches as a function of (seed, position), made ahead of their consumer by a few threads.
+
+Example g of a run is made from the seed and g alone (`examples.TrainingExamples`). The batch at position p is
+the examples p, p + 1, ..., p + batch_size - 1, so a run resumed at p sees what it would have seen, with any
+number of processes; each makes its own slice of every batch.
+"""
+
+import math
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Any, Generic, Self, TypeVar
+
+from glide_jax.data.config import DataConfig
+from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
+from glide_jax.data.order import Order
+from glide_jax.data.source import Share, Source, source_type
+from glide_jax.errors import GlideError
+
+_DEPTH = 3  # batches in the making at any time
+_MAX_THREADS = 16
+
+T = TypeVar("T")
+Task = Callable[[], None]
+_Queue = queue.SimpleQueue[tuple["Future[None]", Task] | None]
+
+
+class Prefetcher(Generic[T]):
+    """Iterates over the results of jobs, in order, while threads work on the jobs after.
+
+    A job is a result and the tasks that must have run before it is handed out. An error inside a task is
+    raised by `__next__` at its turn. The threads are daemons, and also end when the iterator is dropped.
+
+    Args:
+        jobs: taken one at a time in the consumer's thread; may be endless.
+        threads: at least one.
+        depth: results in the making at any time, at least one.
+        stall_seconds: how long `__next__` waits before it raises `GlideError`.
+    """
+
+    def __init__(
+        self, jobs: Iterator[tuple[T, Sequence[Task]]], *, threads: int, depth: int, stall_seconds: float
+    ) -> None:
+        self._jobs, self._stall_seconds = jobs, stall_seconds
+        self._tasks: _Queue = queue.SimpleQueue()
+        self._ahead: deque[tuple[T, list[Future[None]]]] = deque()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._tasks,), name=f"data-{i}", daemon=True) for i in range(threads)
+        ]
+        self._stop = weakref.finalize(self, _stop, self._tasks, threads)
+        for thread in self._threads:
+            thread.start()
+        for _ in range(depth):
+            self._begin()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if not self._ahead or not self._stop.alive:
+            self.close()
+            raise StopIteration
+        result, futures = self._ahead.popleft()
+        try:
+            self._wait(futures)
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Drops what is not yet begun and ends the threads, waiting at most a second for running tasks."""
+        self._stop()
+        self._ahead.clear()
+        deadline = time.monotonic() + 1.0
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _wait(self, futures: Sequence[Future[None]]) -> None:
+        done, unfinished = wait(futures, self._stall_seconds, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        if unfinished:
+            raise GlideError(
+                f"the data loader gave no batch for {self._stall_seconds:g} s; "
+                "check the disk that holds the shards, or raise data.stall_seconds"
+            )
+
+    def _begin(self) -> None:
+        job = next(self._jobs, None)
+        if job is None:
+            return
+        result, tasks = job
+        futures: list[Future[None]] = [Future() for _ in tasks]
+        self._ahead.append((result, futures))
+        for future, task in zip(futures, tasks, strict=True):
+            self._tasks.put((future, task))
+
+
+def _work(tasks: _Queue) -> None:
+    while (item := tasks.get()) is not None:
+        future, task = item
+        try:
+            task()
+        except BaseException as error:  # an error in a thread must not be lost
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        del item, future, task  # so that an idle thread keeps no batch alive
+
+
+def _stop(tasks: _Queue, threads: int) -> None:
+    while not tasks.empty():
+        try:
+            tasks.get_nowait()
+        except queue.Empty:
+            break
+    for _ in range(threads):
+        tasks.put(None)
+
+
+def _load(
+    fill: Callable[[Batch, int, Sequence[int]], None],
+    numbers: Iterable[Sequence[int]],
+    shapes: Shapes,
+    rows: int,
+    config: DataConfig,
+) -> Prefetcher[Batch]:
+    """Batches of `rows` rows; batch k holds the examples `numbers[k]`, which threads `fill` in from some row on.
+
+    The rows of one batch are shared among all threads, so that the first batch comes soon and few are held.
+    """
+    threads = config.workers or min(_MAX_THREADS, os.cpu_count() or 1)
+
+    def jobs() -> Iterator[tuple[Batch, list[Task]]]:
+        for batch_numbers in numbers:
+            batch = empty_batch(shapes, rows)
+            share = -(-rows // threads)
+            starts = range(0, len(batch_numbers), share)
+            yield batch, [partial(fill, batch, at, batch_numbers[at : at + share]) for at in starts]
+
+    return Prefetcher(jobs(), threads=threads, depth=_DEPTH, stall_seconds=config.stall_seconds)
+
+
+class DataStream:
+    """Endless training batches; see `open_data`.
+
+    Attributes:
+        position: examples consumed so far by all processes together: the whole state of the pipeline.
+        examples_per_epoch: usable samples of the source; 0 for a stream, whose length nobody knows.
+        wait_seconds: time the consumer has spent in `__next__`, for the data-wait share.
+    """
+
+    def __init__(self, images: Images, batches: Prefetcher[Batch], batch_size: int, position: int) -> None:
+        self._images, self._batches, self._batch_size = images, batches, batch_size
+        self.position = position
+        self.examples_per_epoch = len(images)
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        begun = time.perf_counter()
+        batch = next(self._batches)
+        self.wait_seconds += time.perf_counter() - begun
+        self._images.check_bad_share()
+        self.position += self._batch_size
+        return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the source so far; 0 for a stream."""
+        return self.position / self.examples_per_epoch if self.examples_per_epoch else 0.0
+
+    def report(self) -> dict[str, int]:
+        """Counters of this process since it started: see `Images.report`."""
+        return self._images.report()
+
+    def figures(self) -> dict[str, float | int]:
+        """What a log line should say of the data: `examples` consumed, `epoch`, and `data/REASON` counters."""
+        counters = {f"data/{reason}": count for reason, count in self.report().items()}
+        return {"examples": self.position, "epoch": self.epoch, **counters}
+
+    def close(self) -> None:
+        """Ends the loading threads."""
+        self._images.source.close()
+        self._batches.close()
+
+
+def open_data(
+    config: DataConfig,
+    *,
+    image_size: int,
+    low_res_size: int | None = None,
+    text_ctx: int,
+    batch_size: int,
+    seed: int,
+    position: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> DataStream:
+    """Opens the training data of `config.path` and begins to load.
+
+    Args:
+        config: data set and transforms.
+        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input.
+        text_ctx: tokens a caption.
+        batch_size: examples a batch over all processes; each gets `batch_size / process_count` of them.
+        seed: of order, crops, flips and caption dropout, in [0, 2^31).
+        position: examples already consumed, as in `DataStream.position`.
+        process_index, process_count: which slice of each batch this process makes.
+
+    Raises:
+        GlideError: impossible sizes, or no usable data; later, from `__next__`, if the share of unusable
+            samples exceeds `config.bad_share` or no batch comes for `config.stall_seconds`.
+    """
+    shapes, share = Shapes(image_size, low_res_size, text_ctx), Share(seed, position, process_index, process_count)
+    rows = share.rows(batch_size)
+    images = Images(source_type(config.source)(config, share), config, image_size)
+    examples = TrainingExamples(images, config, image_size, seed)
+    numbers = (range(start + rows.start, start + rows.stop) for start in count(position, batch_size))
+    return DataStream(images, _load(examples.fill, numbers, shapes, len(rows), config), batch_size, position)
+
+
+def open_indexed(config: DataConfig) -> Source:
+    """The samples of `config.path` by number, the same every time; raises `GlideError` if there are none.
+
+    A stream's shards are indexed, so they must be on disk.
+    """
+    return source_type(source_type(config.source).indexed or config.source)(config)
+
+
+class ValidationData:
+    """Every sample once a pass, in source order, centre-cropped, with its caption; see `open_validation`.
+
+    All batches have one shape: rows past the end, and unusable samples, have weight 0. `index` is the number
+    of the sample in the source.
+    """
+
+    def __init__(self, images: Images, config: DataConfig, shapes: Shapes, batch_size: int, rows: range) -> None:
+        self._images, self._config, self._shapes = images, config, shapes
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        """Batches a pass, the same for every process."""
+        return math.ceil(len(self._images) / self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = range(len(self._images))
+        starts = range(0, len(samples), self._batch_size)
+        numbers = (samples[start + self._rows.start : start + self._rows.stop] for start in starts)
+        examples = PlainExamples(self._images, self._config.low_res_filter)
+        batches = _load(examples.fill, numbers, self._shapes, len(self._rows), self._config)
+        try:
+            yield from batches
+        finally:
+            batches.close()
+        self._images.check_bad_share()
+
+
+def open_validation(
+    config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1, **sizes: Any
+) -> ValidationData:
+    """Opens the held-out data of `config.validation_path`; arguments, `sizes` among them, and errors as `open_data`."""
+    if not config.validation_path:
+        raise GlideError("no validation data given: add --config.data.validation_path=FOLDER")
+    config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**{"low_res_size": None} | sizes)
+    rows = Share(process_index=process_index, process_count=process_count).rows(batch_size)
+    images = Images(open_indexed(config), config, shapes.image_size)
+    return ValidationData(images, config, shapes, batch_size, rows)
+
+
+def fixed_examples(config: DataConfig, count: int, *, seed: int = 0, **sizes: Any) -> Batch:
+    """Up to `count` different samples of `config.path` chosen by `seed`, plain: prompts and true images.
+
+    Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
+    Of a stream they are the first that come. `sizes` and errors as `open_data`.
+    """
+    config, shapes = config.plain(), Shapes(**{"low_res_size": None} | sizes)
+    if not source_type(config.source).resumable:
+        config = replace(config, shuffle_buffer=1)
+        with open_data(config, **sizes, batch_size=count, seed=seed) as stream:
+            return next(stream)
+    images = Images(open_indexed(config), config, shapes.image_size)
+    examples, order = PlainExamples(images, config.low_res_filter), Order(len(images), seed)
+    batch, row = empty_batch(shapes, count), 0
+    for number in range(len(images)):
+        if row == count:
+            break
+        examples.fill(batch, row, [order[number]])
+        row += int(batch.arrays["weight"][row])
+    return Batch({name: array[:row] for name, array in batch.arrays.items()}, batch.captions[:row])

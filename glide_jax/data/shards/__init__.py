@@ -1,0 +1,1 @@
+"""WebDataset shards: their names, members, captions and indexes."""

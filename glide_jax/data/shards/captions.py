@@ -1,0 +1,192 @@
+"""Captions of WebDataset samples: plain members, fields of JSON members, and lines of one JSONL file."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glide_jax.data.shards.presets import CaptionKey
+from glide_jax.data.shards.tar import SPARSE, Member
+from glide_jax.data.source import BadSample, usable_captions
+from glide_jax.errors import GlideError
+
+MOST_BYTES = 2**28  # of one image, caption or metadata file
+
+
+class Span(NamedTuple):
+    """Bytes of a file."""
+
+    offset: int
+    size: int
+
+
+def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> list[bytes]:
+    """Parts of a file that may have vanished or changed, with `stamp` since `stamp_of` it; raises `BadSample`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise BadSample("missing shard") from error
+    try:
+        found = os.fstat(descriptor)
+        if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp):
+            raise BadSample("changed shard")  # the bytes at these places may be another sample's
+        parts = [os.pread(descriptor, span.size, span.offset) for span in spans]
+    except OSError as error:
+        raise BadSample("unreadable shard") from error
+    finally:
+        os.close(descriptor)
+    if any(len(part) < span.size for part, span in zip(parts, spans, strict=True)):
+        raise BadSample("truncated shard")
+    return parts
+
+
+def parse_metadata(data: bytes) -> dict[str, Any]:
+    """The fields of a `.json` member or line; raises `BadSample`."""
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError) as error:  # a million brackets
+        raise BadSample("unreadable metadata") from error
+    if not isinstance(metadata, dict):
+        raise BadSample("unreadable metadata")
+    return metadata
+
+
+class CaptionLines:
+    """The lines of a JSONL file by the `key` in them; the first of equal keys counts, unreadable lines do not.
+
+    Raises:
+        GlideError: the file cannot be read, or no line has a key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._spans: dict[str, Span] = {}
+        offset = 0
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    self._add(line, Span(offset, len(line)))
+                    offset += len(line)
+        except OSError as error:
+            raise GlideError(f"cannot read data.captions_jsonl {path}: {error.strerror or error}") from error
+        if not self._spans:
+            raise GlideError(f"no line of data.captions_jsonl {path} is a JSON object with a 'key'")
+
+    def _add(self, line: bytes, span: Span) -> None:
+        try:
+            key = parse_metadata(line)["key"]
+        except (BadSample, KeyError):
+            return
+        self._spans.setdefault(str(key), span)
+
+    def find(self, key: str) -> Span | None:
+        """The line of a sample by its key, with or without the folders in it."""
+        return self._spans.get(key) or self._spans.get(key.rsplit("/", 1)[-1])
+
+    def read(self, span: Span) -> bytes:
+        """The content of a line; raises `BadSample`."""
+        return read_spans(self._path, span)[0]
+
+
+class SampleFiles:
+    """The members of one sample in a shard by ending, and as `jsonl` its line; JSON is parsed once.
+
+    Args:
+        key: of the sample.
+        members: by ending.
+        read: gives bytes of the shard.
+        lines: where captions are beside the shards.
+    """
+
+    def __init__(
+        self, key: str, members: Mapping[str, Member], read: Callable[[Span], bytes], lines: CaptionLines | None
+    ) -> None:
+        self._key, self._members, self._read, self._lines = key, members, read, lines
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def find(self, ending: str) -> Span | None:
+        """Where a member is, or None if there is none; raises `BadSample` if it is sparse or too large."""
+        if ending == "jsonl":
+            return self._lines.find(self._key) if self._lines else None
+        member = self._members.get(ending)
+        if member is None:
+            return None
+        if member.size == SPARSE:
+            raise BadSample("sparse member")
+        if member.size > MOST_BYTES:
+            raise BadSample("file too large")
+        return Span(member.offset, member.size)
+
+    def content(self, ending: str) -> bytes:
+        """The bytes of a member; raises `BadSample`."""
+        span = self.find(ending)
+        if span is None:
+            raise BadSample("missing member")
+        return self._lines.read(span) if ending == "jsonl" and self._lines else self._read(span)
+
+    def record(self, ending: str) -> dict[str, Any]:
+        """The fields of a JSON member, none if there is no such member; raises `BadSample` if it is unreadable."""
+        if ending not in self._records:
+            self._records[ending] = {} if self.find(ending) is None else parse_metadata(self.content(ending))
+        return self._records[ending]
+
+    def captions(self, key: CaptionKey) -> tuple[str, ...]:
+        """The captions in a place, of which a list in a JSON field has several; raises `BadSample` without any."""
+        return usable_captions(self.record(key.member).get(key.field) if key.field else self.content(key.member))
+
+
+class Choice(NamedTuple):
+    """The caption of a sample: which of the keys it came by, where it is, and the other fields of its record."""
+
+    key: int
+    span: Span
+    record: dict[str, Any]
+    captions: Callable[[], tuple[str, ...]]
+
+
+def choose_caption(keys: Sequence[CaptionKey], files: SampleFiles) -> Choice:
+    """The first caption there is, or where keys state scores the one of the highest.
+
+    Raises:
+        BadSample: there is none; text members may still turn out blank when they are read.
+    """
+    best, best_score, problem = None, float("-inf"), "missing caption"
+    for number, key in enumerate(keys):
+        span = files.find(key.member)
+        if span is None:
+            continue
+        if not span.size:
+            problem = "empty caption"
+            continue
+        choice = Choice(number, span, {}, partial(files.captions, key))
+        if not key.field:
+            return choice
+        record = files.record(key.member)
+        try:
+            choice.captions()
+        except BadSample as bad:
+            problem = str(bad)
+            continue
+        if not key.score:
+            return choice._replace(record=record)
+        if (score := _score(record, key)) > best_score:
+            best, best_score = choice._replace(record=record | {"similarity": score}), score
+    if best is None:
+        raise BadSample(problem)
+    return best
+
+
+def _score(record: Mapping[str, Any], key: CaptionKey) -> float:
+    try:
+        score = float(record[key.score])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return float("-inf")
+    return score if math.isfinite(score) else float("-inf")
+
+
+def captions_in(data: bytes, key: CaptionKey) -> tuple[str, ...]:
+    """The captions in the bytes of a member or line; raises `BadSample` without any."""
+    return usable_captions(parse_metadata(data).get(key.field) if key.field else data)

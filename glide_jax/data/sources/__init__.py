@@ -1,0 +1,1 @@
+"""The data sources, one a file; `glide_jax.data.source` lists them."""

@@ -1,0 +1,122 @@
+"""Image files in folders, with captions from text files beside them or from their own names."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
+from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
+from glide_jax.errors import GlideError
+from glide_jax.files import lines
+from glide_jax.images import SUFFIXES
+
+_IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
+
+
+class Folder(Source):
+    """The images below some folders, in order of their paths, whatever the case of their extensions.
+
+    With `caption_key="txt"` the captions of `a/b.jpg` are the lines of `a/b.txt`, or else of the only `b.txt` below
+    the same folder; one line is sampled at a time. With `filename` the caption is the name, its underscores read as
+    spaces, without a first part that holds a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first there is.
+
+    Where two images share a folder and a stem, or two text files could belong to an image, that image is left
+    out and counted as `stem clash`.
+
+    Raises:
+        GlideError: there is no such folder, or no usable image.
+    """
+
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
+        self._from = tuple(part.strip() for part in (config.caption_key or "txt").split(";"))
+        if not set(self._from) <= {"txt", "filename"}:
+            raise GlideError(f"data.caption_key of a folder is 'txt' or 'filename', not {config.caption_key!r}")
+        self.counts: Counter[str] = Counter()
+        self._pairs: list[tuple[Path, Path | None]] = []
+        roots = _folders(config.path)
+        for root in roots:
+            self._pairs += self._paired(root)
+        unlabelled = 0
+        if filters := Filters(config.filters):
+            kept, counts, unlabelled = judge_all(filters, self._facts, len(self))
+            self._pairs = [self._pairs[number] for number in kept]
+            self.counts += counts
+        if not self._pairs:
+            raise GlideError(f"no usable image below {roots[0]} ({listed(self.counts) or 'it holds none'})")
+        report_unlabelled(unlabelled, len(self))
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, text = self._pairs[index]
+        return Sample(_read(image), _captions(image, text))
+
+    def _facts(self, index: int) -> Facts:
+        image, text = self._pairs[index]
+        return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
+
+    def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
+        images, texts = _files(root)
+        by_stem: dict[str, list[Path]] = {}
+        for text in texts.values():
+            by_stem.setdefault(text.stem, []).append(text)
+        pairs: list[tuple[Path, Path | None]] = []
+        for key, (image, *others) in images.items():
+            self.counts["stem clash"] += len(others)
+            candidates = [texts[key]] if key in texts else by_stem.get(image.stem, [])
+            if "txt" in self._from and len(candidates) == 1:
+                pairs.append((image, candidates[0]))
+            elif "filename" in self._from:
+                pairs.append((image, None))
+            else:
+                self.counts["stem clash" if candidates else "missing caption"] += 1
+        self.counts += Counter()  # drops zeros
+        return pairs
+
+
+def _folders(path: str | Sequence[str]) -> list[Path]:
+    patterns = [path] if isinstance(path, str) else path
+    parts = [Path(part.strip()).expanduser() for pattern in patterns for part in pattern.split("::") if part.strip()]
+    if not parts:
+        raise GlideError("no data path given: add --config.data.path=FOLDER")
+    for part in parts:
+        if not part.is_dir():
+            raise GlideError(f"{part} is no folder; correct the data path")
+    return parts
+
+
+def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
+    """Images and text files below a folder, by their paths without extension, in order of their paths."""
+    images: dict[Path, list[Path]] = {}
+    texts: dict[Path, Path] = {}
+    seen = {os.path.realpath(root)}  # a link may lead back up
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        new = {name: os.path.realpath(Path(folder, name)) for name in sorted(subfolders) if not name.startswith(".")}
+        subfolders[:] = [name for name, real in new.items() if real not in seen]
+        seen.update(new.values())
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            key = path.with_suffix("")
+            if path.suffix.lower() in SUFFIXES:
+                images.setdefault(key, []).append(path)
+            elif path.suffix.lower() == ".txt":
+                texts[key] = path
+    return images, texts
+
+
+def _captions(image: Path, text: Path | None) -> tuple[str, ...]:
+    if text is not None:
+        return usable_captions([part for caption in usable_captions(_read(text)) for part in lines(caption)])
+    return usable_captions(" ".join(_IDENTIFIER.sub("", image.stem).replace("_", " ").split()))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadSample("missing file") from error
+    except OSError as error:
+        raise BadSample("unreadable file") from error

@@ -1,0 +1,146 @@
+"""Prepared TensorFlow Datasets, read without TensorFlow: encoded images, and captions or class labels."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
+from glide_jax.data.shards.index import Index, IndexFile, stamp_of
+from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
+from glide_jax.errors import GlideError
+
+_CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
+
+
+class Tfds(Source):
+    """A split of a data set that was prepared in the array_record format.
+
+    `path` is `NAME@SPLIT` or `FOLDER@SPLIT`, such as `coco_captions@train[:90%]`; `train` where no split is named. A
+    caption feature is a text, a list of texts (one is sampled at a time) or a class label, whose name fills each of
+    `label_templates`.
+
+    Raises:
+        GlideError: tensorflow_datasets is not installed, the data set is not prepared, a feature is missing, or no
+            sample passes the filters.
+    """
+
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
+        if not isinstance(config.path, str) or not config.path:
+            raise GlideError("a TFDS data path is one NAME@SPLIT or FOLDER@SPLIT: add --config.data.path=mnist@train")
+        builder, split = _builder(config.path)
+        features = builder.info.features
+        self._image = config.image_key or "image"
+        if self._image not in features:
+            raise GlideError(
+                f"{config.path} has no feature {self._image!r}; set data.image_key to one of {[*features]}"
+            )
+        self._caption, label = _caption_feature(config.caption_key, features, config.path)
+        self._captions = _text_captions if label is None else _label_captions(label, config.label_templates)
+        self._records = _data_source(builder, split, self._image)
+        self.counts: Counter[str] = Counter()
+        self._kept: Sequence[int] | Int64[np.ndarray, " samples"] = range(len(self._records))
+        if Filters(config.filters):
+            index = self._filtered(config, Path(builder.data_path))
+            self._kept, self.counts = index.rows, Counter(index.counts)
+            report_unlabelled(index.unlabelled, len(index.rows))
+        if not len(self._kept):
+            raise GlideError(f"no usable sample in {config.path} ({listed(self.counts) or 'it is empty'})")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._records[int(self._kept[index])]
+        return Sample(record[self._image], self._captions(_at(record, self._caption)))
+
+    def _filtered(self, config: DataConfig, folder: Path) -> Index:
+        """The numbers of the records that pass; every record is read, once for these filters."""
+        chosen = [self._image, self._caption, config.label_templates, asdict(config.filters)]
+        stamp = [number for path in sorted(folder.glob("*.array_record*")) for number in stamp_of(path)]
+        file = IndexFile("tfds", [str(folder), config.path, *chosen], stamp)
+        return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
+
+    def _judged(self, filters: Filters) -> Index:
+        kept, counts, unlabelled = judge_all(filters, self._facts, len(self._records))
+        return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
+
+    def _facts(self, number: int) -> Facts:
+        record = self._records[number]
+        return Facts(
+            metadata=lambda: {name: _plain(value) for name, value in record.items()},
+            captions=lambda: self._captions(_at(record, self._caption)),
+            image=lambda: record[self._image],
+        )
+
+
+def _builder(path: str) -> tuple[Any, str]:
+    """The builder of a prepared data set, and the split."""
+    try:
+        import tensorflow_datasets as tfds  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise GlideError("data.source='tfds' needs tensorflow_datasets: install glide-jax[tfds]") from error
+    name, _, split = path.partition("@")
+    folder = Path(name).expanduser()
+    try:
+        found = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
+    except Exception as error:  # it raises nearly anything, over many lines
+        raise GlideError(f"no TFDS data set {name!r}: {_first_line(error)}") from error
+    if not Path(found.data_path).is_dir():
+        raise GlideError(f"{name} is not prepared in {found.data_path}: run download_and_prepare with array_record")
+    return found, split or "train"
+
+
+def _data_source(builder: Any, split: str, image: str) -> Any:
+    from tensorflow_datasets import decode  # noqa: PLC0415 - an extra
+
+    try:
+        return builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
+    except Exception as error:
+        raise GlideError(f"cannot read {builder.info.full_name}@{split}: {_first_line(error)}") from error
+
+
+def _caption_feature(key: str, features: Any, path: str) -> tuple[list[str], Any | None]:
+    """The path of a feature, and the feature itself if it is a class label."""
+    for name in [key] if key else _CAPTIONS:
+        try:
+            feature = reduce(lambda inside, step: inside[step], name.split("/"), features)
+        except (KeyError, TypeError):
+            continue
+        return name.split("/"), feature if hasattr(feature, "int2str") else None
+    raise GlideError(
+        f"{path} has no feature {key or ' or '.join(_CAPTIONS)}; set data.caption_key to one of {[*features]}"
+    )
+
+
+def _at(record: Any, steps: Sequence[str]) -> Any:
+    return reduce(lambda inside, step: inside[step], steps, record)
+
+
+def _text_captions(value: Any) -> tuple[str, ...]:
+    return usable_captions(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def _label_captions(feature: Any, templates: Sequence[str]) -> Callable[[Any], tuple[str, ...]]:
+    names = [name.replace("_", " ") for name in feature.names]
+
+    def captions(label: Any) -> tuple[str, ...]:
+        if not 0 <= int(label) < len(names):  # -1 where a test split has no labels
+            raise BadSample("missing label")
+        return tuple(template.format(label=names[int(label)]) for template in templates)
+
+    return captions
+
+
+def _plain(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

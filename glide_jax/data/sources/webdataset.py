@@ -1,0 +1,116 @@
+"""WebDataset shards with random access: each tar is indexed once, so order is global and resuming exact."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+from glide_jax import progress
+from glide_jax.data.config import DataConfig
+from glide_jax.data.filters import report_unlabelled
+from glide_jax.data.shards.captions import Span, captions_in, read_spans
+from glide_jax.data.shards.index import Index, IndexFile, Selection, index_shard, stamp_of
+from glide_jax.data.shards.patterns import find_shards
+from glide_jax.data.source import WHOLE, Sample, Share, Source, listed
+from glide_jax.errors import GlideError
+
+_BAR_FROM = 8  # shards to read for a progress bar to be worth showing
+_GIVE_UP_AFTER = 50_000  # samples of which not one passed
+_LISTED = 10  # damaged shards named
+
+
+class WebDataset(Source):
+    """The samples of a set of shards that have an image and a caption and pass the filters.
+
+    Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
+    (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
+    cannot be read to their end are listed on standard error, and left out from the damage on.
+
+    Raises:
+        GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no
+            sample is usable, or none of the first 50,000.
+    """
+
+    def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
+        self._shards = find_shards(config.path)
+        self._selection = Selection(config)
+        files = [self._selection.index_file(shard) for shard in self._shards]
+        indexes = _index_all(self._shards, files, self._selection, config)
+        self._stamps = [file.stamp for file in files]
+        self._lines_stamp = stamp_of(self._selection.lines_path) if self._selection.needs_lines else None
+        self._rows = [index.rows for index in indexes]
+        self._ends = np.cumsum([len(rows) for rows in self._rows])
+        _report_damaged(dict(zip(self._shards, indexes, strict=True)))
+        damages = Counter(index.damage for index in indexes if index.damage)
+        self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), damages)
+        if not len(self):
+            raise _nothing_usable(len(self._shards), self.counts)
+        report_unlabelled(sum(index.unlabelled for index in indexes), len(self))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        rows, shard = self._rows[position], self._shards[position]
+        image_at, caption_at, image_size, caption_size, key = rows[index - int(self._ends[position])].item()
+        place = self._selection.captions[key]
+        spans = Span(image_at, image_size), Span(caption_at, caption_size)
+        stamp = self._stamps[position]
+        if place.member == "jsonl":
+            (image,) = read_spans(shard, spans[0], stamp=stamp)
+            (text,) = read_spans(self._selection.lines_path, spans[1], stamp=self._lines_stamp)
+        else:
+            image, text = read_spans(shard, *spans, stamp=stamp)
+        return Sample(image, captions_in(text, place))
+
+
+def _index_all(
+    shards: Sequence[Path], files: Sequence[IndexFile], selection: Selection, config: DataConfig
+) -> list[Index]:
+    """Indexes in the order of the shards: from the cache where possible, the rest made in parallel."""
+    indexes = [None if config.revalidate else file.load() for file in files]
+    pending = [position for position, index in enumerate(indexes) if index is None]
+    if not pending:
+        return [index for index in indexes if index is not None]
+    _ = selection.lines  # read once, before several threads ask for them
+    with ThreadPoolExecutor(min(config.workers or 16, len(pending))) as pool:
+        jobs = {pool.submit(index_shard, shards[position], selection): position for position in pending}
+        seen, passed = Counter[str](), 0
+        try:
+            for job in progress.tracked("checking shards", as_completed(jobs), len(jobs), _BAR_FROM):
+                index = job.result()
+                indexes[jobs[job]] = files[jobs[job]].save(index)
+                seen, passed = seen + Counter(index.counts), passed + len(index.rows)
+                if not passed and seen.total() >= _GIVE_UP_AFTER:
+                    raise _nothing_usable(len(shards), seen)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [index for index in indexes if index is not None]
+
+
+def _report_damaged(indexes: dict[Path, Index]) -> None:
+    """Names damaged shards; raises `GlideError` if nothing is left of any shard, and damage is why."""
+    damaged = [
+        f"{shard}: {index.damage}, {len(index.rows)} samples before it"
+        for shard, index in indexes.items()
+        if index.damage
+    ]
+    if not damaged:
+        return
+    if len(damaged) == len(indexes) and not any(len(index.rows) for index in indexes.values()):
+        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); copy them again")
+    more = [f"and {len(damaged) - _LISTED} more"] if len(damaged) > _LISTED else []
+    header = f"{len(damaged)} of {len(indexes)} shards are damaged and left out from there on:"
+    print(header, *damaged[:_LISTED], *more, sep="\n  ", file=sys.stderr)
+
+
+def _nothing_usable(shards: int, counts: Counter[str]) -> GlideError:
+    return GlideError(
+        f"no usable sample in {shards} shards ({listed(counts) or 'they are empty'}); "
+        "see data.preset, data.image_key, data.caption_key and data.filters"
+    )

@@ -1,0 +1,232 @@
+"""What a run writes down: figures as JSON lines, images, skipped steps; to TensorBoard and Weights & Biases too.
+
+What a full disk makes of it is one line of error, and no half lines.
+"""
+
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from glide_jax.data.examples import Batch
+from glide_jax.errors import GlideError
+from glide_jax.images import Pixels, grid, open_image, save_png
+from glide_jax.train.config import RunConfig
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns an OSError, as of a full or failing disk, into a `GlideError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise GlideError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def append_json(file: io.FileIO, line: Mapping[str, Any]) -> None:
+    """Appends a line of JSON, whole or not at all, to a file opened without a buffer.
+
+    Raises:
+        GlideError: it cannot be written.
+    """
+    size = os.fstat(file.fileno()).st_size
+    rest = memoryview((json.dumps(line) + "\n").encode())
+    with writing(str(file.name)):
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+class RunLog:
+    """Appends to `RUN/log.jsonl` and `RUN/tensorboard/`, and writes images to `RUN/samples/`.
+
+    Of several processes the first alone writes.
+
+    Raises:
+        GlideError: the run folder cannot be written to, or W&B is asked for and not to be had.
+    """
+
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        self._run_dir, self._writes = run_dir, jax.process_index() == 0
+        self._sinks: list[_Board | _Wandb] = []
+        if not self._writes:
+            return
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if config.train.wandb_project:
+                self._sinks.append(_Wandb(run_dir, config))
+            self._file = (run_dir / "log.jsonl").open("ab", buffering=0)
+            with suppress(ImportError):
+                self._sinks.insert(0, _Board(run_dir / "tensorboard"))
+        except OSError as error:
+            raise GlideError(f"cannot write to {run_dir}: {error.strerror}; choose another --config.run_dir") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writes:
+            self._file.close()
+        for sink in self._sinks:
+            with suppress(OSError):  # what a full disk leaves unwritten has been said by then
+                sink.close()
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Appends one line of figures after `step` steps; raises `GlideError` if it cannot be written."""
+        if not self._writes:
+            return
+        line = {"step": step, "time": round(time.time(), 3)} | {k: _short(v) for k, v in values.items()}
+        append_json(self._file, line)
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Writes an image made after `step` steps; raises `GlideError` if it cannot be written."""
+        if not self._writes:
+            return
+        save_png(self._path(name, step), pixels)
+        for sink in self._sinks:
+            sink.image(step, name, pixels)
+
+    def before_and_after(self, step: int) -> str:
+        """Puts the grids of the start and of `step` side by side, after the ground truth if its layout is the same.
+
+        Returns the name of the file, or nothing where there is no grid of the start.
+        """
+        if not self._path("grid", 0).exists():
+            return ""
+        true, before, after = (_read(self._path(*which)) for which in (("data", 0), ("grid", 0), ("grid", step)))
+        sheets = {"before": before, f"after {step} steps": after}
+        if true.shape == before.shape:
+            sheets = {"training images": true, **sheets}
+        name = "before_after.png"
+        save_png(self._run_dir / "samples" / name, grid(list(sheets.values()), list(sheets), columns=len(sheets)))
+        return name
+
+    def _path(self, name: str, step: int) -> Path:
+        return self._run_dir / "samples" / f"{name}_{step:08d}.png"
+
+
+def _read(path: Path) -> Pixels:
+    return np.asarray(open_image(path))
+
+
+def _short(value: float | int) -> float | int:
+    return value if isinstance(value, int) else float(np.format_float_scientific(value, precision=6))
+
+
+class _Board:
+    """An events file for TensorBoard, written at once.
+
+    The thread of tensorboardX's own SummaryWriter dies of a full disk with a traceback; the tenth event after it waits
+    for ever.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
+
+        directory.mkdir(exist_ok=True)
+        self._directory, self._events = directory, EventsWriter(str(directory / "events"))
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        from tensorboardX.summary import scalar  # noqa: PLC0415 - an extra
+
+        self._add(step, *(scalar(name, value) for name, value in values.items()))
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        from tensorboardX.summary import image  # noqa: PLC0415 - an extra
+
+        self._add(step, image(name, pixels, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add(self, step: int, *summaries: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - an extra
+
+        with writing(self._directory):
+            for summary in summaries:
+                self._events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
+            self._events.flush()
+
+
+class _Wandb:
+    """The W&B run of a run folder: the same one after a restart, because its id is the folder's own."""
+
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        try:
+            import wandb  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise GlideError("train.wandb_project needs wandb: pip install 'glide-jax[wandb]'") from error
+        id_file = run_dir / "wandb_id"
+        if not id_file.exists() or not id_file.read_text():  # a full disk leaves it empty
+            id_file.write_text(secrets.token_hex(4))
+        project, identity = config.train.wandb_project, id_file.read_text()
+        self._run = wandb.init(project=project, dir=run_dir, id=identity, resume="allow", config=asdict(config))
+        self._run.define_metric("*", step_metric="iter")
+        self._directory = run_dir / "wandb"
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        with writing(self._directory):
+            self._run.log(dict(values) | {"iter": step})
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        import wandb  # noqa: PLC0415 - an extra
+
+        self.write(step, {name: wandb.Image(pixels)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TooManySkipped(GlideError):
+    """More steps in a row were skipped than may be; all processes of a run find so at the same step."""
+
+
+class SkipWatch:
+    """Writes the examples of every skipped step to `RUN/skipped.jsonl`, and stops a run that only skips.
+
+    Args:
+        run_dir: the run folder.
+        limit: how many steps in a row may be skipped.
+        count: steps skipped before.
+    """
+
+    def __init__(self, run_dir: Path, limit: int, count: int) -> None:
+        process = jax.process_index()
+        self._path = run_dir / (f"skipped.{process}.jsonl" if process else "skipped.jsonl")
+        self.count, self._limit, self._in_a_row = count, limit, 0
+
+    def see(self, step: int, count: int, loss: float, grad_norm: float, batch: Batch) -> None:
+        """Takes in a step, after which `count` steps were skipped in all.
+
+        Raises:
+            TooManySkipped: more than `limit` steps in a row were skipped.
+            GlideError: they cannot be written down.
+        """
+        self._in_a_row = self._in_a_row + 1 if count > self.count else 0
+        self.count = count
+        if not self._in_a_row:
+            return
+        # Not finite numbers are no JSON.
+        line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "index": batch.arrays["index"].tolist()}
+        with writing(self._path), self._path.open("ab", buffering=0) as file:
+            append_json(file, line | {"captions": batch.captions})
+        if self._in_a_row > self._limit:
+            raise TooManySkipped(
+                f"{self._in_a_row} steps in a row were skipped (last: loss {loss:g}, gradient norm {grad_norm:g});"
+                f" their examples are in {self._path}: lower train.optimizer.learning_rate or look at the data"
+            )

@@ -1,0 +1,233 @@
+"""Where a run starts: its newest intact checkpoint, other weights (`init_from`) or nothing; and its data."""
+
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
+
+from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record
+from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
+from glide_jax.data.examples import Batch
+from glide_jax.errors import GlideError
+from glide_jax.models import Glide, ModelConfig, Params
+from glide_jax.parallel import wait_for_all
+from glide_jax.train.config import RunConfig
+from glide_jax.train.program import Program
+from glide_jax.train.state import State
+
+# Options that decide which arrays a training state holds, beside the model's own.
+_STATE_OPTIONS = ("trainable", "optimizer.mu_dtype")
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """What is known before anything is compiled.
+
+    Attributes:
+        record: of the checkpoint that a run resumes from; of `init_from` only where its weights come from.
+        step: number of the checkpoint to resume from; None for a new run.
+        damaged: numbers of newer checkpoints, which are not what was written.
+    """
+
+    record: Mapping[str, Any]
+    step: int | None = None
+    damaged: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "StartPoint":
+        """Looks into the run folder, where it passes over damaged checkpoints and says so, then at `init_from`.
+
+        Raises:
+            GlideError: what is there is of another model, holds other arrays, or is all damaged.
+        """
+        run_dir = Path(config.run_dir).expanduser()
+        step, damaged = _newest_intact(run_dir / "checkpoints")
+        if step is not None:
+            record = read_record(run_dir, step)
+            _check_resume(config, record, f"checkpoint {step} of {run_dir}", str(run_dir))
+            return cls(record, step, damaged)
+        _check_init_options(config)
+        if not config.init_from:
+            return cls({})
+        record = read_record(config.init_from)
+        require_fit(config.model, record.get("model", {}), config.init_from)
+        require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from)
+        return cls(_source(record))
+
+    @property
+    def position(self) -> int:
+        """The data position to start at."""
+        return int(self.record.get("position", 0))
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What is known of the PyTorch file that the weights once came from."""
+        return _source(self.record)
+
+    def state(self, program: Program, store: CheckpointStore) -> State:
+        """The state to start with, on the devices; damaged checkpoints newer than it are set aside."""
+        config = program.config
+        if self.step is not None:
+            store.set_aside(self.damaged)
+            return store.restore(program.abstract_state, self.step, checked=True)[0]
+        if config.init_from:
+            abstract = program.abstract_state["params"]
+            return program.state_from(load_starting_weights(config.init_from, config.model, abstract))
+        return program.fresh_state()
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("source",) if name in record}
+
+
+def _newest_intact(directory: Path) -> tuple[int | None, tuple[int, ...]]:
+    """The step to resume from, which the first process finds for all, and on that process the damaged ones after it."""
+    chosen, damaged, failure = -1, {}, ""
+    if jax.process_index() == 0:
+        try:
+            choice = newest_intact(directory)
+            chosen, damaged = -1 if choice.step is None else choice.step, choice.damaged
+        except GlideError as error:
+            failure = str(error)
+    if jax.process_count() > 1:
+        wait_for_all(f"{directory}, checked")
+        chosen, failed = map(int, multihost_utils.broadcast_one_to_all(np.array([chosen, bool(failure)], np.int32)))
+        failure = failure or (f"the first process finds no checkpoint to use in {directory}" if failed else "")
+    if failure:
+        raise GlideError(failure)
+    for reason in damaged.values():
+        print(f"{reason}; resuming from step {chosen}", file=sys.stderr)
+    return None if chosen < 0 else chosen, tuple(damaged)
+
+
+def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str, where: str) -> None:
+    require_same("model", asdict(config.model), record.get("model", {}), where)
+    require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), where)
+    if "train" in record.get("config", {}):
+        theirs, ours = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))
+        require_same("train", {name: ours[name] for name in _STATE_OPTIONS}, theirs, where)
+    if type(record.get("position")) is not int:
+        raise GlideError(f"{checkpoint} is no run's: its record has no data position")
+
+
+def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
+    return {**train, **{f"optimizer.{name}": value for name, value in train.get("optimizer", {}).items()}}
+
+
+def _check_init_options(config: RunConfig) -> None:
+    train = config.train
+    if train.trainable != "all" and not config.init_from:
+        raise GlideError(
+            f"train.trainable={train.trainable} keeps the rest as it is, but there are no weights to keep:"
+            " give --config.init_from=DIR"
+        )
+    if train.trainable == "all" and train.reinitialize and config.init_from:
+        raise GlideError("train.reinitialize leaves nothing of init_from: leave one of the two out")
+
+
+def require_same(
+    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str, ignore: Collection[str] = ()
+) -> None:
+    """Compares options with those of a checkpoint's record; dropout is no part of what weights are of.
+
+    Raises:
+        GlideError: they differ; every difference is listed.
+    """
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k not in ("dropout", *ignore)}
+    different = [k for k, v in kept.items() if theirs.get(k) != v]
+    if different:
+        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {kept[k]} here" for k in different)
+        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")
+
+
+def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
+    """Checks that a model of `config` can start from weights of another, by the model entry of their record.
+
+    It may inpaint where theirs cannot, and have another image size: a UNet's weights know none, as long as attention
+    and an upsampler's input stay at the same fractions of it.
+
+    Raises:
+        GlideError: they differ in more; every difference is listed.
+    """
+    ignore = ["inpaint"] if config.inpaint else []
+    size = theirs.get("image_size", config.image_size)
+    if size != config.image_size:
+        scale = config.image_size / size
+        attention = tuple(round(side * scale) for side in theirs.get("attention_resolutions", ()))
+        wanted: dict[str, Any] = {"attention_resolutions": attention}
+        if config.super_res:
+            wanted["low_res_size"] = round(theirs.get("low_res_size", 0) * scale)
+        wrong = [f"{k} {v}, not {getattr(config, k)}" for k, v in wanted.items() if v != getattr(config, k)]
+        if wrong:
+            raise GlideError(f"{where} has image_size {size}; for {config.image_size} it needs {', '.join(wrong)}")
+        ignore += ["image_size", "low_res_size", "attention_resolutions"]
+    require_same("model", asdict(config), theirs, where, ignore)
+
+
+def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> Params:
+    """The weights at `path` for a model of `config`, as far as `require_fit` lets it differ.
+
+    Args:
+        path: any checkpoint.
+        config: the model to be trained.
+        abstract: its parameters, with the shardings wanted.
+    """
+    theirs = read_record(path).get("model", {})
+    require_fit(config, theirs, path)
+    if not config.inpaint or theirs.get("inpaint"):
+        return load_weights(path, abstract)
+    plain = Glide(replace(config, inpaint=False)).abstract_params()
+    wide = abstract["unet"]["input_conv"]["kernel"]
+    shapes = jax.tree.map(lambda leaf: leaf, abstract)
+    shapes["unet"]["input_conv"]["kernel"] = plain["unet"]["input_conv"]["kernel"]
+    params = load_weights(path, shapes)
+    kernel = params["unet"]["input_conv"]["kernel"]
+    params["unet"]["input_conv"]["kernel"] = jax.device_put(widen_for_inpainting(kernel), wide.sharding)
+    return params
+
+
+def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3 3 _more out"]:
+    """An input convolution that takes [x, image * mask, mask, low_res] and ignores the two in the middle.
+
+    Args:
+        kernel: of the plain model, over x (3 channels) or x and low_res (6).
+    """
+    new = jnp.zeros((*kernel.shape[:2], 4, kernel.shape[3]), kernel.dtype)
+    return jnp.concatenate([kernel[:, :, :3], new, kernel[:, :, 3:]], axis=2)
+
+
+def training_data(config: RunConfig, position: int) -> DataStream:
+    """Endless batches from `position` on, this process's share; raises `GlideError` as `open_data`."""
+    train = config.train
+    return open_data(
+        config.data, **_sizes(config.model), batch_size=train.batch_size, seed=train.seed, position=position,
+        **_processes(),
+    )  # fmt: skip
+
+
+def validation_data(config: RunConfig) -> ValidationData | None:
+    """The held-out batches, if there are any; raises `GlideError` as `open_validation`."""
+    if not config.data.validation_path or not config.train.validate_every:
+        return None
+    return open_validation(config.data, **_sizes(config.model), batch_size=config.train.batch_size, **_processes())
+
+
+def preview_examples(config: RunConfig) -> Batch:
+    """Fixed training examples for the sample grids."""
+    return fixed_examples(config.data, config.train.preview.count, **_sizes(config.model))
+
+
+def _sizes(model: ModelConfig) -> dict[str, Any]:
+    low_res = model.low_res_size if model.super_res else None
+    return {"image_size": model.image_size, "low_res_size": low_res, "text_ctx": model.text_ctx}
+
+
+def _processes() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -1,0 +1,121 @@
+"""The training state and how a step changes it: AdamW, EMA weights, frozen parameters, steps that are skipped."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from glide_jax.errors import GlideError
+from glide_jax.models import Params
+from glide_jax.train.config import OptimizerConfig, Trainable
+
+# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
+# knows the trained parameters only.
+State = dict[str, Any]
+# {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
+Skips = dict[str, Array]
+
+# Of the patterns that match a parameter's path the first decides whether it is trained; * also matches slashes.
+RULES: dict[Trainable, tuple[tuple[str, bool], ...]] = {
+    "all": (("*", True),),
+    "unet": (("text/*", False), ("*", True)),
+    # The UNet's own projections of the text to keys and values learn with it (torch: encoder_kv).
+    "text": (("text/*", True), ("unet/*/attn/text_kv/*", True), ("*", False)),
+}
+
+_LOSS_EMA_RATE = 0.01
+
+
+def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
+    """A training state that starts from given weights; to be called under jit with the shardings it is to live in."""
+    # A copy, because two entries of a donated state must not share a buffer.
+    ema = jax.tree.map(jnp.copy, params)
+    opt = optimizer.init(split(params, trainable)[0])
+    return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
+
+
+def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    after = optax.constant_schedule(peak)
+    if config.lr_schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(max_steps - warmup, 1))
+    if not warmup:
+        return after
+    # The first update uses peak / warmup, not 0.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    adamw = optax.adamw(
+        learning_rate(config, max_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        mu_dtype=config.mu_dtype,
+        weight_decay=config.weight_decay,
+    )
+    return optax.chain(clip, adamw)
+
+
+def update_ema(config: OptimizerConfig, ema: Params, params: Params, updates: Int[Array, ""]) -> Params:
+    """ema <- d ema + (1 - d) params, after `updates` updates in all, in float32."""
+    decay: Float[Array, ""] = jnp.float32(config.ema_decay)
+    if config.ema_warmup:
+        decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, params)
+
+
+def is_trained(path: str, trainable: Trainable) -> bool:
+    """Whether the parameter of that name ("unet/down/0/res/in_conv/kernel") is trained."""
+    return next(trained for pattern, trained in RULES[trainable] if fnmatchcase(path, pattern))
+
+
+def split(params: Params, trainable: Trainable) -> tuple[Params, Params]:
+    """The trained and the frozen part of a nested dict of parameters, each with only its own leaves.
+
+    Raises:
+        GlideError: nothing would be trained.
+    """
+    flat = flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if is_trained("/".join(path), trainable)}
+    if not trained:
+        raise GlideError(f"train.trainable={trainable} leaves nothing to train: this model has no text transformer")
+    return unflatten_dict(trained), unflatten_dict({path: leaf for path, leaf in flat.items() if path not in trained})
+
+
+def merge(*parts: Params) -> Params:
+    """The nested dict that was split into `parts`."""
+    return unflatten_dict({path: leaf for part in parts for path, leaf in flatten_dict(part).items()})
+
+
+def no_skips() -> Skips:
+    """The counters of a fresh run."""
+    return {"count": jnp.int32(0), "loss_ema": jnp.float32(jnp.inf)}
+
+
+def judge(
+    skips: Skips, loss: Float[Array, ""], grad_norm: Float[Array, ""], spike_threshold: float
+) -> tuple[Bool[Array, ""], Skips]:
+    """Whether an update is good, and the counters after it.
+
+    An update is skipped if its loss or gradient is not finite, or if `spike_threshold` is not 0 and the loss is
+    that many times its average. The average takes in spikes too, so that a lasting change is no endless spike.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    average = skips["loss_ema"]
+    good = finite & (loss <= spike_threshold * average) if spike_threshold else finite
+    moved = jnp.where(jnp.isinf(average), loss, average + _LOSS_EMA_RATE * (loss - average))
+    return good, {"count": skips["count"] + ~good, "loss_ema": jnp.where(finite, moved, average)}
+
+
+def choose(good: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    """`new` if the update is good, else `old`, bit for bit; fused into the update, it moves no further memory."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

@@ -1,0 +1,222 @@
+"""A request from what a client sent to its image files, as a series of states to show."""
+
+import contextlib
+import html
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glide_jax.errors import GlideError
+from glide_jax.evaluate import Scorer
+from glide_jax.evaluate.scorer import score
+from glide_jax.images import save_png, to_uint8
+from glide_jax.options import Field
+from glide_jax.sample import Pipeline, Samples, metadata
+from glide_jax.ui.jobs import Images, Job, Report
+from glide_jax.ui.models import Models
+from glide_jax.ui.request import Limits, Request, Task, check_fit, checked, request_fields
+
+_BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
+
+
+class Generated(NamedTuple):
+    """A uint8 image, its number, which with the seed decides its noise, and its CLIP score, if it was ranked."""
+
+    pixels: np.ndarray
+    number: int
+    score: float | None = None
+
+
+def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Scorer | None = None) -> list[Generated]:
+    """All images of a request, in the order to be shown in; what `report` raises ends the sampling.
+
+    Raises:
+        GlideError: models and request do not fit, or there is no scorer for task "rank".
+    """
+    finished: Images = []
+
+    def on_steps(done: int, x_0: Any) -> None:
+        report(done, [*finished, *to_uint8(np.asarray(x_0))])
+
+    images: dict[str, Any] = dict(request.images)
+    how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
+    batches: Iterable[Samples]
+    if request.task == "enlarge":
+        batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
+    else:
+        batches = pipeline.batches(
+            [request.prompt] * request.num_images, range(request.num_images), options=request.options,
+            upsampler_options=request.upsampler_options, negative_prompt=request.negative_prompt, **images, **how,
+        )  # fmt: skip
+    for batch in batches:
+        finished += list(batch.images)
+    generated = [Generated(pixels, number) for number, pixels in enumerate(finished)]
+    return _ranked(generated, request, scorer) if request.task == "rank" else generated
+
+
+def _ranked(generated: Sequence[Generated], request: Request, scorer: Scorer | None) -> list[Generated]:
+    if scorer is None:
+        raise GlideError("no CLIP to rank by: start with --clip_model")
+    scores = score(scorer, [each.pixels for each in generated], request.prompt)
+    best = np.argsort(-scores, kind="stable")[: request.keep]
+    return [generated[i]._replace(score=float(scores[i])) for i in best]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all requests share; nothing in it changes with a request but which models are loaded.
+
+    Attributes:
+        models: to choose from.
+        base, upsampler: names of those chosen first; "" is none.
+        limits: the most a request may ask for.
+        scorer: ranks, if there is one.
+        examples: prompts to try.
+        defaults: settings in place of the usual ones, for the page to start with and where a client names none.
+    """
+
+    models: Models
+    base: str = ""
+    upsampler: str = ""
+    limits: Limits = field(default_factory=Limits)
+    scorer: Scorer | None = None
+    examples: Sequence[str] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The settings of a request: see `request_fields`."""
+        return request_fields(self.limits, self.defaults)
+
+
+class Shown(NamedTuple):
+    """One state of the page's result side.
+
+    Attributes:
+        status: a line of HTML.
+        seed: of the images.
+        side: theirs, in pixels; 0 while there are none.
+        images: uint8 previews, or files with what is written below each; None leaves those shown before.
+        download: all images in one file.
+    """
+
+    status: str
+    seed: int
+    side: int = 0
+    images: Sequence[np.ndarray | tuple[Path, str | None]] | None = None
+    download: Path | None = None
+
+
+def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[Shown]:
+    """Checks a request, generates it and yields what to show on the way; closing the iterator stops the work.
+
+    Files in what is yielded last until the iterator goes on. For `values` see `checked`.
+
+    Raises:
+        GlideError: an impossible request, or a model that cannot be loaded.
+    """
+    request = checked(task, values, service.fields)
+    yield Shown(_line("Loading models…"), request.seed, images=[])
+    pipeline = service.models.pipeline(request.base, request.upsampler)
+    check_fit(pipeline, request, service.limits.max_steps)
+    total = pipeline.count_evaluations(
+        request.num_images, request.options, request.upsampler_options, from_image=task == "redraw"
+    )
+    clock, latest = _Clock(total), None
+    job = Job(lambda report: generate(pipeline, request, report, service.scorer))
+    with contextlib.closing(job.progress()) as news:
+        for progress in news:
+            images = progress.images if progress is not latest else None
+            latest = progress
+            yield Shown(clock.bar(progress.done), request.seed, images[-1].shape[0] if images else 0, images)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _save(Path(folder), request, job.result)
+        scores = [None if each.score is None else f"{each.score:.3f}" for each in job.result]
+        yield Shown(
+            _line(*_summary(request, job.result, pipeline, clock.seconds)),
+            request.seed,
+            job.result[0].pixels.shape[0],
+            list(zip(files, scores, strict=True)),
+            _download(Path(folder), request, files),
+        )
+
+
+class _Clock:
+    """Time left of `total` evaluations; what is compiled before the first report does not count."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._begun = total, time.monotonic()
+        self._first = self._last = (0, self._begun)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._begun
+
+    def bar(self, done: int) -> str:
+        """A line and a bar, as HTML."""
+        if not done:
+            return _line(f"Compiling (first run at this size)… {self.seconds:.0f} s") + _BAR % 0
+        if done != self._last[0]:
+            self._last = (done, time.monotonic())
+            self._first = self._first if self._first[0] else self._last
+        return _line(f"Generating: {done / self._total:.0%}{self._left(done)}") + _BAR % (100 * done / self._total)
+
+    def _left(self, done: int) -> str:
+        (first, since), (_, at) = self._first, self._last
+        if done == first:
+            return ""
+        seconds = (at - since) / (done - first) * (self._total - done) - (time.monotonic() - at)
+        return f", about {max(seconds, 1):.0f} s left"
+
+
+def _summary(request: Request, generated: Sequence[Generated], pipeline: Pipeline, seconds: float) -> Iterator[str]:
+    height, width = generated[0].pixels.shape[:2]
+    what = f"{len(generated)} images" if len(generated) > 1 else "1 image"
+    if request.task == "rank":
+        what = f"The best {len(generated)} of {request.num_images}"
+    yield f"{what} of {width} x {height} pixels in {seconds:.1f} s."
+    if cut := pipeline.unseen_end(request.prompt):
+        yield f"The prompt is too long for this model; it does not see “{cut}”."
+
+
+def _line(*sentences: str) -> str:
+    return f"<p>{html.escape(' '.join(sentences))}</p>"
+
+
+def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> list[Path]:
+    """Writes PNG files in order, with the entries that sample.py writes; raises `GlideError` if it cannot."""
+    paths = []
+    for rank, each in enumerate(generated, 1):
+        ranked = f"-rank{rank}" if each.score is not None else ""
+        paths.append(folder / f"glide-{request.seed}-{each.number:02d}{ranked}.png")
+        save_png(paths[-1], each.pixels, _entries(request, each))
+    return paths
+
+
+def _entries(request: Request, each: Generated) -> dict[str, str]:
+    own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
+    if each.score is not None:
+        own["clip_score"] = f"{each.score:.6f}"
+    named = {"checkpoint": request.base, "negative_prompt": request.negative_prompt, "upsampler": request.upsampler}
+    own |= {name: value for name, value in named.items() if value} | dict.fromkeys(request.images, "uploaded")
+    options = request.options if request.base else None
+    return own | metadata(options, request.upsampler_options if request.upsampler else None)
+
+
+def _download(folder: Path, request: Request, images: Sequence[Path]) -> Path:
+    """One file to download: the image, or an archive of several."""
+    if len(images) == 1:
+        return images[0]
+    path = folder / f"glide-{request.seed}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for image in images:
+            archive.write(image, image.name)
+    return path

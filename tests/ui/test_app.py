@@ -1,0 +1,141 @@
+import os
+import shutil
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.ui import app
+from tests.programs import call, run
+
+HAS_GRADIO = find_spec("gradio") is not None
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What `serve` was called with, in place of serving."""
+    calls = []
+
+    def serve(service, server, folder):
+        assert os.environ["GRADIO_TEMP_DIR"].startswith(f"{folder}/")
+        assert folder.is_dir()
+        calls.append((service, server, folder))
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "images"))
+    monkeypatch.setattr(app, "keep_compiled_programs", lambda: None)
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    return calls
+
+
+def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(started, tmp_path, capsys):
+    assert call("app.py", folder=tmp_path) == 2
+    assert not started
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    [line] = shown.err.splitlines()
+    assert line.startswith("error: no model:")
+    assert "--checkpoint DIR" in line
+
+
+def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(GlideError, match="uv sync --extra app"):
+        app.main([])
+
+
+def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "base", "checkpoints/emoji/base")
+    shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")
+    app.main([])
+    [(service, server, _)] = started
+    assert server == app.Server("127.0.0.1", 7860, (), None)
+    assert (service.base, service.upsampler) == ("emoji/base", "emoji/upsample")
+    assert (service.fields["sampler"].default, service.fields["upsampler_strength"].default) == ("ddpm", 0.5)
+    assert "a 3d render of a banana" in service.examples
+
+
+def test_what_is_given_comes_first(started, folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cup\n\na hat\n")
+    given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
+    more = ["--examples", tmp_path / "prompts.txt", "--max_images", 2, "--host", "0.0.0.0"]
+    app.main(list(map(str, [*given, *more])))
+    [(service, server, _)] = started
+    assert (service.base, service.upsampler, service.defaults) == (f"{folder.name}/inpaint", "more/up", {})
+    assert [found.name for found in service.models.bases] == [service.base, "base"]
+    assert (service.limits.max_images, service.examples, server.host) == (2, ["a cup", "a hat"], "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--models", "nowhere"], "--models nowhere: no such folder"),
+        (["--max_images", "0"], "--max_images must be at least 1, not 0"),
+        (["--port", "70000"], r"--port must be in \[1, 65535\]"),
+        (["--clip_model", "noised"], "give --clip TEXT IMAGE"),
+        (["--allowed_host", "https://glide.example"], "without scheme and port"),
+        (["--auth", "nowhere.txt"], "--auth nowhere.txt: not a text file with lines of USER:PASSWORD"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(started, folder, flags, message):
+    with pytest.raises(GlideError, match=message):
+        app.main(["--models", str(folder), *flags])
+    assert not started
+
+
+def test_uploads_and_images_go_to_a_folder_that_is_removed(started, folder, tmp_path):
+    app.main(["--models", str(folder)])
+    [(_, _, own)] = started
+    assert own.parent == tmp_path / "images"
+    assert not list(own.parent.iterdir())
+
+
+def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
+    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n", encoding="utf-8-sig")
+    app.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
+    assert started[0][1].accounts == (("ann", "two words"), ("bob", "a:b"))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "\n", "ann", "ann:", ":secret", "bob:secret\nann", b"\xff:\xff"])
+def test_a_file_of_accounts_has_users_and_passwords(tmp_path, content):
+    (tmp_path / "accounts").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(GlideError, match="--auth ") as refused:
+        app.read_accounts(tmp_path / "accounts")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_password_in_place_of_the_file_is_not_repeated():
+    with pytest.raises(GlideError, match="--auth FILE: not a text file with lines of USER:PASSWORD"):
+        app.read_accounts(Path("ann:secret"))
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", 0), ("localhost", 0), ("[::1]", 0), ("0.0.0.0", 1), ("::", 1), ("10.0.0.1", 1), ("box", 1)],
+)
+def test_what_others_reach_without_a_password_is_warned_of(started, folder, capsys, host, warned):
+    app.main(["--models", str(folder), "--host", host])
+    assert capsys.readouterr().err.count("warning: whoever reaches this machine can use the page") == warned
+
+
+def test_a_folder_without_models_is_said(started, tmp_path):
+    with pytest.raises(GlideError, match="no model in"):
+        app.main(["--models", str(tmp_path)])
+
+
+@pytest.mark.skipif(not HAS_GRADIO, reason="needs gradio: uv sync --extra app")
+def test_a_port_in_use_is_said(folder):
+    """In a process of its own: what gradio leaves open of a server that did not start is closed by its end only."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("app.py", "--models", folder, "--port", taken.getsockname()[1])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: cannot listen on 127.0.0.1:")

@@ -1,0 +1,171 @@
+import contextlib
+import time
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glide_jax.errors import GlideError
+from glide_jax.evaluate import NoisedClipScorer
+from glide_jax.evaluate.scorer import score
+from glide_jax.sample import LoadedClip
+from glide_jax.ui.request import Limits
+from glide_jax.ui.service import Service, follow
+from tests.ui.test_jobs import concurrently
+
+
+@pytest.fixture(scope="module")
+def service(models, folder):
+    scorer = NoisedClipScorer(LoadedClip.from_checkpoints(folder / "clip" / "text", folder / "clip" / "image"))
+    return Service(models, "base", "", Limits(), scorer)
+
+
+def ask(**values):
+    return {"base": "base", "prompt": "a cat", "num_images": 2, "num_steps": 4, "seed": 1} | values
+
+
+def generated(service, task="draw", **values):
+    """The last state shown, and its files' pixels and entries, read before they go."""
+    pixels, entries = [], []
+    for shown in follow(service, task, ask(**values)):
+        last = shown
+        if shown.download is not None:
+            for path, _ in shown.images:
+                with Image.open(path) as image:
+                    pixels.append(np.asarray(image))
+                    entries.append(image.text)
+    return last, np.stack(pixels), entries
+
+
+def test_previews_come_before_the_images(service):
+    states = list(follow(service, "draw", ask(num_images=3)))
+    previews = [shown.images for shown in states if shown.images and shown.download is None]
+    assert len(previews) == 8  # two batches of two, a report each step
+    assert {len(images) for images in previews} == {2, 3}
+    assert previews[0][0].shape == (8, 8, 3)
+    assert len(states[-1].images) == 3
+    assert "3 images of 8 x 8 pixels" in states[-1].status
+    assert {shown.seed for shown in states} == {1}
+
+
+def test_images_are_those_of_the_command_line(service, models):
+    _, pixels, entries = generated(service, num_images=3, sampler="dpmpp_2m", negative_prompt="a dog")
+    expected = models.pipeline("base", None)(
+        "a cat", num_images=3, seed=1, num_steps=4, sampler="dpmpp_2m", negative_prompt="a dog"
+    )
+    np.testing.assert_array_equal(pixels, expected.images)
+    assert [entry["index"] for entry in entries] == list("012")
+    assert entries[0] == {
+        "prompt": "a cat", "seed": "1", "index": "0", "sampler": "dpmpp_2m", "num_steps": "4", "schedule": "karras",
+        "guidance_scale": "3.0", "checkpoint": "base", "negative_prompt": "a dog",
+    }  # fmt: skip
+
+
+def test_a_client_that_names_no_sampler_gets_the_services(service):
+    other = replace(service, defaults={"sampler": "dpmpp_2m"})
+    for sampler, expected in ((None, "dpmpp_2m"), ("ddim", "ddim")):
+        _, _, entries = generated(other, sampler=sampler)
+        assert entries[0]["sampler"] == expected
+
+
+def test_the_seed_shown_generates_the_same_again(service):
+    first, pixels, _ = generated(service, seed="")
+    again, same, _ = generated(service, seed=first.seed)
+    np.testing.assert_array_equal(pixels, same)
+    assert again.seed == first.seed
+
+
+def test_an_upsampler_enlarges(service):
+    _, pixels, entries = generated(service, num_images=1, upsampler="more/up", upsampler_num_steps="3")
+    assert pixels.shape == (1, 16, 16, 3)
+    assert (entries[0]["upsampler"], entries[0]["upsampler_num_steps"]) == ("more/up", "3")
+
+
+def test_an_uploaded_image_is_enlarged(service):
+    image = Image.new("RGBA", (40, 30), "red")
+    values = {"upsampler": "more/up", "upsampler_num_steps": "3", "prompt": "", "base": "gone"}
+    _, pixels, entries = generated(service, "enlarge", image=image, **values)
+    assert pixels.shape == (1, 16, 16, 3)
+    assert "sampler" not in entries[0]
+
+
+def test_image_to_image_goes_as_far_as_strength_says(service):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    same = generated(service, "redraw", image=image, strength=0)[1]
+    np.testing.assert_array_equal(same[0], np.asarray(image))
+    assert (generated(service, "redraw", image=image, strength=0.8, num_steps=5)[1][0] != same[0]).mean() > 0.5
+
+
+def test_inpainting_keeps_what_is_not_painted(service):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    mask = Image.new("L", (8, 8), 255)
+    mask.paste(0, (0, 0, 4, 8))
+    pixels = generated(service, "inpaint", base="inpaint", image=image, mask=mask)[1]
+    np.testing.assert_array_equal(pixels[0, :, 4:], np.asarray(image)[:, 4:])
+    assert (pixels[0, :, :4] != np.asarray(image)[:, :4]).mean() > 0.5
+
+
+def test_ranking_shows_the_best_first(service):
+    last, pixels, entries = generated(service, "rank", candidates=5, top_k=3)
+    candidates = generated(service, num_images=5)[1]
+    scores = score(service.scorer, candidates, "a cat")
+    best = np.argsort(-scores)[:3]
+    np.testing.assert_array_equal(pixels, candidates[best])
+    assert [entry["index"] for entry in entries] == [str(i) for i in best]
+    assert [caption for _, caption in last.images] == [f"{value:.3f}" for value in scores[best]]
+
+
+def test_several_images_are_downloaded_in_one_file(service):
+    with contextlib.closing(follow(service, "draw", ask())) as states:
+        last = next(shown for shown in states if shown.download)
+        names = zipfile.ZipFile(last.download).namelist()
+        assert names == ["glide-1-00.png", "glide-1-01.png"] == [path.name for path, _ in last.images]
+        folder = last.download.parent
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_closing_stops_the_work(service):
+    """The next request begins only when the one before has ended."""
+    patient = replace(service, limits=Limits(max_images=100))
+    states = follow(patient, "draw", ask(num_images=100))
+    next(shown for shown in states if shown.images)
+    begun = time.monotonic()
+    states.close()
+    generated(service)
+    stopped = time.monotonic() - begun
+    begun = time.monotonic()
+    list(follow(patient, "draw", ask(num_images=100)))
+    assert stopped < 0.3 * (time.monotonic() - begun)
+
+
+def test_two_at_once_do_not_mix(service):
+    asks = [
+        {"prompt": "a cat"},
+        {"prompt": "a dog", "sampler": "dpmpp_2m", "seed": 2},
+        {"base": "inpaint", "num_images": 3},
+    ]
+    alone = [generated(service, **values) for values in asks]
+    together = concurrently(*[lambda values=values: generated(service, **values) for values in asks])
+    for (_, pixels, entries), (_, same, same_entries) in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(pixels, same)
+        assert entries == same_entries
+
+
+def test_what_cannot_be_is_said_before_anything_is_generated(service):
+    for task, values, message in (
+        ("draw", {"base": "gone"}, "there is no model 'gone'"),
+        ("draw", {"base": ""}, "choose a base model"),
+        ("enlarge", {"image": Image.new("RGBA", (8, 8))}, "choose an upsampler"),
+        ("draw", {"num_images": 10**9}, r"num_images must be in \[1, 8\]"),
+    ):
+        with pytest.raises(GlideError, match=message):
+            list(follow(service, task, ask(**values)))
+
+
+def test_the_end_of_a_long_prompt_is_named(service):
+    last, _, _ = generated(service, prompt="a cat and <b>" + "a dog " * 9)
+    assert "too long for this model; it does not see" in last.status
+    assert "<b>" not in last.status
