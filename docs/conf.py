@@ -86,8 +86,8 @@ def _leave_out(app: Sphinx, what: str, name: str, member: Any, skip: bool, optio
 
 
 def _plain_text(app: Sphinx, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text: stars and bars are no markup, indented lines of a module's are as they are."""
-    lines[:] = [re.sub(r"(`[^`]*`)|([*|])", lambda m: m[1] or rf"\{m[2]}", line) for line in lines]
+    """Docstrings are plain text: stars, bars and final underscores are no markup, indented lines of a module's are as they are."""
+    lines[:] = [re.sub(r"(`[^`]*`)|([*|]|(?<=\w)_(?!\w))", lambda m: m[1] or rf"\{m[2]}", line) for line in lines]
     if what == "module":
         indented = [i for i, line in enumerate(lines) if line.startswith("    ") and not lines[i - 1]]
         for i in reversed(indented):
