@@ -86,7 +86,7 @@ def _leave_out(app: Sphinx, what: str, name: str, member: Any, skip: bool, optio
 
 
 def _plain_text(app: Sphinx, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text: stars, bars and final underscores are no markup, indented lines of a module's are as they are."""
+    """Docstrings are plain text: no markup by stars, bars and final underscores; a module's indented lines are code."""
     lines[:] = [re.sub(r"(`[^`]*`)|([*|]|(?<=\w)_(?!\w))", lambda m: m[1] or rf"\{m[2]}", line) for line in lines]
     if what == "module":
         indented = [i for i, line in enumerate(lines) if line.startswith("    ") and not lines[i - 1]]

@@ -197,7 +197,7 @@ def test_a_command_is_understood(command):
     def checked(self, arguments=None, namespace=None):
         given = parse(self, arguments, namespace)
         if hasattr(given, "sampler") and hasattr(given, "thresholding"):
-            base_options(given)
+            base_options(vars(given))
         for sampler in (getattr(given, "compare", None) or "ddim").split(","):
             canonical_name(sampler)
         raise Understood
