@@ -1,21 +1,7 @@
-r"""The published 64 -> 256 px upsampler taught to complete pictures, on LAION-style WebDataset shards.
+"""The earlier name of `configs/glide_upsample_inpaint.py`, with its own run folder: old commands still resume."""
 
-    python train.py --config configs/upsample256_inpaint.py --config.data.path='~/laion/{00000..00331}.tar' \
-        --config.init_from=models/upsample
+from functools import partial
 
-Starts from the plain upsampler, whose input layer gets new channels of zeros, or from the published `upsample-inpaint`.
-"""
+from configs import glide_upsample_inpaint
 
-from ml_collections import ConfigDict
-
-from configs import upsample256
-
-
-def get_config(widths: str = "published") -> ConfigDict:
-    """398,368,198 parameters; the small picture is whole, as the base model completes it first."""
-    config = upsample256.get_config(widths)
-    config.run_dir = "runs/upsample256_inpaint"
-    config.model.inpaint = True
-    config.train.max_steps = 20_000
-    config.train.optimizer.learning_rate = 5e-5
-    return config
+get_config = partial(glide_upsample_inpaint.get_config, run_dir="runs/upsample256_inpaint")

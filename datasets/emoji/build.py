@@ -1,4 +1,4 @@
-"""Builds the embedded captioned picture set: `python datasets/emoji/build.py --output datasets/emoji`.
+"""Builds the bundled captioned emoji images: `python datasets/emoji/build.py --output datasets/emoji`.
 
 It needs Python 3.11+, Pillow, webdataset and `npm`; README.md beside it says what comes out.
 Run again with the same version of Pillow, it writes the same bytes.
@@ -41,7 +41,7 @@ PREVIEW = (
 
 @dataclass(frozen=True)
 class Style:
-    """One way of drawing: its captions' opening words, and where its pictures lie."""
+    """One style: the opening words of its captions, and where its images are."""
 
     key: str
     words: str
@@ -59,38 +59,38 @@ STYLES = (
 )
 
 
-def read_pictures(style: Style, tarball: Path) -> dict[str, bytes]:
-    """Returns a style's picture files by normalised code points."""
+def read_images(style: Style, tarball: Path) -> dict[str, bytes]:
+    """Returns a style's image files by normalised code points."""
     files = read_members(tarball, lambda name: name.startswith(style.folder))
     return {normalise(Path(name).stem): data for name, data in files.items()}
 
 
 def open_rgba(encoded: bytes) -> Image.Image:
-    """Decodes a picture file, whatever its mode, to RGBA."""
+    """Decodes an image file, whatever its mode, to RGBA."""
     return Image.open(io.BytesIO(encoded)).convert("RGBA")
 
 
-def on_white(picture: Image.Image, side: int) -> Image.Image:
-    """Returns the RGBA picture on a pure white square of `side` pixels, RGB, centred and never cropped."""
-    longest = max(picture.size)
+def on_white(image: Image.Image, side: int) -> Image.Image:
+    """Returns the RGBA image on a pure white square of `side` pixels, RGB, centred and never cropped."""
+    longest = max(image.size)
     square = Image.new("RGBA", (longest, longest), "white")
-    square.alpha_composite(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
+    square.alpha_composite(image, ((longest - image.width) // 2, (longest - image.height) // 2))
     if longest != side:
         square = square.resize((side, side), Image.Resampling.LANCZOS)
     return square.convert("RGB")
 
 
-def encode_webp(picture: Image.Image, options: dict[str, Any]) -> bytes:
-    """Returns the picture as a WebP file."""
+def encode_webp(image: Image.Image, options: dict[str, Any]) -> bytes:
+    """Returns the image as a WebP file."""
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", **options)
+    image.save(stream, "WEBP", **options)
     return stream.getvalue()
 
 
 def make_sample(thing: Thing, style: Style, split: str, encoded: bytes) -> dict[str, Any]:
     """Returns one WebDataset sample, its values as bytes."""
-    picture = open_rgba(encoded)
-    colour, share = main_colour(picture)
+    image = open_rgba(encoded)
+    colour, share = main_colour(image)
     record = {
         "thing": thing.name,
         "style": style.key,
@@ -110,7 +110,7 @@ def make_sample(thing: Thing, style: Style, split: str, encoded: bytes) -> dict[
     slug = re.sub(r"[^a-z0-9]+", "-", thing.name.lower().replace("'", ""))
     return {
         "__key__": f"{slug}-{style.key}",
-        "webp": encode_webp(on_white(picture, style.side), style.webp),
+        "webp": encode_webp(on_white(image, style.side), style.webp),
         "txt": f"{style.words} {thing.phrase}".encode(),
         "json": json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(),
     }
@@ -125,7 +125,7 @@ def pack_shard(samples: list[dict[str, Any]]) -> bytes:
     return stream.getvalue()
 
 
-def build_shards(things: list[Thing], pictures: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, int, bytes]]:
+def build_shards(things: list[Thing], images: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, int, bytes]]:
     """Yields (file name, number of samples, bytes) for every style, group and split."""
     members = {group: [t.codepoints for t in things if t.group == group] for group in GROUPS.values()}
     held = hold_out(members, [style.key for style in STYLES])
@@ -134,18 +134,18 @@ def build_shards(things: list[Thing], pictures: dict[str, dict[str, bytes]]) -> 
             samples: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
             for thing in (t for t in things if t.group == group):
                 split = "val" if held.get(thing.codepoints) == style.key else "train"
-                samples[split].append(make_sample(thing, style, split, pictures[style.key][thing.codepoints]))
+                samples[split].append(make_sample(thing, style, split, images[style.key][thing.codepoints]))
             for split, chosen in samples.items():
                 yield f"{split}-{group}-{style.key}.tar", len(chosen), pack_shard(chosen)
 
 
-def draw_preview(pictures: dict[str, dict[str, bytes]], side: int = 96) -> Image.Image:
+def draw_preview(images: dict[str, dict[str, bytes]], side: int = 96) -> Image.Image:
     """Returns a grid of a dozen things, one row a style."""
     grid = Image.new("RGB", (side * len(PREVIEW), side * len(STYLES)), "white")
     for row, style in enumerate(STYLES):
         for column, codepoints in enumerate(PREVIEW):
-            picture = on_white(open_rgba(pictures[style.key][codepoints]), style.side)
-            small = picture.resize((side - 16, side - 16), Image.Resampling.LANCZOS)
+            image = on_white(open_rgba(images[style.key][codepoints]), style.side)
+            small = image.resize((side - 16, side - 16), Image.Resampling.LANCZOS)
             grid.paste(small, (side * column + 8, side * row + 8))
     return grid
 
@@ -161,11 +161,11 @@ def build(output: Path, work: Path) -> None:
     """Fetches the packages into `work`; writes the shards, index.json and preview.webp into `output`."""
     for folder in (output, work):
         folder.mkdir(parents=True, exist_ok=True)
-    pictures = {style.key: read_pictures(style, fetch(style.package, work)) for style in STYLES}
+    images = {style.key: read_images(style, fetch(style.package, work)) for style in STYLES}
     wording = tomllib.loads((HERE / "wording.toml").read_text(encoding="utf-8"))
-    things = read_things(fetch(LABELS, work), wording, set.intersection(*map(set, pictures.values())))
+    things = read_things(fetch(LABELS, work), wording, set.intersection(*map(set, images.values())))
     shards: list[dict[str, Any]] = []
-    for name, samples, data in build_shards(things, pictures):
+    for name, samples, data in build_shards(things, images):
         write(output / name, data)
         digest = hashlib.sha256(data).hexdigest()
         shards.append({"file": name, "samples": samples, "bytes": len(data), "sha256": digest})
@@ -181,7 +181,7 @@ def build(output: Path, work: Path) -> None:
         "shards": sorted(shards, key=lambda shard: shard["file"]),
     }
     write(output / "index.json", (json.dumps(index, indent=1) + "\n").encode())
-    write(output / "preview.webp", encode_webp(draw_preview(pictures), {"quality": 90, "method": 6}))
+    write(output / "preview.webp", encode_webp(draw_preview(images), {"quality": 90, "method": 6}))
 
 
 def main() -> None:

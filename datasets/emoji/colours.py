@@ -1,4 +1,4 @@
-"""The main colour of a picture, as one of the eleven basic colour words."""
+"""The main colour of an image, as one of the eleven basic colour words."""
 
 import numpy as np
 from PIL import Image
@@ -8,12 +8,12 @@ _HUE_ENDS = (15, 40, 66, 165, 255, 292, 338)
 _HUE_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 
 
-def main_colour(picture: Image.Image) -> tuple[str, float]:
+def main_colour(image: Image.Image) -> tuple[str, float]:
     """Returns the commonest colour word among the opaque pixels, and its share of them in (0, 1].
 
-    picture: RGBA, before it is put on a background.
+    image: RGBA, before it is put on a background.
     """
-    small = np.asarray(picture.convert("RGBA").resize((64, 64), Image.Resampling.BOX), np.float64) / 255
+    small = np.asarray(image.convert("RGBA").resize((64, 64), Image.Resampling.BOX), np.float64) / 255
     words = _name_pixels(small[small[..., 3] > 0.5, :3])
     counts = np.bincount(words, minlength=len(NAMES))
     return NAMES[counts.argmax()], round(float(counts.max() / counts.sum()), 2)

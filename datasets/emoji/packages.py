@@ -1,4 +1,4 @@
-"""The npm packages that the pictures and their names come from: fetched at one version, checked, read."""
+"""The npm packages that the images and their names come from: fetched at one version, checked, read."""
 
 import hashlib
 import shutil

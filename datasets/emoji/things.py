@@ -1,4 +1,4 @@
-"""The things that the set shows: which emoji, in what words, and which pairs are held out for validation."""
+"""The things of the data set: which emoji, in what words, and which pairs are held out for validation."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 0.06
 
 @dataclass(frozen=True)
 class Thing:
-    """One emoji, which becomes one picture in each style."""
+    """One emoji, which becomes one image in each style."""
 
     codepoints: str  # hexadecimal, joined by "-", without FE0F
     label: str  # CLDR short name
@@ -90,7 +90,7 @@ def check_wording(things: list[Thing], wording: dict[str, Any], labels: set[str]
     unused = {*wording["without_article"], *wording["phrases"]} - {thing.label for thing in things}
     unused |= set(wording["leave_out"]) - labels
     if unused:
-        sys.exit(f"error: wording.toml speaks of {', '.join(sorted(unused))}, which no picture is called")
+        sys.exit(f"error: wording.toml speaks of {', '.join(sorted(unused))}, which is the name of no image")
 
 
 def hold_out(members: Mapping[str, Collection[str]], styles: Sequence[str]) -> dict[str, str]:

@@ -61,11 +61,12 @@ class DataConfig(Options):
     """A data set and its transforms; impossible values raise `GlideError` at once.
 
     `path` for each `source`:
-        webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file that
-            lists such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
-        folder: folders of image files.
-        tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`).
-        stream: shards as above, `pipe:COMMAND` and URLs.
+
+    - webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file that
+      lists such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
+    - folder: folders of image files.
+    - tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`).
+    - stream: shards as above, `pipe:COMMAND` and URLs.
 
     `image_key` and `caption_key` list member endings inside a shard, alternatives joined by `;`, the best first;
     `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`

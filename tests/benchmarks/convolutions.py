@@ -1,8 +1,8 @@
-"""GFLOP/s of a 3x3 convolution, of its gradient in the picture and of that in the kernel, here and in PyTorch on a CPU.
+"""GFLOP/s of a 3x3 convolution and of its gradients by image and by kernel, here and in PyTorch on a CPU.
 
 python tests/benchmarks/convolutions.py
 
-Widths are those of the small models and of the base model. The gradient in the kernel is ours, beside XLA's own.
+Widths are those of the small models and of the base model; for the gradient by kernel, ours and XLA's own.
 """
 
 import time
@@ -36,10 +36,10 @@ def fastest(run: Callable[[], object], times: int = 4) -> float:
 def ours(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
     x, w = jnp.ones((batch, side, side, channels)), jnp.ones((3, 3, channels, channels))
     forward = jax.jit(convolve)
-    of_picture = jax.jit(lambda x, w, g: jax.vjp(lambda x: convolve(x, w), x)[1](g)[0])
+    of_image = jax.jit(lambda x, w, g: jax.vjp(lambda x: convolve(x, w), x)[1](g)[0])
     of_kernel = jax.jit(lambda x, g: kernel_gradient(x, g, 3))
     by_xla = jax.jit(lambda x, w, g: jax.vjp(lambda w: convolve(x, w), w)[1](g)[0])
-    return [lambda: forward(x, w), lambda: of_picture(x, w, x), lambda: of_kernel(x, x), lambda: by_xla(x, w, x)]
+    return [lambda: forward(x, w), lambda: of_image(x, w, x), lambda: of_kernel(x, x), lambda: by_xla(x, w, x)]
 
 
 def theirs(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
@@ -52,7 +52,7 @@ def theirs(batch: int, channels: int, side: int) -> list[Callable[[], object]]:
 
 
 def main() -> None:
-    print("| pictures, channels, side | ours | in the kernel, XLA | oneDNN | ratio |\n|---|---|---|---|---|")
+    print("| batch, channels, side | ours | gradient of the kernel, XLA | oneDNN | ratio |\n|---|---|---|---|---|")
     for batch, channels, side in SHAPES:
         gflop = 2 * 9 * batch * (side * channels) ** 2 / 1e9
         *mine, by_xla = (gflop / fastest(run) for run in ours(batch, channels, side))

@@ -1,11 +1,11 @@
-"""Images a second of the data pipeline, beside the usual webdataset, Pillow and DataLoader way, on the same shards.
+"""Images per second of the data pipeline and of the usual webdataset + Pillow + DataLoader one, on the same shards.
 
     python tests/benchmarks/data.py [--samples 800] [--seconds 6] [--repeats 3]
 
-Shards of 512 px JPEGs are made from four photographs. Every measurement is a process of its own, bound to as many cores
-as it is for; the two sides run in turn and the fastest of each counts, as other work on the machine only slows. The
-baseline is what trainers of this model family do: a webdataset stream with a shuffle buffer, full decoding, bicubic
-resizing of the whole picture, tokens and float tensors made in DataLoader workers. Both use the same tokenizer.
+Shards of 512 px JPEGs are made from four photographs. Every measurement is a process of its own, pinned to that
+many cores; the two sides alternate and the best run of each counts, because other work on the machine only slows down.
+The baseline is what trainers of this model family do: a webdataset stream with a shuffle buffer, full decoding, bicubic
+resizing of the whole image, tokens and float tensors made in DataLoader workers. Both use the same tokenizer.
 """
 
 import argparse
@@ -37,19 +37,19 @@ SHARDS = 4
 
 
 def make_shards(folder: Path, samples: int) -> None:
-    """Shards of pictures whose shorter side is 512 pixels: the photographs, each time cut a little differently."""
+    """Shards of images whose shorter side is 512 pixels: the photographs, cropped a little differently each time."""
     rng = np.random.default_rng(0)
     photographs = [Image.open(path).convert("RGB") for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
     for shard in range(SHARDS):
         with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as writer:
             for i in range(samples // SHARDS):
-                picture = photographs[i % len(photographs)]
+                image = photographs[i % len(photographs)]
                 left, top = rng.integers(0, 16, 2)
-                picture = picture.crop((left, top, picture.width, picture.height))
-                scale = 512 / min(picture.size)
-                picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+                image = image.crop((left, top, image.width, image.height))
+                scale = 512 / min(image.size)
+                image = image.resize((round(image.width * scale), round(image.height * scale)))
                 file = io.BytesIO()
-                picture.save(file, "JPEG", quality=90)
+                image.save(file, "JPEG", quality=90)
                 writer.write({"__key__": f"{shard:05d}{i:04d}", "jpg": file.getvalue(), "txt": CAPTION.format(i)})
 
 
@@ -66,14 +66,14 @@ def baseline(folder: Path, pairs: bool, cores: int) -> Iterator[int]:
 
     tokenizer = GlideTokenizer()
 
-    def tensor(picture: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    def tensor(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
     def example(sample: dict) -> tuple:
-        picture = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+        image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
         tokens, mask = tokenizer.padded([sample["txt"].decode()], 128)
-        small = picture.resize((64, 64), Image.Resampling.BICUBIC)
-        large = [tensor(picture.resize((256, 256), Image.Resampling.BICUBIC))] if pairs else []
+        small = image.resize((64, 64), Image.Resampling.BICUBIC)
+        large = [tensor(image.resize((256, 256), Image.Resampling.BICUBIC))] if pairs else []
         return torch.from_numpy(tokens[0]), torch.from_numpy(mask[0]), tensor(small), *large
 
     shards = sorted(str(path) for path in folder.glob("*.tar"))
@@ -111,13 +111,13 @@ def profile(folder: Path) -> dict[str, float]:
     order = Order(len(source), 0)
     stages: dict[str, Callable[[int], object]] = {
         "order": lambda i: order[i],
-        "read picture and caption": lambda i: source[i],
+        "read image and caption": lambda i: source[i],
         "decode in full (for comparison)": lambda i: transforms.decode(samples[i].image),
         "decode at reduced scale": lambda i: transforms.decode(samples[i].image, 128),
         "crop and resize to 64": lambda i: transforms.resize_crop_reduced(reduced[i], boxes[i], 64),
         "squash from full size (for comparison)": lambda i: full[i % 20].resize((64, 64), Image.Resampling.BICUBIC),
         "tokens": lambda i: tokenizer.padded(samples[i].captions, 128),
-        "one keyed draw": lambda i: generator(0, "uncond", i).random(),
+        "one keyed random number": lambda i: generator(0, "uncond", i).random(),
     }
     full = [transforms.decode(sample.image).image for sample in samples[:20]]
     return {name: min(_microseconds(stage, len(samples)) for _ in range(3)) for name, stage in stages.items()}

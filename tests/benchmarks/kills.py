@@ -1,10 +1,10 @@
-"""Training under kill -9, for as long as one likes: what is left must be, bit for bit, what an undisturbed run leaves.
+"""Training under repeated kill -9: the final state must equal an undisturbed run's bit for bit.
 
-    python tests/benchmarks/kills.py pairs --kills 20      both processes of a run of two are killed at once
-    python tests/benchmarks/kills.py one                   one of two is killed: how the other ends, and what counts
-    python tests/benchmarks/kills.py soak --minutes 180    a run of one process is killed once a minute
+    python tests/benchmarks/kills.py pairs --kills 20      kill both processes of a two-process run at once
+    python tests/benchmarks/kills.py one                   kill one of two: how does the other end?
+    python tests/benchmarks/kills.py soak --minutes 180    kill a single-process run once a minute
 
-Runs are of tests/integration/page.py; its programs are kept in JAX_COMPILATION_CACHE_DIR.
+Runs use tests/integration/page.py; compiled programs are kept in JAX_COMPILATION_CACHE_DIR.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def begin(run_dir: Path, steps: int, processes: int) -> list[subprocess.Popen[by
 
 
 def lines(run_dir: Path) -> int:
-    """Updates logged, those that came twice counted twice."""
+    """Number of logged steps; a step logged twice counts twice."""
     log = run_dir / "log.jsonl"
     return log.read_bytes().count(b'"grad_norm"') if log.exists() else 0
 
@@ -63,13 +63,13 @@ def wait_until(running: list[subprocess.Popen[bytes]], condition: Callable[[], b
         if any(process.poll() is not None for process in running):
             return False
         if time.monotonic() > deadline:
-            raise TimeoutError("no update came")
+            raise TimeoutError("no step was logged")
         time.sleep(0.01)
     return True
 
 
 def killed(run_dir: Path, processes: int, kills: Iterator[float]) -> int:
-    """Starts a run again and again, and kills it so many seconds after its first new update; returns how often."""
+    """Restarts a run and kills it that many seconds after its first new step; returns the number of kills."""
     count = 0
     for seconds in kills:
         before = lines(run_dir)
@@ -87,7 +87,7 @@ def killed(run_dir: Path, processes: int, kills: Iterator[float]) -> int:
 
 
 def compare(run_dir: Path, processes: int) -> None:
-    """Lets the run end, runs another undisturbed, and compares their states bit by bit."""
+    """Lets the run finish, runs another undisturbed, and compares their states bit for bit."""
     end = max(complete_steps(run_dir / "checkpoints"), default=0) + 10
     whole = run_dir.with_name("whole")
     for folder in (run_dir, whole):
@@ -101,9 +101,7 @@ def compare(run_dir: Path, processes: int) -> None:
             states.append(jax.tree.leaves(store.restore(abstract, end)[0]))
     same = [np.array_equal(*map(np.asarray, pair), equal_nan=True) for pair in zip(*states, strict=True)]
     partial = [path.name for path in (run_dir / "checkpoints").iterdir() if TEMPORARY_SUFFIX in path.name]
-    print(
-        f"after {end} updates {sum(same)} of {len(same)} arrays are the same bits; partial saves left: {len(partial)}"
-    )
+    print(f"after {end} steps {sum(same)} of {len(same)} arrays are bit-equal; partial saves left: {len(partial)}")
     if not all(same):
         sys.exit(1)
 
@@ -148,7 +146,7 @@ def main() -> None:
     parser.add_argument("what", choices=("pairs", "one", "soak"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=180)
-    parser.add_argument("--every", type=float, default=60, help="seconds from a first update to its kill")
+    parser.add_argument("--every", type=float, default=60, help="seconds from the first new step to the kill")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         {"pairs": pairs, "one": one, "soak": soak}[args.what](Path(folder), args)

@@ -1,4 +1,4 @@
-"""Our group norm and flax's, forward and with gradients, on 16 pictures of 32 x 32 x 64.
+"""Our group norm and flax's, forward and with gradients, on 16 images of 32 x 32 x 64.
 
 python tests/benchmarks/norms.py
 """

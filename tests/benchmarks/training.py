@@ -1,11 +1,11 @@
-"""Seconds of a training step, beside the PyTorch reference's where it is installed.
+"""Seconds of a training step, next to the PyTorch reference's where it is installed.
 
-    python tests/benchmarks/training.py [--pages base64,upsample256] [--batches 2] [--steps 3] [--dtype bfloat16]
+    python tests/benchmarks/training.py [--pages glide_base,glide_upsample] [--batches 2] [--steps 3] [--dtype bfloat16]
 
-Ours is the step of a page of configs/ over random pictures: noise loss, AdamW, moving average. The reference's is
-glide-finetune's: the same loss by autograd, torch.optim.AdamW, no average; bfloat16 by autocast. `--tiny` narrows the
-models to 64 channels. Both run in turn; the fastest step of each counts. "dispatch" is how long the host takes to hand
-a step to the device before it is free again.
+Ours is the step of a page of configs/ on random images: noise MSE, AdamW, EMA. The reference's is
+glide-finetune's: the same loss by autograd, torch.optim.AdamW, no EMA; bfloat16 by autocast. `--tiny` narrows the
+models to 64 channels. Both alternate; the fastest step of each counts. "dispatch" is the host time of one
+asynchronous call of the step.
 """
 
 import argparse
@@ -83,13 +83,13 @@ def reference(config: RunConfig) -> Callable[[], None] | None:
     }
     if config.model.super_res:
         texts["low_res"] = torch.zeros(batch, 3, config.model.low_res_size, config.model.low_res_size, device=device)
-    pictures = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+    images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     half = config.train.dtype == "bfloat16"
 
     def step() -> None:
         t = torch.randint(0, 1000, (batch,), device=device)
-        noise = torch.randn_like(pictures)
-        x_t = diffusion.q_sample(pictures, t, noise=noise)
+        noise = torch.randn_like(images)
+        x_t = diffusion.q_sample(images, t, noise=noise)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             eps = model(x_t, t, **texts)[:, :3]
             loss = torch.nn.functional.mse_loss(eps, noise)
@@ -125,7 +125,7 @@ def fastest(step: Callable[[], None], steps: int) -> float:
 
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--pages", default="base64")
+    parse.add_argument("--pages", default="glide_base")
     parse.add_argument("--batches", default="2")
     parse.add_argument("--steps", type=int, default=3)
     parse.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

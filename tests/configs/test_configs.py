@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -18,10 +19,16 @@ from tests.programs import ROOT
 
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 FULL_PAGES = {
-    "base64": "base",
-    "upsample256": "upsample",
-    "base64_inpaint": "base-inpaint",
-    "upsample256_inpaint": "upsample-inpaint",
+    "glide_base": "base",
+    "glide_upsample": "upsample",
+    "glide_base_inpaint": "base-inpaint",
+    "glide_upsample_inpaint": "upsample-inpaint",
+}
+EARLIER_NAMES = {
+    "base64": "glide_base",
+    "upsample256": "glide_upsample",
+    "base64_inpaint": "glide_base_inpaint",
+    "upsample256_inpaint": "glide_upsample_inpaint",
 }
 
 
@@ -49,7 +56,20 @@ def test_every_page_is_a_valid_run(name):
     assert page(name).run_dir == f"runs/{name}"
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("earlier", "name"), EARLIER_NAMES.items())
+@pytest.mark.parametrize("widths", ["published", "tiny"])
+def test_earlier_names_are_the_same_pages_with_their_own_run_folders(earlier, name, widths):
+    assert page(earlier, widths) == replace(page(name, widths), run_dir=f"runs/{earlier}")
+
+
+@pytest.mark.parametrize("name", ["base64", "upsample256_inpaint"])
+def test_commands_with_earlier_names_work(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parsed(["train.py", "--config", f"configs/{name}.py:tiny", "--config.data.path=x"])
+    assert (config.run_dir, config.data.path, config.model.num_channels) == (f"runs/{name}", "x", 32)
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in EARLIER_NAMES])
 def test_the_commands_of_a_page_are_those_of_a_run_by_it(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = commands(name)
@@ -101,7 +121,7 @@ def test_the_full_pages_have_small_widths_for_a_trial(name, kind):
 
 
 def test_fine_tuning_defaults():
-    base, upsample = page("base64"), page("upsample256")
+    base, upsample = page("glide_base"), page("glide_upsample")
     for config in (base, upsample):
         optimizer = config.train.optimizer
         assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.ema_decay) == (1e-4, 0.0, 0.9999)

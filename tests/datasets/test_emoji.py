@@ -1,4 +1,4 @@
-"""The embedded picture set as its readers meet it: shards, captions, pictures, split and index."""
+"""The bundled emoji images as its readers meet it: shards, captions, images, split and index."""
 
 import hashlib
 import importlib
@@ -83,7 +83,7 @@ def test_readme_gives_the_counts_and_sources(records, index):
     for group, style in product(GROUPS, SIDES):
         assert f"| {group} | {count[group, style, 'train']} | {count[group, style, 'val']} |" in readme
     assert f"{index['things']} things" in readme
-    assert f"{index['samples']} captioned pictures" in readme
+    assert f"{index['samples']} captioned images" in readme
     assert index["samples"] == len(records)
     assert index["things"] == len({record["thing"] for record in records})
     for source in index["sources"]:

@@ -13,7 +13,7 @@ import pytest
 
 from glide_jax.config import from_ml_collections
 from glide_jax.diffusion.options import canonical_name
-from glide_jax.sample.cli import sample_options
+from glide_jax.sample.options import base_options
 from tests.docs.blocks import PAGES, commands, fenced, without_blocks
 from tests.docs.workspace import FROM_ELSEWHERE, make_models, make_run, make_torch_files, make_workspace
 from tests.integration.runs import compiled_once
@@ -197,7 +197,7 @@ def test_a_command_is_understood(command):
     def checked(self, arguments=None, namespace=None):
         given = parse(self, arguments, namespace)
         if hasattr(given, "sampler") and hasattr(given, "thresholding"):
-            sample_options(given)
+            base_options(vars(given))
         for sampler in (getattr(given, "compare", None) or "ddim").split(","):
             canonical_name(sampler)
         raise Understood

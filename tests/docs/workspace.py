@@ -71,7 +71,7 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
     (folder / "models").mkdir()
     for model in models.iterdir():
         (folder / "models" / model.name).symlink_to(model)
-    for name in ("emoji", "emoji_finetune", "base64", "mine"):
+    for name in ("emoji", "emoji_finetune", "glide_base", "mine"):
         shutil.copytree(run, folder / "runs" / name)
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
     shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")

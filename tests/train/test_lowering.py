@@ -14,7 +14,7 @@ from glide_jax.sample import Inputs, Stage
 from glide_jax.train.program import Program
 
 # The upsampler's attention is the base model's: what a TPU makes of it is seen there.
-STEPS = [("base64", "cuda"), ("base64", "tpu"), ("upsample256", "cuda")]
+STEPS = [("glide_base", "cuda"), ("glide_base", "tpu"), ("glide_upsample", "cuda")]
 pytestmark = pytest.mark.slow
 
 

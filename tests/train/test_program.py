@@ -50,7 +50,7 @@ ROWS = re.findall(
 )
 
 
-@pytest.mark.parametrize("page", ["base64", "upsample256"])
+@pytest.mark.parametrize("page", ["glide_base", "glide_upsample"])
 def test_megabytes_on_each_device(page):
     config = from_ml_collections(importlib.import_module(f"configs.{page}").get_config())
     state = Program(config, make_mesh(config.parallel)).abstract_state
