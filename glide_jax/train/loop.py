@@ -102,7 +102,7 @@ class Trainer:
                 return self._finish(interrupt.received)
             except GlideError as error:
                 if self._saved_after(error):
-                    raise GlideError(f"{error}; all {self.step} steps are saved") from error
+                    raise GlideError(f"{error}; the state after step {self.step} is saved") from error
                 raise
 
     def _prepare(self, train_step: jax.stages.Compiled) -> None:
