@@ -160,6 +160,11 @@ def flat(options: Any) -> dict[str, Any]:
     }
 
 
+def nested(options: Any) -> dict[str, Any]:
+    """Values as a configuration page has them: groups are dicts, inline fields stand beside the others."""
+    return {name: nested(value) if isinstance(value, Options) else value for name, value in flat(options).items()}
+
+
 def convert(hint: Any, value: Any, where: str) -> Any:
     """A value as its type wants it: lists become tuples, whole numbers floats, mappings dataclasses.
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.options import INLINE, Options, add_arguments, build, described, flat, given, option, parse
+from glide_jax.options import INLINE, Options, add_arguments, build, described, flat, given, nested, option, parse
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ def test_inline_fields_are_named_without_their_own():
     assert made == Whole(Part(2.0, "b", (1.0, 2.0)), count=2)
     assert build(Whole, flat(made)) == made
     assert build(Whole, {"count": 3}, base=made).part.kind == "b"
+
+
+def test_nested_is_what_a_page_has():
+    made = build(Whole, {"scale": 5, "rates": {"decay": 0.1}})
+    assert nested(made)["rates"] == {"decay": 0.1}
+    assert nested(made)["scale"] == 5.0
+    assert build(Whole, nested(made)) == made
 
 
 def test_a_command_line_gives_what_the_user_gave():

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ import numpy as np
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, grid, open_image, save_png
+from glide_jax.options import nested
 from glide_jax.train.config import RunConfig
 
 
@@ -175,7 +175,7 @@ class _Wandb:
         if not id_file.exists() or not id_file.read_text():  # a full disk leaves it empty
             id_file.write_text(secrets.token_hex(4))
         project, identity = config.train.wandb_project, id_file.read_text()
-        self._run = wandb.init(project=project, dir=run_dir, id=identity, resume="allow", config=asdict(config))
+        self._run = wandb.init(project=project, dir=run_dir, id=identity, resume="allow", config=nested(config))
         self._run.define_metric("*", step_metric="iter")
         self._directory = run_dir / "wandb"
 

@@ -15,6 +15,7 @@ from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
+from glide_jax.options import nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage
 from glide_jax.train.config import RunConfig
@@ -160,7 +161,7 @@ class Trainer:
         record = {
             "model": asdict(config.model),
             "diffusion": asdict(config.diffusion),
-            "config": asdict(config),
+            "config": nested(config),
             "position": self.data.position,
             "step": self.step,
             "goodput": asdict(self.goodput),
