@@ -36,7 +36,7 @@ UNRUNNABLE = FOREIGN | {
     r"efficientnet": "it downloads ImageNet weights",
     r"--clip_rerank$": "it downloads OpenCLIP's weights",
 }
-# The first command of each kind stands for the others; `pytest -m slow` runs those with a further option or page.
+# The first command of each kind stands for the others; `pytest -m slow` runs those with a further page.
 KINDS = (
     r"train\.py", r"sample\.py --prompt", r"sample\.py .*--mask", r"evaluate\.py --prompt_file", r"convert to-flax",
     r"convert to-torch", r"convert inspect", r"convert shrink", r"data check",
@@ -59,7 +59,7 @@ CHOSEN = [next((command for command in RUNNABLE if re.search(kind, command.text)
 
 
 def that_bring_something():
-    """The commands, beside the chosen ones, with an option or a page that none before them had."""
+    """The commands, beside the chosen ones, with a program or a page that none before them had."""
     seen = {part for command in CHOSEN if command for part in parts(command)}
     for command in RUNNABLE:
         if command not in CHOSEN and not parts(command) <= seen:
@@ -68,9 +68,8 @@ def that_bring_something():
 
 
 def parts(command):
-    """The program, the page and the names of the options of a command."""
-    options = {word.partition("=")[0] for word in command.words if word.startswith("-")}
-    return {*options, *re.findall(r"configs/\w+\.py", command.text), command.words[0]}
+    """The program and the configuration page of a command; that its options exist is tried of every command."""
+    return {*re.findall(r"configs/\w+\.py(?::\w+)?", command.text), command.words[0]}
 
 
 RUN = [command for command in RUNNABLE if command in CHOSEN or command in [*that_bring_something()]]

@@ -132,5 +132,5 @@ def test_bad_options_get_one_line(build, message):
 
 def test_a_picture_of_another_size_is_refused(tiny):
     model, params, _ = tiny
-    with pytest.raises(GlideError, match="reads 64 px pictures, not 32 x 32"):
+    with pytest.raises(GlideError, match="reads 64 px images, not 32 x 32"):
         model.encode_image(params, jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))
