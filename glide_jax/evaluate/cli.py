@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
-from glide_jax.evaluate.reference import Extractor
 from glide_jax.evaluate.run_folder import RunFolder, plain, write_json
 from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
-from glide_jax.evaluate.scores import ClipFeatures, clip_scores, distance_scores
+from glide_jax.evaluate.scores import ClipFeatures, Extractor, clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, flat, given, option
 from glide_jax.sample import Pipeline, base_options, checkpoint_step, metadata, parse_with_bundled, upsampler_options
 from glide_jax.sample.options import add_sampling_arguments
+from glide_jax.sample.options import flags as sampling_flags
 
 _EXAMPLES = """\
 examples:
@@ -182,14 +182,12 @@ def _by_flag(args: argparse.Namespace) -> dict[str, Any]:
 def _resumed(flags: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The settings of `folder` with what `flags` may change; raises `GlideError` where they say otherwise."""
     stored = {name: _restored(value) for name, value in folder.config.items() if value is not None}
-    options = build(EvaluateOptions, given(stored, EvaluateOptions))
-    usual = flat(options) | {name: value for name, value in stored.items() if name in vars(parser().parse_args([]))}
-    judged = options.clip_rerank or stored.get("clip_guidance_scale")
+    judged = stored.get("clip_rerank") or stored.get("clip_guidance_scale")
     free = _FREE if judged else _FREE | _OF_CLIP
     for name, value in flags.items():
-        if name not in free and not _same(name, value, usual.get(name)):
+        if name not in free and not _same(name, value, stored.get(name)):
             raise GlideError(
-                f"--resume {folder.path} has its own settings, and --{name} is {plain(usual.get(name))!r} there: leave"
+                f"--resume {folder.path} has its own settings, and --{name} is {plain(stored.get(name))!r} there: leave"
                 " it out, or start a new run"
             )
     return stored | {name: value for name, value in flags.items() if name in free}
@@ -197,9 +195,7 @@ def _resumed(flags: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
 
 def _restored(value: Any) -> Any:
     """A setting as it was before `run_folder.plain` made it JSON."""
-    if isinstance(value, list):
-        return tuple(map(_restored, value))
-    return math.inf if value == "inf" else value
+    return tuple(math.inf if each == "inf" else each for each in value) if isinstance(value, list) else value
 
 
 def _same(name: str, given: Any, stored: Any) -> bool:
@@ -220,7 +216,8 @@ def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:
         prompts, count, options.seed, options.negative_prompt, base_options(settings), upsampler_options(settings),
         options.clip_top_k if options.clip_rerank else None, SUFFIXES[options.output_format],
     )  # fmt: skip
-    return _Plan(options, job, folder, {**settings, **flat(options)})
+    by_flag = flat(options) | sampling_flags(job.options, job.upsampler_options)
+    return _Plan(options, job, folder, by_flag)
 
 
 def _prompts(options: EvaluateOptions) -> tuple[str, ...]:

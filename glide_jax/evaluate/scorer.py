@@ -32,7 +32,7 @@ class Scorer(Protocol):
         """Unit vectors of uint8 images of any size."""
 
     def text_features(self, prompt: str) -> Float[np.ndarray, " features"]:
-        """the unit vector of a prompt."""
+        """The unit vector of a prompt."""
 
 
 def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"]:

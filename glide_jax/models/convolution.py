@@ -58,7 +58,8 @@ def kernel_gradient(
         some_g = jax.lax.dynamic_slice_in_dim(gradient, block * rows, rows + 2 * half, axis=1)
         moved_x = jnp.concatenate([some_x[:, :, j : j + width] for j in range(size)], axis=-1)
         moved_g = jnp.concatenate([some_g[:, i : i + rows] for i in reversed(range(size))], axis=-1)
-        return total + jnp.einsum("bhwc,bhwd->cd", moved_x, moved_g, preferred_element_type=kind)
+        exact = jax.lax.Precision.HIGHEST
+        return total + jnp.einsum("bhwc,bhwd->cd", moved_x, moved_g, precision=exact, preferred_element_type=kind)
 
     total = jnp.zeros((size * channels, size * features), kind)
     total = jax.lax.fori_loop(0, height // rows, add_block, total)

@@ -16,11 +16,24 @@ from glide_jax.models.convolution import convolve
 _UNIFORM = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
+def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """HIGHEST for float32: without it a GPU computes in TF32 and a TPU in bfloat16; other types have no choice."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
 def linear(
     features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = _UNIFORM
 ) -> nnx.Linear:
     """A dense layer with float32 parameters that computes in `dtype` (torch: Linear, Conv1d of width 1)."""
-    return nnx.Linear(features_in, features_out, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, rngs=rngs)
+    return nnx.Linear(
+        features_in,
+        features_out,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        precision=precision(dtype),
+        kernel_init=init,
+        rngs=rngs,
+    )
 
 
 class _Conv(nnx.Conv):
@@ -54,6 +67,7 @@ def conv(
         padding=size // 2,
         dtype=dtype,
         param_dtype=jnp.float32,
+        precision=precision(dtype),
         kernel_init=init,
         promote_dtype=_all_but_bias,
         conv_general_dilated=convolve,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from glide_jax.errors import GlideError
 from glide_jax.models.attention import attention
 from glide_jax.models.functional import Functional, Params
-from glide_jax.models.layers import layer_norm, linear
+from glide_jax.models.layers import layer_norm, linear, precision
 from glide_jax.randomness import fold
 
 # CLIP's channel statistics over pixels in [0, 255].
@@ -236,6 +236,7 @@ class _ImageTower(nnx.Module):
             padding="VALID",
             use_bias=False,
             param_dtype=jnp.float32,
+            precision=precision(jnp.float32),
             kernel_init=nnx.initializers.normal((2 / width) ** 0.5 / config.patch_size),
             rngs=rngs,
         )
@@ -270,6 +271,7 @@ def _bias_free(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.
         use_bias=False,
         dtype=dtype,
         param_dtype=jnp.float32,
+        precision=precision(dtype),
         kernel_init=init,
         rngs=rngs,
     )

@@ -10,6 +10,7 @@ from .options import SampleOptions as SampleOptions
 from .options import base_options as base_options
 from .options import bundled_models as bundled_models
 from .options import default_schedule as default_schedule
+from .options import flags as flags
 from .options import level_options as level_options
 from .options import metadata as metadata
 from .options import parse_with_bundled as parse_with_bundled

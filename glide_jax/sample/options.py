@@ -22,7 +22,7 @@ from glide_jax.options import INLINE, Options, add_arguments, build, flat, given
 
 __all__ = [
     "BUNDLED_SETTINGS", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options",
-    "bundled_models", "default_schedule", "level_options", "metadata", "parse_with_bundled", "sampler_options",
+    "bundled_models", "default_schedule", "flags", "level_options", "metadata", "parse_with_bundled", "sampler_options",
     "upsampler_options", "upsampling",
 ]  # fmt: skip
 
@@ -109,6 +109,11 @@ def base_options(flags: Mapping[str, Any]) -> SampleOptions:
 def upsampler_options(flags: Mapping[str, Any]) -> SampleOptions:
     """The upsampler's options that flags (`vars(args)`) ask for; raises `GlideError` where they are invalid."""
     return upsampling(given(flags, SampleOptions, _PREFIX, names=_NAMES))
+
+
+def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
+    """All options of both models by the flags that ask for them."""
+    return flat(options) | {_NAMES.get(name, _PREFIX + name): value for name, value in flat(upsampler_options).items()}
 
 
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:

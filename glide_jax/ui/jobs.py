@@ -29,7 +29,7 @@ class Progress(NamedTuple):
     images: Images | None = None
 
 
-class Job(Generic[T]):
+class Worker(Generic[T]):
     """Work in a thread of its own.
 
     Args:

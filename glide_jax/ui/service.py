@@ -19,7 +19,7 @@ from glide_jax.evaluate.scorer import score
 from glide_jax.images import save_png, to_uint8
 from glide_jax.options import Field
 from glide_jax.sample import Pipeline, Samples, metadata
-from glide_jax.ui.jobs import Images, Job, Report
+from glide_jax.ui.jobs import Images, Report, Worker
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits, Request, Task, check_fit, checked, request_fields
 
@@ -130,7 +130,7 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         request.num_images, request.options, request.upsampler_options, from_image=task == "redraw"
     )
     clock, latest = _Clock(total), None
-    job = Job(lambda report: generate(pipeline, request, report, service.scorer))
+    job = Worker(lambda report: generate(pipeline, request, report, service.scorer))
     with contextlib.closing(job.progress()) as news:
         for progress in news:
             images = progress.images if progress is not latest else None

@@ -13,7 +13,7 @@ import pytest
 
 from glide_jax.config import from_ml_collections
 from glide_jax.diffusion.options import canonical_name
-from glide_jax.sample.options import base_options
+from glide_jax.sample.options import base_options, upsampler_options
 from tests.docs.blocks import PAGES, commands, fenced, without_blocks
 from tests.docs.workspace import FROM_ELSEWHERE, make_models, make_run, make_torch_files, make_workspace
 from tests.integration.runs import compiled_once
@@ -69,7 +69,8 @@ def that_bring_something():
 
 def parts(command):
     """The program and the configuration page of a command; that its options exist is tried of every command."""
-    return {*re.findall(r"configs/\w+\.py(?::\w+)?", command.text), command.words[0]}
+    program = re.match(r"-m convert [\w-]+|-m \S+|\S+", " ".join(command.words))
+    return {*re.findall(r"configs/\w+\.py(?::\w+)?", command.text), program[0]}
 
 
 RUN = [command for command in RUNNABLE if command in CHOSEN or command in [*that_bring_something()]]
@@ -197,6 +198,7 @@ def test_a_command_is_understood(command):
         given = parse(self, arguments, namespace)
         if hasattr(given, "sampler") and hasattr(given, "thresholding"):
             base_options(vars(given))
+            upsampler_options(vars(given))
         for sampler in (getattr(given, "compare", None) or "ddim").split(","):
             canonical_name(sampler)
         raise Understood

@@ -17,7 +17,7 @@ from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.run_folder import ranked
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
-from tests.programs import call
+from tests.programs import ROOT, call
 from tests.tiny.models import UPSAMPLER, save_clip, save_model
 
 PROMPTS = ["a cat", "a dog", "a <b>hat</b> & 'cup'"]
@@ -143,11 +143,27 @@ def test_a_folder_with_every_flag_in_its_record_is_resumed(reranked, tmp_path):
         assert (folder / "prompt_001" / name).read_bytes() == (reranked / "prompt_001" / name).read_bytes()
 
 
+def test_a_reference_that_has_moved_is_given_anew(base, tmp_path):
+    shutil.copytree(ROOT / "tests/golden/photographs", tmp_path / "before")
+    options = ["--clip_model", "noised", "--output_format", "png", "--num_images", 2]
+    with pytest.raises(GlideError, match="give --clip TEXT IMAGE"):
+        run(base, tmp_path, "--reference", tmp_path / "before", *options)
+    run(base, tmp_path, "--output_format", "png", "--num_images", 2, "--negative_prompt", "inf", prompts="inf")
+    written = read(tmp_path / "00000" / "metadata.json")
+    written["config"]["reference"] = str(tmp_path / "gone" / "{0..3}.tar")
+    (tmp_path / "00000" / "metadata.json").write_text(json.dumps(written))
+    with pytest.raises(GlideError, match="does not exist"):
+        main(["--resume", str(tmp_path / "00000"), "--dry_run"])
+    given = ["--reference", str(tmp_path / "before"), "--features", "inception", "--inception_checkpoint", "none.pt"]
+    main(["--resume", str(tmp_path / "00000"), *given, "--dry_run"])
+
+
 def test_resuming_with_other_settings_is_refused(reranked):
     with pytest.raises(GlideError, match="--seed is 7 there"):
         main(["--resume", str(reranked), "--seed", "8"])
-    with pytest.raises(GlideError, match="--guidance_scale is None there"):
+    with pytest.raises(GlideError, match=r"--guidance_scale is 3\.0 there"):
         main(["--resume", str(reranked), "--guidance_scale", "2"])
+    main(["--resume", str(reranked), "--guidance_scale", "3", "--sampler", "ddim", "--num_steps", "3"])
     with pytest.raises(GlideError, match="cannot read"):
         main(["--resume", str(reranked / "prompt_000" / "nothing")])
     with pytest.raises(GlideError, match="not that of an evaluation"):

@@ -9,9 +9,8 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.distances import frechet, kernel
-from glide_jax.evaluate.reference import reference_features
 from glide_jax.evaluate.scorer import NoisedClipScorer
-from glide_jax.evaluate.scores import ClipFeatures, distance_names
+from glide_jax.evaluate.scores import ClipFeatures, distance_names, reference_features
 from glide_jax.sample import LoadedClip
 from tests.tiny.models import BASE, save_clip, save_model
 

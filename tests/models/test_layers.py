@@ -1,11 +1,16 @@
-"""Building blocks in bfloat16."""
+"""Building blocks: what is computed in which type and precision."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
+from glide_jax.models import Conditioning
+from glide_jax.models.attention import attention
 from glide_jax.models.layers import conv
+from tests.tiny.models import BASE, random_clip, random_model
 
 
 def test_the_gradient_of_a_convolutions_bias_is_summed_in_float32():
@@ -24,3 +29,54 @@ def test_the_gradient_of_a_convolutions_bias_is_summed_in_float32():
     exact = np.asarray(weight, np.float64).sum((0, 1, 2))
     np.testing.assert_allclose(bias, exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
     assert nnx.merge(graph, params)(x).dtype == jnp.bfloat16
+
+
+def products(jaxpr):
+    """All matrix products and convolutions of a program, those within other operations too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def assert_float32_is_float32(function, *arguments):
+    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    assert len(found) > 2
+    highest = jax.lax.Precision.HIGHEST
+    for equation in found:
+        if all(operand.aval.dtype == jnp.float32 for operand in equation.invars):
+            assert equation.params["precision"] in (highest, (highest, highest)), equation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_is_asked_for_in_full_precision_in_both_directions(dtype):
+    """Otherwise an H100 computes it in TF32 and a TPU in bfloat16; there are float32 layers in a bfloat16 model too."""
+    loaded = random_model(dtype=dtype)
+    model, params = loaded.stage.model, loaded.params
+    x, t = jnp.zeros((1, BASE.image_size, BASE.image_size, 3)), jnp.zeros(1)
+    tokens, mask = jnp.zeros((1, BASE.text_ctx), int), jnp.ones((1, BASE.text_ctx), bool)
+
+    def loss(params):
+        return model(params, x, t, Conditioning(model.encode_text(params, tokens, mask))).sum()
+
+    assert_float32_is_float32(jax.grad(loss), params)
+
+
+def test_the_noised_clip_is_float32_too():
+    clip = random_clip()
+    size = clip.model.image.image_size
+    assert_float32_is_float32(clip.model.encode_image, clip.params, jnp.zeros((1, size, size, 3)), jnp.zeros(1))
+
+
+def test_queries_and_keys_are_scaled_in_float32():
+    """32^-1/4 is 0.42045, and 0.41992 in bfloat16, which would make all logits 0.25 % too small."""
+    random = np.random.RandomState(0)
+    q = jnp.asarray(random.standard_normal((1, 4096, 1, 32)), jnp.bfloat16)
+    k = jnp.asarray(random.standard_normal((1, 2, 1, 32)), jnp.bfloat16)
+    v = jnp.eye(2, 32, dtype=jnp.bfloat16)[None, :, None]
+    weights = np.asarray(attention(q, k, v), np.float64)[0, :, 0]
+    found = np.log(weights[:, 0] / weights[:, 1])
+    queries, keys = np.asarray(q, np.float64)[0, :, 0], np.asarray(k, np.float64)[0, :, 0]
+    exact = queries @ (keys[0] - keys[1]) / np.sqrt(32)
+    assert abs((found * exact).sum() / (exact**2).sum() - 1) < 1e-3

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def pretended_cuda(platform, monkeypatch):
     """JAX looks for cuDNN on this machine before it writes a call of it."""
     if platform == "cuda":
-        monkeypatch.setattr(attention_module, "_on_cuda", lambda: True)
+        monkeypatch.setattr(attention_module, "cuda_capability", lambda: 9.0)
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
         monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
 

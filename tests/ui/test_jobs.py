@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from glide_jax.ui.jobs import Job
+from glide_jax.ui.jobs import Worker
 
 
 def concurrently(*calls):
@@ -37,7 +37,7 @@ def test_reports_come_in_order_and_add_up():
             report(2, image(value))
         return "done"
 
-    job = Job(work)
+    job = Worker(work)
     news = list(job.progress())
     assert [each.done for each in news] == [2, 4, 6, 8, 10]
     assert [each.images[0][0, 0, 0] for each in news] == [0, 1, 2, 3, 4]
@@ -46,7 +46,7 @@ def test_reports_come_in_order_and_add_up():
 
 def test_there_is_a_sign_of_life_while_there_is_no_news():
     ready = threading.Event()
-    job = Job(lambda report: ready.wait(10), interval=0.05)
+    job = Worker(lambda report: ready.wait(10), interval=0.05)
     progress = job.progress()
     assert next(progress).done == next(progress).done == 0
     ready.set()
@@ -62,7 +62,7 @@ def test_a_stop_ends_the_work_at_its_next_report():
             reported.append(value)
             go_on.wait(10)
 
-    job = Job(work)
+    job = Worker(work)
     progress = job.progress()
     next(progress)
     progress.close()
@@ -76,7 +76,7 @@ def test_what_the_work_raises_is_raised():
         raise ZeroDivisionError("oh")
 
     with pytest.raises(ZeroDivisionError, match="oh"):
-        list(Job(work).progress())
+        list(Worker(work).progress())
 
 
 def test_one_has_the_device_at_a_time_and_a_waiting_one_can_be_stopped():
@@ -90,11 +90,11 @@ def test_one_has_the_device_at_a_time_and_a_waiting_one_can_be_stopped():
         with lock:
             inside[0] -= 1
 
-    concurrently(*[lambda: list(Job(work).progress()) for _ in range(3)])
+    concurrently(*[lambda: list(Worker(work).progress()) for _ in range(3)])
     assert most[0] == 1
 
     release = threading.Event()
-    first, second = Job(lambda report: release.wait(10), interval=0.05), Job(work, interval=0.05)
+    first, second = Worker(lambda report: release.wait(10), interval=0.05), Worker(work, interval=0.05)
     holding, waiting = first.progress(), second.progress()
     next(holding), next(waiting)
     waiting.close()
