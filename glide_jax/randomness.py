@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, stream name, indices): nothing to carry, split or checkpoint.
 
-Every draw in training and sampling is keyed by what it is for and which example it belongs to, so results
+Every random number in training and sampling is keyed by what it is for and which example it belongs to, so results
 do not depend on device count, batch size, or on where a run was interrupted.
 """
 

@@ -47,7 +47,7 @@ class Losses(NamedTuple):
     Attributes:
         total: the training loss.
         mse: plain mean squared error of the noise.
-        vlb: bits per dimension of the bound's term at the drawn t; 0 for "simple".
+        vlb: bits per dimension of the bound's term at the sampled t; 0 for "simple".
     """
 
     total: PerImage
@@ -90,7 +90,7 @@ def training_losses(
 ) -> Losses:
     """Losses of a model's output at original timesteps t.
 
-    "simple" is L_simple = mean (eps - noise)^2. "hybrid" adds 0.001 T L_vlb at the drawn t, in bits, through which
+    "simple" is L_simple = mean (eps - noise)^2. "hybrid" adds 0.001 T L_vlb at the sampled t, in bits, through which
     only the variance channels learn (Nichol & Dhariwal 2021, eq. 16; torch: RESCALED_MSE with LEARNED_RANGE).
 
     Args:
