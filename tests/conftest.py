@@ -26,6 +26,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("glide_jax", f"{check_arrays.__module__}.{check_arrays.__qualname__}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes a minute a test comes first, so that no worker is left with it at the end while the others are idle.
+    items.sort(key=lambda item: not {"integration", "docs", "parity"} & {*item.path.parts})
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("needs a CUDA GPU and jax[cuda12] or jax[cuda13]")
