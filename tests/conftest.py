@@ -26,9 +26,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("glide_jax", f"{check_arrays.__module__}.{check_arrays.__qualname__}")
 
 
+# Folders whose tests share a running page or take a minute each.
+_LONG = ("ui", "integration", "docs", "parity")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # What takes a minute a test comes first, so that no worker is left with it at the end while the others are idle.
-    items.sort(key=lambda item: not {"integration", "docs", "parity"} & {*item.path.parts})
+    # They come first, so that no worker is left with them at the end while the others are idle.
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if name in item.path.parts), len(_LONG)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
