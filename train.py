@@ -57,17 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return dry_run(config) if args.dry_run else Trainer(config).run()
 
 
-def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`; raises `GlideError` at anything else."""
-    found: list[tuple[str, str]] = []
-    words = iter(rest)
-    for word in words:
+def overrides(rest: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`; raises `GlideError` at anything else.
+
+    What is on or off may be `--config.NAME`, whose value is None, or `--noconfig.NAME`.
+    """
+    found: list[tuple[str, str | None]] = []
+    for i, word in enumerate(rest):
         name, equals, value = word.partition("=")
-        if not name.startswith("--config."):
+        if name.startswith("--noconfig.") and not equals:
+            found.append((name.removeprefix("--noconfig."), "false"))
+        elif name.startswith("--config."):
+            found.append((name.removeprefix("--config."), value if equals else None))
+        elif i and not word.startswith("--") and found and found[-1][1] is None:
+            found[-1] = (found[-1][0], word)
+        else:
             raise GlideError(f"unexpected argument {word!r}; options of a page are written --config.NAME=VALUE")
-        if not equals and (value := next(words, "--")).startswith("--"):
-            raise GlideError(f"{name} needs a value: {name}=VALUE")
-        found.append((name.removeprefix("--config."), value))
     return found
 
 

@@ -44,18 +44,18 @@ def read_page(page: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*([argument] if colon else []))
-    except (AttributeError, ImportError, NameError, SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, NameError, SyntaxError, KeyError, TypeError, ValueError) as error:
         raise GlideError(f"--config {page}: {' '.join(str(error).split())}") from error
     return config
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
+def override(config: ConfigDict, key: str, text: str | None) -> None:
     """Sets one option of a page to what a text on a command line stands for.
 
     Args:
         config: the page.
         key: as "train.max_steps".
-        text: as "1000", "('a', 'b')" or "none".
+        text: as "1000", "('a', 'b')" or "none"; None switches on what is on or off.
 
     Raises:
         GlideError: an unknown option (with the nearest names), a group of options, or a value of another type.
@@ -69,7 +69,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     hint = _option(cls, name, key).hint
     if dataclasses.is_dataclass(hint):
         raise GlideError(f"--config.{key} is a group of options; set one of them (--config.{key}.NAME=...)")
-    config[name] = parse(hint, text, f"--config.{key}")
+    if text is None and hint is not bool:
+        raise GlideError(f"--config.{key} needs a value: --config.{key}=VALUE")
+    config[name] = True if text is None else parse(hint, text, f"--config.{key}")
 
 
 def _option(cls: Any, name: str, key: str) -> Field:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def written(path: Path) -> Iterator[Path]:
     Raises:
         GlideError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Processes of other machines may write the same file of a shared folder at the same time.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

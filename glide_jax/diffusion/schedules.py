@@ -79,11 +79,6 @@ class Schedule:
         steps = config.diffusion_steps
         return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps)
 
-    def respace(self, respacing: str) -> Self:
-        """Keeps only the timesteps that `respacing` names; to be called on a full schedule (torch: SpacedDiffusion)."""
-        kept = space_timesteps(self.diffusion_steps, respacing)
-        return self.from_alphas_cumprod(self.alphas_cumprod[kept], kept, self.diffusion_steps)
-
     @classmethod
     def from_alphas_cumprod(cls, abar: Table, timesteps: Shaped[np.ndarray, " steps"], diffusion_steps: int) -> Self:
         """The process that passes through these levels, ascending in noise: betas = 1 - abar / abar_prev."""

@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
 from glide_jax.randomness import fold
@@ -46,20 +47,11 @@ class Functional(Generic[Module]):
 
     def bind(self, params: Params) -> Module:
         """The module with these parameters, for use inside one traced function."""
-        flat = []
-        for path in self._paths:
-            leaf: Any = params
-            for name in path:
-                leaf = leaf[str(name)]
-            flat.append((path, nnx.Param(leaf)))
+        leaves = flatten_dict(params)
+        flat = [(path, nnx.Param(leaves[tuple(map(str, path))])) for path in self._paths]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
 
 
 def _nested(state: nnx.State) -> Params:
-    tree: Params = {}
-    for path, variable in nnx.to_flat_state(state):
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(str(name), {})
-        node[str(path[-1])] = variable.get_value()
-    return tree
+    flat = nnx.to_flat_state(state)
+    return unflatten_dict({tuple(map(str, path)): variable.get_value() for path, variable in flat})

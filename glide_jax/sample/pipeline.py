@@ -181,18 +181,18 @@ class Pipeline:
         up_options = _upsampler_options(upsampler_options)
         start = None if init_image is None else load_image(init_image, base.stage.model.config.image_size)
 
-        def inputs(model: LoadedModel, picked: list[int], **more: Any) -> Inputs:
-            config = model.stage.model.config
-            if image is not None and mask is not None and config.inpaint:
-                more["inpaint_image"] = _repeat(load_image(image, config.image_size), len(picked))
-                more["inpaint_mask"] = _repeat(load_mask(mask, config.image_size), len(picked))
+        known = _known(base, image, mask)
+        known_large = {} if self.upsampler is None else _known(self.upsampler, image, mask)
+
+        def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
+            more |= {name: _repeat(array, len(picked)) for name, array in known.items()}
             return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative_prompt, **more)
 
         size = batch_size or min(self.batch_size, len(prompts))
         for picked, real in _cut(len(prompts), size):
             report = _of_real(on_steps, real)
             given = inputs(
-                base, picked, x_t=None if x_t is None else np.asarray(x_t)[picked],
+                known, picked, x_t=None if x_t is None else np.asarray(x_t)[picked],
                 init_image=None if start is None else _repeat(start, len(picked)),
             )  # fmt: skip
             clip_params = None if self.clip is None else self.clip.params
@@ -201,7 +201,7 @@ class Pipeline:
             )
             images, small = to_uint8(jax.device_get(generated)), None
             if self.upsampler is not None:
-                up_inputs = inputs(self.upsampler, picked, low_res=from_uint8(images))
+                up_inputs = inputs(known_large, picked, low_res=from_uint8(images))
                 images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
             yield Samples(images[:real], [prompts[i] for i in mine], [indices[i] for i in mine], seed, small)
@@ -287,6 +287,17 @@ class Pipeline:
 
 def _upsampler_options(options: SampleOptions | Mapping[str, Any] | None) -> SampleOptions:
     return options if isinstance(options, SampleOptions) else upsampling(options or {})
+
+
+def _known(model: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> dict[str, np.ndarray]:
+    """What an inpainting model is given of the image to inpaint; nothing for others."""
+    config = model.stage.model.config
+    if image is None or mask is None or not config.inpaint:
+        return {}
+    return {
+        "inpaint_image": load_image(image, config.image_size),
+        "inpaint_mask": load_mask(mask, config.image_size),
+    }
 
 
 def _cut(count: int, size: int) -> Iterator[tuple[list[int], int]]:

@@ -103,6 +103,38 @@ def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
         parsed(["train.py", "--config", "configs/emoji.py", "--config.data.paths=x"])
 
 
+@pytest.mark.parametrize(
+    ("words", "trim_white", "max_steps"),
+    [
+        (["--config.data.trim_white", "--config.train.max_steps=7"], True, 7),
+        (["--config.train.max_steps", "7", "--config.data.trim_white"], True, 7),
+        (["--config.data.trim_white=true", "--noconfig.data.trim_white"], False, 6400),
+        (["--config.data.trim_white", "false"], False, 6400),
+    ],
+)
+def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, max_steps, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parsed(["train.py", "--config", "configs/emoji.py", *words])
+    assert (config.data.trim_white, config.train.max_steps) == (trim_white, max_steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.run_dir"], r"--config\.run_dir needs a value"),
+        (["--config.run_dir=a", "b"], "unexpected argument 'b'"),
+        (["--noconfig.run_dir=a"], "unexpected argument"),
+        (["--noconfig.train.max_steps"], "train.max_steps cannot be False: it takes int"),
+        (["--config.train.seed.x=1"], "seed has no options of its own"),
+        (["--config.train=1"], "is a group of options"),
+    ],
+)
+def test_what_is_no_option_is_one_line(words, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(GlideError, match=message):
+        parsed(["train.py", "--config", "configs/emoji.py", *words])
+
+
 @pytest.mark.parametrize(("name", "kind"), FULL_PAGES.items())
 def test_the_full_pages_are_the_published_models(name, kind):
     config = page(name)

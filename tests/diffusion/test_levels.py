@@ -28,7 +28,7 @@ def test_spacings_of_timesteps():
 def test_levels_of_timesteps_are_exactly_those_of_the_schedule():
     grid = NoiseLevels.from_options(COSINE, LevelOptions(timestep_respacing="ddim50"))
     np.testing.assert_array_equal(grid.timesteps, np.arange(0, 1000, 20)[::-1])
-    np.testing.assert_allclose(grid.alphas_cumprod, COSINE.respace("ddim50").alphas_cumprod[::-1], rtol=1e-12)
+    np.testing.assert_allclose(grid.alphas_cumprod, COSINE.alphas_cumprod[::20][::-1], rtol=1e-12)
     level = grid.level(float(grid.sigmas[3]))
     np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-15)
     assert level.t == grid.timesteps[3]

@@ -94,8 +94,6 @@ def shortened(command):
                       for name, value in asdict(getattr(make_config(), part)).items()}  # fmt: skip
         options = {f"model.{name}": value for name, value in model.items()}
         options |= {f"train.{name}": value for name, value in train.items()}
-        # A tuple given twice is joined, not replaced.
-        words = [word for word in words if not word.startswith("--config.model.")]
         return [*words, *(f"--config.{name}={value}" for name, value in options.items())]
     upsampler = ["--upsampler_num_steps", "2"]
     if words[0] == "sample.py":

@@ -35,8 +35,8 @@ def _has(config, key):
 def test_flags_exist(capsys):
     for program in _PROGRAMS:
         call(*program, "--help")
-    # In a list of options each begins a line; absl writes --[no] before those that may be off.
-    shown = re.findall(r"^ +(?:-\w, )?--(?:\[no\])?([a-z][\w.-]*)", capsys.readouterr().out, re.MULTILINE)
+    # In a list of options each begins a line.
+    shown = re.findall(r"^ +(?:-\w, )?--([a-z][\w.-]*)", capsys.readouterr().out, re.MULTILINE)
     known = {f"--{name}" for name in shown}
     unknown = {}
     for page in PAGES:

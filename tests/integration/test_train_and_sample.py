@@ -188,13 +188,14 @@ def test_a_missing_checkpoint_gets_one_clear_line(tmp_path, capsys):
     [
         ("log.jsonl", 1, "log.jsonl: No space left on device"),
         (
-            "samples/.grid_00000002.png.tmp",
+            "samples/.grid_00000002.png.0.tmp",
             2,
             "samples/grid_00000002.png: No space left on device; choose another folder",
         ),
     ],
 )
-def test_a_full_disk_is_one_line_and_loses_no_step(tmp_path, capsys, full, step, shown):
+def test_a_full_disk_is_one_line_and_loses_no_step(tmp_path, capsys, monkeypatch, full, step, shown):
+    monkeypatch.setattr("glide_jax.files.secrets.token_hex", lambda size: "0")
     full = tmp_path / full
     full.parent.mkdir(exist_ok=True)
     full.symlink_to("/dev/full")

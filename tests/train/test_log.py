@@ -77,8 +77,9 @@ def lines(path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("name", ["log.jsonl", "samples/.grid_00000003.png.tmp"])
-def test_a_full_disk_is_one_line(tmp_path, name):
+@pytest.mark.parametrize("name", ["log.jsonl", "samples/.grid_00000003.png.0.tmp"])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("glide_jax.files.secrets.token_hex", lambda size: "0")
     full = tmp_path / name
     full.parent.mkdir(exist_ok=True)
     full.symlink_to("/dev/full")

@@ -1,0 +1,34 @@
+"""Files are written whole: by one writer, by two at once, and not at all."""
+
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.files import written
+
+
+def test_two_writers_of_one_file_do_not_mix_what_they_write(tmp_path):
+    path = tmp_path / "folder" / "file"
+    with written(path) as first, first.open("w") as slow:
+        slow.write("first")
+        with written(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def broken(path, error):
+    with written(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyError):
+        broken(path, KeyError())
+    with pytest.raises(GlideError, match=r"cannot write .*file: No space left"):
+        broken(path, OSError(28, "No space left on device"))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
