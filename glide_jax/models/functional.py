@@ -1,45 +1,66 @@
 """An NNX module as pure functions of a plain nested dict of arrays."""
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import PRNGKeyArray
-
-from glide_jax.randomness import fold
+from jaxtyping import Array, Float, PRNGKeyArray
 
 Params = dict[str, Any]
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-class _Keys:
-    """Stands in for `nnx.Rngs`, whose counters are Variables: tracing a full model's takes them 15 s."""
+class Draws:
+    """Stands in for `nnx.Rngs`: the numbers of all initial weights are cut from one draw, in the order asked for.
 
-    def __init__(self, key: PRNGKeyArray) -> None:
-        self._key, self._count = key, 0
+    A draw for each of hundreds of weights takes XLA minutes to compile for a GPU. Without numbers it counts them.
+    """
 
-    def params(self) -> PRNGKeyArray:
-        self._count += 1
-        return fold(self._key, self._count)
+    def __init__(self, numbers: Float[Array, " count"] | None = None) -> None:
+        self._numbers, self.count = numbers, 0
+
+    def params(self) -> "Draws":
+        """What an initializer of `layers` takes as its key."""
+        return self
+
+    def take(self, shape: Sequence[int]) -> Float[Array, "..."]:
+        """The next numbers, uniform over (-1, 1)."""
+        begin, self.count = self.count, self.count + math.prod(shape)
+        if self._numbers is None:
+            return jnp.zeros(shape)
+        return jax.lax.slice(self._numbers, (begin,), (self.count,)).reshape(shape)
+
+
+def fresh(build: Callable[[nnx.Rngs], Module], key: PRNGKeyArray) -> Module:
+    """The module that `build` makes, with initial weights by `key`."""
+    counted = Draws()
+    nnx.eval_shape(lambda: build(cast(nnx.Rngs, counted)))
+    above = np.nextafter(np.float32(-1), np.float32(0))  # a normal number of -1 would be infinite
+    numbers = jax.random.uniform(key, (counted.count,), jnp.float32, above, 1.0)
+    # Otherwise each weight's program would compute its part of the draw again.
+    return build(cast(nnx.Rngs, Draws(jax.lax.optimization_barrier(numbers))))
 
 
 class Functional(Generic[Module]):
     """Splits a module once and merges it with given parameters at each call.
 
     Args:
-        build: makes the module from a source of keys; it is traced for its shapes alone.
+        build: makes the module, with initializers of `layers`; it is traced for its shapes alone.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], Module]) -> None:
-        self._build: Callable[[PRNGKeyArray], Module] = lambda key: build(_Keys(key))
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(self._build, jax.random.key(0)))
+        self._build = build
+        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: build(cast(nnx.Rngs, Draws()))))
         self._paths = [path for path, _ in nnx.to_flat_state(self._abstract)]
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters; jit it (with `out_shardings`) for a large model."""
-        return _nested(nnx.state(self._build(key)))
+        return _nested(nnx.state(fresh(self._build, key)))
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, with nothing allocated."""

@@ -2,18 +2,32 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from glide_jax.models.convolution import convolve
+from glide_jax.models.functional import Draws
 
-# PyTorch's default for Linear and Conv: uniform in +-1/sqrt(fan_in).
-_UNIFORM = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+def uniform(draws: Draws, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
+    """Initial weights uniform in +-1/sqrt(fan_in): PyTorch's default for Linear and Conv."""
+    return draws.take(shape).astype(dtype) / math.sqrt(math.prod(shape[:-1]))
+
+
+def normal(std: float) -> nnx.Initializer:
+    """Initial weights from a normal distribution."""
+
+    def init(draws: Draws, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
+        return jax.lax.erf_inv(draws.take(shape)).astype(dtype) * (std * math.sqrt(2))
+
+    return cast(nnx.Initializer, init)
+
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -22,7 +36,7 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
 
 
 def linear(
-    features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = _UNIFORM
+    features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = uniform
 ) -> nnx.Linear:
     """A dense layer with float32 parameters that computes in `dtype` (torch: Linear, Conv1d of width 1)."""
     return nnx.Linear(
@@ -56,7 +70,7 @@ def conv(
     rngs: nnx.Rngs,
     *,
     stride: int = 1,
-    init: nnx.Initializer = _UNIFORM,
+    init: nnx.Initializer = uniform,
 ) -> nnx.Conv:
     """A `size` x `size` convolution over NHWC images, zero-padded by size // 2 (torch: Conv2d)."""
     return _Conv(
@@ -118,13 +132,32 @@ def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
+def kept_by_dropout(
+    keys: Key[Array, " batch"], shapes: Sequence[tuple[int, ...]], rate: float
+) -> list[Bool[Array, "batch ..."]]:
+    """For each shape a mask that is false with probability `rate`, to 1/65536; one key an example.
+
+    All are cut from one draw, of which a word serves two places: a draw for each layer takes XLA minutes to compile
+    for a GPU.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    half = -(-sum(sizes) // 2)
+    words = jax.vmap(lambda key: jax.random.bits(key, (half,), jnp.uint32))(keys)
+    threshold = np.uint32(round(rate * 2**16))
+    keep = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1) >= threshold
+    # Otherwise each layer's program would compute its part of the draw again.
+    keep = jax.lax.optimization_barrier(keep)
+    ends = np.cumsum(sizes)[:-1].tolist()
+    parts = jnp.split(keep[:, : sum(sizes)], ends, axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def dropout(
-    x: Float[Array, "batch *shape"], rate: float, keys: Key[Array, " batch"] | None
+    x: Float[Array, "batch *shape"], rate: float, keep: Bool[Array, "batch *shape"] | None
 ) -> Float[Array, "batch *shape"]:
-    """Zeroes values with probability `rate`, rescales the rest; one key an example, `None` for evaluation."""
-    if keys is None or rate == 0.0:
+    """Zeroes what is not kept and rescales the rest; `None` for evaluation."""
+    if keep is None:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 

@@ -1,5 +1,6 @@
 """The noise-aware CLIP of glide-text2im: texts and noisy images in one space, a gradient to guide by."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from glide_jax.errors import GlideError
 from glide_jax.models.attention import attention
 from glide_jax.models.functional import Functional, Params
-from glide_jax.models.layers import layer_norm, linear, precision
+from glide_jax.models.layers import layer_norm, linear, normal, precision
 from glide_jax.randomness import fold
 
 # CLIP's channel statistics over pixels in [0, 255].
@@ -173,7 +174,7 @@ class _Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, layers: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.heads = heads
-        init = nnx.initializers.normal(width**-0.5)
+        init = normal(width**-0.5)
         self.q = linear(width, width, dtype, rngs, init)
         self.k = _bias_free(width, width, dtype, rngs, init)
         self.v = linear(width, width, dtype, rngs, init)
@@ -191,7 +192,7 @@ class _Block(nnx.Module):
         self.attn_norm = layer_norm(width, dtype, rngs)
         self.attn = _Attention(width, heads, layers, dtype, rngs)
         self.mlp_norm = layer_norm(width, dtype, rngs)
-        self.mlp_in = linear(width, 4 * width, dtype, rngs, nnx.initializers.normal((2 * width) ** -0.5))
+        self.mlp_in = linear(width, 4 * width, dtype, rngs, normal((2 * width) ** -0.5))
         self.mlp_out = linear(4 * width, width, dtype, rngs, _residual_init(width, layers))
 
     def __call__(self, x: Float[Array, "batch ctx width"], causal: bool) -> Float[Array, "batch ctx width"]:
@@ -209,7 +210,7 @@ class _TextTower(nnx.Module):
         self.positional_embedding = _table(config.max_text_len, width, 0.01, rngs)
         self.blocks = nnx.List([_Block(width, config.n_head_text, layers, dtype, rngs) for _ in range(layers)])
         self.final_norm = layer_norm(width, jnp.float32, rngs)
-        self.proj = _bias_free(width, config.n_embd, jnp.float32, rngs, nnx.initializers.glorot_normal())
+        self.proj = _bias_free(width, config.n_embd, jnp.float32, rngs, normal(math.sqrt(2 / (width + config.n_embd))))
 
     def __call__(self, tokens: Int[Array, "batch ctx"], lengths: Int[Array, " batch"]) -> Float[Array, "batch n_embd"]:
         x = (self.token_embedding[tokens] + self.positional_embedding[...][None]).astype(self.dtype)
@@ -237,13 +238,13 @@ class _ImageTower(nnx.Module):
             use_bias=False,
             param_dtype=jnp.float32,
             precision=precision(jnp.float32),
-            kernel_init=nnx.initializers.normal((2 / width) ** 0.5 / config.patch_size),
+            kernel_init=normal((2 / width) ** 0.5 / config.patch_size),
             rngs=rngs,
         )
         self.in_norm = layer_norm(width, dtype, rngs)
         self.blocks = nnx.List([_Block(width, config.n_head_image, layers, dtype, rngs) for _ in range(layers)])
         self.final_norm = layer_norm(width, jnp.float32, rngs)
-        self.proj = _bias_free(width, config.n_embd, jnp.float32, rngs, nnx.initializers.glorot_normal())
+        self.proj = _bias_free(width, config.n_embd, jnp.float32, rngs, normal(math.sqrt(2 / (width + config.n_embd))))
 
     def __call__(
         self, x: Float[Array, "batch height width 3"], t: Float[Array, " batch"] | Int[Array, " batch"]
@@ -261,7 +262,7 @@ class _ImageTower(nnx.Module):
 
 
 def _table(rows: int, width: int, std: float, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(nnx.initializers.normal(std)(rngs.params(), (rows, width), jnp.float32))
+    return nnx.Param(normal(std)(rngs.params(), (rows, width), jnp.float32))
 
 
 def _bias_free(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: Any) -> nnx.Linear:
@@ -279,4 +280,4 @@ def _bias_free(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.
 
 def _residual_init(width: int, layers: int) -> nnx.Initializer:
     """The reference's scale of a branch's last layer: there are two branches a layer."""
-    return nnx.initializers.normal(width**-0.5 / (2 * layers))
+    return normal(width**-0.5 / (2 * layers))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
-from glide_jax.models.layers import layer_norm, linear
+from glide_jax.models.layers import layer_norm, linear, normal
 
 
 class TextFeatures(NamedTuple):
@@ -30,8 +30,8 @@ class TextAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, layers: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.heads = heads
-        self.qkv = linear(width, 3 * width, dtype, rngs, nnx.initializers.normal(width**-0.5))
-        self.proj = linear(width, width, dtype, rngs, nnx.initializers.normal((2 * layers * width) ** -0.5))
+        self.qkv = linear(width, 3 * width, dtype, rngs, normal(width**-0.5))
+        self.proj = linear(width, width, dtype, rngs, normal((2 * layers * width) ** -0.5))
 
     def __call__(self, x: Float[Array, "batch ctx width"], *, causal: bool = False) -> Float[Array, "batch ctx width"]:
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
@@ -45,8 +45,8 @@ class TextBlock(nnx.Module):
         self.attn_norm = layer_norm(width, dtype, rngs)
         self.attn = TextAttention(width, heads, layers, dtype, rngs)
         self.mlp_norm = layer_norm(width, dtype, rngs)
-        self.mlp_in = linear(width, 4 * width, dtype, rngs, nnx.initializers.normal((2 * width) ** -0.5))
-        self.mlp_out = linear(4 * width, width, dtype, rngs, nnx.initializers.normal((2 * layers * width) ** -0.5))
+        self.mlp_in = linear(width, 4 * width, dtype, rngs, normal((2 * width) ** -0.5))
+        self.mlp_out = linear(4 * width, width, dtype, rngs, normal((2 * layers * width) ** -0.5))
 
     def __call__(self, x: Float[Array, "batch ctx width"]) -> Float[Array, "batch ctx width"]:
         x = x + self.attn(self.attn_norm(x))
@@ -60,7 +60,7 @@ class TextEncoder(nnx.Module):
         width, layers = config.xf_width, config.xf_layers
         self.dtype = dtype
         # The reference leaves both position tables uninitialised; these are CLIP's scales.
-        tokens, positions = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
+        tokens, positions = normal(0.02), normal(0.01)
         self.token_embedding = nnx.Param(tokens(rngs.params(), (vocab_size, width), jnp.float32))
         self.positional_embedding = nnx.Param(positions(rngs.params(), (config.text_ctx, width), jnp.float32))
         if config.xf_padding:

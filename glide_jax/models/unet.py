@@ -1,12 +1,13 @@
 """The UNet of glide-text2im: residual blocks driven by the time embedding, attention over image and text."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
@@ -15,12 +16,12 @@ from glide_jax.models.layers import (
     downsample_average,
     dropout,
     group_norm,
+    kept_by_dropout,
     linear,
     timestep_embedding,
     upsample_nearest,
     zeros_linear,
 )
-from glide_jax.randomness import fold
 
 Image = Float[Array, "batch height width channels"]
 # An image whose size and channels may differ from those of the `Image` it is made from.
@@ -28,6 +29,8 @@ NewImage = Float[Array, "batch new_height new_width new_channels"]
 Resample = Literal["up", "down"]
 # Per-head text keys and values of one attention block: each [batch, ctx, heads, channels].
 KeysValues = tuple[Float[Array, "batch ctx _heads _channels"], Float[Array, "batch ctx _heads _channels"]]
+# Where dropout keeps the values of an example.
+Kept = Bool[Array, "batch _height _width _channels"]
 RematPolicy = Literal["none", "full", "dots"]
 
 _RESAMPLE = {"up": upsample_nearest, "down": downsample_average}
@@ -49,7 +52,8 @@ class ResBlock(nnx.Module):
         rngs: nnx.Rngs,
         resample: Resample | None = None,
     ) -> None:
-        self.resample = resample
+        self.resample, self.up = resample, resample == "up"
+        self.channels = channels_out
         self.scale_shift = config.use_scale_shift_norm
         self.dropout_rate = config.dropout
         self.in_norm = group_norm(channels_in, dtype, rngs)
@@ -60,7 +64,7 @@ class ResBlock(nnx.Module):
         self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
 
     def __call__(
-        self, x: Image, embedding: Float[Array, "batch features"], dropout_keys: Key[Array, " batch"] | None
+        self, x: Image, embedding: Float[Array, "batch features"], keep: Kept | None
     ) -> NewImage:
         h = jax.nn.silu(self.in_norm(x))
         if self.resample is not None:
@@ -72,7 +76,7 @@ class ResBlock(nnx.Module):
             h = self.out_norm(h) * (1 + scale) + shift
         else:
             h = self.out_norm(h + modulation)
-        h = self.out_conv(dropout(jax.nn.silu(h), self.dropout_rate, dropout_keys))
+        h = self.out_conv(dropout(jax.nn.silu(h), self.dropout_rate, keep))
         return (x if self.skip is None else self.skip(x)) + h
 
 
@@ -124,21 +128,29 @@ class Block(nnx.Module):
     ) -> None:
         self.res, self.attn, self.resample = res, attn, resample
 
+    def sides(self, height: int, width: int) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+        """Height and width after this block, and the shapes of what its residual blocks drop values of."""
+        shapes = [] if self.res is None else [(height, width, self.res.channels)]
+        if self.resample is not None:
+            height, width = (2 * height, 2 * width) if self.resample.up else (height // 2, width // 2)
+            if isinstance(self.resample, ResBlock):
+                shapes.append((height, width, self.resample.channels))
+        return (height, width), shapes
+
     def __call__(
         self,
         x: Image,
         embedding: Float[Array, "batch features"],
         text: KeysValues | None,
-        dropout_keys: Key[Array, " batch"] | None,
+        kept: Sequence[Kept],
     ) -> NewImage:
+        masks = iter(kept)
         if self.res is not None:
-            x = self.res(x, embedding, dropout_keys)
+            x = self.res(x, embedding, next(masks, None))
         if self.attn is not None:
             x = self.attn(x, text)
         if isinstance(self.resample, ResBlock):
-            x = self.resample(
-                x, embedding, None if dropout_keys is None else jax.vmap(lambda k: fold(k, 1))(dropout_keys)
-            )
+            x = self.resample(x, embedding, next(masks, None))
         elif self.resample is not None:
             x = self.resample(x)
         return x
@@ -149,6 +161,7 @@ class UNet(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
         self.num_channels, self.dtype, self.remat = config.num_channels, dtype, remat
+        self.dropout_rate = config.dropout
         width = 4 * config.num_channels
         self.time_in = linear(config.num_channels, width, jnp.float32, rngs)
         self.time_out = linear(width, width, jnp.float32, rngs)
@@ -216,23 +229,33 @@ class UNet(nnx.Module):
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.num_channels))))
         if text_embedding is not None:
             embedding = embedding + text_embedding
-        texts = iter(text or ())
+        texts, masks = iter(text or ()), iter(self._masks(x.shape[1], x.shape[2], dropout_keys))
 
-        def run(index: int, block: Block, h: Image) -> NewImage:
-            keys = None if dropout_keys is None else jax.vmap(lambda k: fold(k, 2 * index))(dropout_keys)
+        def run(block: Block, h: Image) -> NewImage:
             block_text = next(texts) if block.attn is not None and text is not None else None
-            return self._call_block(block, h, embedding, block_text, keys)
+            return self._call_block(block, h, embedding, block_text, next(masks))
 
         h = self.input_conv(x)
         skips = [h]
-        for index, block in enumerate(self.down):
-            h = run(index, block, h)
+        for block in self.down:
+            h = run(block, h)
             skips.append(h)
-        for index, block in enumerate(self.middle, start=len(self.down)):
-            h = run(index, block, h)
-        for index, block in enumerate(self.up, start=len(self.down) + len(self.middle)):
-            h = run(index, block, jnp.concatenate([h, skips.pop()], axis=-1))
+        for block in self.middle:
+            h = run(block, h)
+        for block in self.up:
+            h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
         return self.out_conv(jax.nn.silu(self.out_norm(h)))
+
+    def _masks(self, height: int, width: int, keys: Key[Array, " batch"] | None) -> list[list[Kept]]:
+        """What dropout keeps in each block, in running order."""
+        if keys is None or not self.dropout_rate:
+            return [[] for _ in self.blocks]
+        size, shapes = (height, width), []
+        for block in self.blocks:
+            size, of_block = block.sides(*size)
+            shapes.append(of_block)
+        masks = iter(kept_by_dropout(keys, [shape for of_block in shapes for shape in of_block], self.dropout_rate))
+        return [[next(masks) for _ in of_block] for of_block in shapes]
 
     def _call_block(
         self,
@@ -240,13 +263,13 @@ class UNet(nnx.Module):
         h: Image,
         embedding: Float[Array, "batch features"],
         text: KeysValues | None,
-        dropout_keys: Key[Array, " batch"] | None,
+        kept: Sequence[Kept],
     ) -> NewImage:
         if self.remat == "none":
-            return block(h, embedding, text, dropout_keys)
+            return block(h, embedding, text, kept)
         graphdef, params = nnx.split(block)
 
         def call(params: nnx.State, *inputs: object) -> NewImage:
             return nnx.merge(graphdef, params)(*inputs)
 
-        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(params, h, embedding, text, dropout_keys)
+        return jax.checkpoint(call, policy=_REMAT_POLICIES[self.remat])(params, h, embedding, text, kept)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from glide_jax.models.convolution import kernel_gradient
+from glide_jax.models.functional import fresh
 from glide_jax.models.layers import conv
 
 
@@ -34,7 +35,7 @@ def test_it_is_the_gradient_of_the_convolution(batch, height, width, size):
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_layers_gradients_are_those_of_the_plain_convolution(size, stride, dtype):
-    layer = conv(32, 64, size, dtype, nnx.Rngs(0), stride=stride)
+    layer = fresh(lambda rngs: conv(32, 64, size, dtype, rngs, stride=stride), jax.random.key(0))
     graph, params = nnx.split(layer)
     x = jnp.asarray(draw(2, 32, 32, 32), dtype)
     weight = draw(2, 32 // stride, 32 // stride, 64)
@@ -61,7 +62,7 @@ def test_a_layers_gradients_are_those_of_the_plain_convolution(size, stride, dty
 
 
 def test_gradients_of_gradients_pass_through():
-    layer = conv(4, 4, 3, jnp.float32, nnx.Rngs(0))
+    layer = fresh(lambda rngs: conv(4, 4, 3, jnp.float32, rngs), jax.random.key(0))
     graph, params = nnx.split(layer)
     x = jnp.asarray(draw(1, 8, 8, 4))
 
@@ -76,14 +77,14 @@ def test_gradients_of_gradients_pass_through():
 
 @pytest.mark.parametrize(("size", "stride", "quick"), [(1, 1, True), (3, 1, True), (3, 2, False)])
 def test_layers_that_keep_the_size_have_the_quick_gradient(size, stride, quick):
-    graph, params = nnx.split(conv(4, 4, size, jnp.float32, nnx.Rngs(0), stride=stride))
+    graph, params = nnx.split(fresh(lambda rngs: conv(4, 4, size, jnp.float32, rngs, stride=stride), jax.random.key(0)))
     gradient = jax.grad(lambda params, x: nnx.merge(graph, params)(x).sum())
     program = str(jax.make_jaxpr(gradient)(params, jnp.zeros((1, 8, 8, 4))))
     assert ("platform_index" in program) == (quick and jax.device_count() == 1)
 
 
 def test_parameters_of_numpy_are_constants_of_the_program():
-    layer = conv(4, 4, 3, jnp.float32, nnx.Rngs(0))
+    layer = fresh(lambda rngs: conv(4, 4, 3, jnp.float32, rngs), jax.random.key(0))
     graph, params = nnx.split(layer)
     constants = jax.tree.map(np.asarray, params)
     x = jnp.asarray(draw(1, 8, 8, 4))

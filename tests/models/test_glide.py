@@ -11,7 +11,7 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, Glide, ModelConfig, NoisedClip
-from glide_jax.models.layers import dropout, group_norm, resize_bilinear, timestep_embedding
+from glide_jax.models.layers import dropout, group_norm, kept_by_dropout, resize_bilinear, timestep_embedding
 from tests.tiny.models import random_weights
 
 TINY = ModelConfig(
@@ -74,7 +74,8 @@ def test_dropout_needs_a_key_and_drops_the_given_share():
     evaluated = jax.jit(lambda: forward(model, params))()
     assert not np.allclose(run(keys), evaluated)
     np.testing.assert_array_equal(run(keys), run(keys))
-    x = dropout(jnp.ones((2, 1000)), 0.25, keys)
+    (_, keep) = kept_by_dropout(keys, [(3, 5), (1000,)], 0.25)
+    x = dropout(jnp.ones((2, 1000)), 0.25, keep)
     np.testing.assert_allclose(np.unique(x), [0.0, 1 / 0.75])
     np.testing.assert_allclose((x == 0).mean(axis=1), 0.25, atol=0.05)
     assert (x[0] != x[1]).any()

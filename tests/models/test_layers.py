@@ -9,13 +9,14 @@ from jax.extend.core import jaxprs_in_params
 
 from glide_jax.models import Conditioning
 from glide_jax.models.attention import attention
+from glide_jax.models.functional import fresh
 from glide_jax.models.layers import conv
 from tests.tiny.models import BASE, random_clip, random_model
 
 
 def test_the_gradient_of_a_convolutions_bias_is_summed_in_float32():
     """Summed over 8192 pixels in bfloat16, what is left after cancellation would be off by several per cent."""
-    layer = conv(3, 8, 3, jnp.bfloat16, nnx.Rngs(0))
+    layer = fresh(lambda rngs: conv(3, 8, 3, jnp.bfloat16, rngs), jax.random.key(0))
     random = np.random.RandomState(0)
     x = jnp.asarray(random.standard_normal((2, 64, 64, 3)), jnp.bfloat16)
     weight = jnp.asarray(random.standard_normal((2, 64, 64, 8)), jnp.bfloat16)
