@@ -73,6 +73,19 @@ class Functional(Generic[Module]):
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
 
 
+def in_turn(
+    blocks: Sequence[nnx.Module], x: Float[Array, "batch ctx width"], **options: Any
+) -> Float[Array, "batch ctx width"]:
+    """`x` through modules of the same kind one after another, compiled as one of them."""
+    graphdef = nnx.graphdef(blocks[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(block) for block in blocks])
+
+    def call(x: Array, state: nnx.State) -> tuple[Array, None]:
+        return nnx.merge(graphdef, state)(x, **options), None
+
+    return jax.lax.scan(call, x, stacked)[0]
+
+
 def _nested(state: nnx.State) -> Params:
     flat = nnx.to_flat_state(state)
     return unflatten_dict({tuple(map(str, path)): variable.get_value() for path, variable in flat})

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.errors import GlideError
 from glide_jax.models.attention import attention
-from glide_jax.models.functional import Functional, Params
+from glide_jax.models.functional import Functional, Params, in_turn
 from glide_jax.models.layers import layer_norm, linear, normal, precision
 from glide_jax.randomness import fold
 
@@ -214,8 +214,7 @@ class _TextTower(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "batch ctx"], lengths: Int[Array, " batch"]) -> Float[Array, "batch n_embd"]:
         x = (self.token_embedding[tokens] + self.positional_embedding[...][None]).astype(self.dtype)
-        for block in self.blocks:
-            x = block(x, causal=True)
+        x = in_turn(self.blocks, x, causal=True)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.proj(self.final_norm(last))
 
@@ -256,8 +255,7 @@ class _ImageTower(nnx.Module):
         timestep = self.timestep_embedding[jnp.rint(t).astype(jnp.int32)]
         h = jnp.concatenate([timestep[:, None], patches], axis=1) + self.positional_embedding[...][None]
         h = self.in_norm(h).astype(self.dtype)
-        for block in self.blocks:
-            h = block(h, causal=False)
+        h = in_turn(self.blocks, h, causal=False)
         return self.proj(self.final_norm(h[:, 0]))
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
+from glide_jax.models.functional import in_turn
 from glide_jax.models.layers import layer_norm, linear, normal
 
 
@@ -75,8 +76,7 @@ class TextEncoder(nnx.Module):
         if self.use_padding:
             x = jnp.where(mask[..., None], x, self.padding_embedding[...][None])
         x = x.astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
+        x = in_turn(self.blocks, x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return TextFeatures(summary=self.proj(x[:, -1]), tokens=x)

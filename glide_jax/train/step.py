@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from glide_jax.diffusion.forward import Level, q_sample
@@ -15,7 +16,7 @@ from glide_jax.models import Glide, Params
 from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
-from glide_jax.train.state import State, choose, judge, merge, split, update_ema
+from glide_jax.train.state import State, choose, global_norm, judge, merge, split, update_ema
 
 # image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data).
 DeviceBatch = dict[str, Array]
@@ -131,7 +132,8 @@ def make_train_step(
             return losses.total.mean(), (losses, random.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, params, batch, config.gradient_accumulation_steps)
-        loss, grad_norm = losses.total.mean(), optax.tree.norm(grads)
+        grads = jax.tree.map(_row_major, grads)
+        loss, grad_norm = losses.total.mean(), global_norm(grads)
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
         updates, opt = optimizer.update(grads, state["opt"], params)
@@ -140,7 +142,7 @@ def make_train_step(
         new_ema = update_ema(config.optimizer, ema, new_params, step - skips["count"])
         params, ema, opt = choose(good, (new_params, new_ema, opt), (params, ema, state["opt"]))
         whole = merge(params, frozen)
-        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(whole)}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": global_norm(whole)}
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()
@@ -148,6 +150,11 @@ def make_train_step(
         return {"step": step, "params": whole, "ema": merge(ema, frozen_ema), "opt": opt, "skips": skips}, metrics
 
     return train_step
+
+
+def _row_major(gradient: Array) -> Array:
+    # cuDNN gives a kernel's gradient in a layout of its own, to which XLA would bring weights, EMA and moments and back.
+    return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 
 
 def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:
