@@ -34,6 +34,7 @@ class Program:
 
     Attributes:
         abstract_state: shapes, types and shardings of the training state.
+        make_state: (key, weights or nothing) -> state, jitted.
         train_step: (state, batch) -> (state, metrics), jitted; the state it is given is deleted.
         validation_step: (params, batch) -> (sum of losses, count), jitted.
     """
@@ -49,6 +50,7 @@ class Program:
         abstract = jax.eval_shape(self._make_state, self._key())
         self.shardings = state_shardings(abstract, mesh, min_bytes)
         self.abstract_state: State = with_shardings(abstract, self.shardings)
+        self.make_state = jax.jit(self._make_state, out_shardings=self.shardings)
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         self.train_step = jax.jit(
             make_train_step(
@@ -66,11 +68,11 @@ class Program:
 
     def fresh_state(self) -> State:
         """The state of a run that starts from nothing, made where it is to lie."""
-        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key())
+        return self.make_state(self._key())
 
     def state_from(self, params: Params) -> State:
         """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
-        return jax.jit(self._make_state, out_shardings=self.shardings)(self._key(), params)
+        return self.make_state(self._key(), params)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch over all devices."""

@@ -1,0 +1,213 @@
+"""What XLA makes of our programs for an NVIDIA H100, seen on a machine that has none.
+
+    V=$(python -c "import jax; print(jax.__version__)")
+    pip install --no-deps jax-cuda13-plugin==$V jax-cuda13-pjrt==$V
+    python tests/benchmarks/gpu_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
+
+Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
+their shapes, memory, and what should not be there. What only a GPU can choose is missing: cuDNN's and cuBLAS's algorithms,
+and cuDNN's attention, in whose place stands XLA's. Messages about cuInit and PJRT_Api are harmless. `--dump DIR` keeps
+the programs' text.
+"""
+
+import argparse
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# Before jax is imported; what is compiled here is never run, so kernels need no choice of the quickest.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from glide_jax.config import from_ml_collections, override, read_page
+from glide_jax.models import Conditioning, Params
+from glide_jax.parallel import make_mesh
+from glide_jax.train import RunConfig
+from glide_jax.train.program import Program
+
+PROGRAMS = ("init", "train", "sample")
+
+# NVIDIA's figures for the H100 SXM, as its data sheet, the CUDA C++ programming guide (compute capability 9.0) and
+# cudaGetDeviceProperties have them.
+H100 = """
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
+  cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+_ITEMSIZE = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_SHAPE = re.compile(r"\b(" + "|".join(_ITEMSIZE) + r")\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(?:, |$)")
+# Neither kernels nor memory traffic.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
+
+
+def h100_mesh() -> Mesh:
+    """The mesh of one H100 that is not there.
+
+    Raises:
+        ImportError: no CUDA plugin of jax is installed.
+    """
+    from jax_plugins import xla_cuda13  # noqa: PLC0415 - not among the project's own packages
+
+    try:
+        xla_cuda13.initialize()
+    except jax.errors.JaxRuntimeError as error:
+        if "already exists" not in str(error):  # jax has found it by itself
+            raise
+    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
+    like = make_mesh(RunConfig().parallel, jax.devices()[:1])
+    return Mesh(np.array(topology.devices[:1]).reshape(1, 1), like.axis_names, axis_types=like.axis_types)
+
+
+def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The program of that name for a page's model, traced for `mesh`; "sample" is one guided evaluation and the text."""
+    program = Program(config, mesh)
+    if name == "train":
+        return program.train_step.lower(program.abstract_state, program.abstract_batch())
+    if name == "init":
+        whole = NamedSharding(mesh, PartitionSpec())
+        return program.make_state.lower(jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole))
+    batch, model = program.abstract_batch(), config.model
+    sharding = batch["tokens"].sharding
+
+    def evaluate(params: Params, x: Array, low_res: Array | None, tokens: Array, mask: Array) -> Array:
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (x, low_res))
+        t = jnp.full(len(x) * 2, 500.0)
+        return program.model(params, twice[0], t, Conditioning(program.model.encode_text(params, tokens, mask), twice[1]))
+
+    def images(side: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.train.batch_size, side, side, 3), jnp.float32, sharding=sharding)
+
+    texts = [jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype, sharding=sharding)
+             for x in (batch["tokens"], batch["mask"])]  # fmt: skip
+    low_res = images(model.low_res_size) if model.super_res else None
+    return jax.jit(evaluate).lower(program.abstract_state["params"], images(model.image_size), low_res, *texts)
+
+
+@dataclass
+class Kernel:
+    """One operation of a compiled program that is a kernel, or several, on the device."""
+
+    kind: str
+    text: str
+    bytes: int
+
+
+def kernels(text: str) -> Iterator[Kernel]:
+    """The kernels of a compiled program's text; those of a loop's body once."""
+    fused = set(re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", text))
+    for computation in re.split(r"\n(?=%|ENTRY)", text):
+        name = re.match(r"(?:ENTRY )?%([\w.\-]+)", computation)
+        if name is None or name[1] in fused:
+            continue
+        sizes: dict[str, int] = {}
+        for line in computation.splitlines():
+            found = _INSTRUCTION.match(line)
+            if found is None:
+                continue
+            result, shape, operation, operands = found.groups()
+            sizes[result] = _bytes(shape)
+            if operation not in _FREE:
+                read = sum(sizes.get(operand, 0) for operand in set(re.findall(r"%([\w.\-]+)", operands)))
+                yield Kernel(_kind(operation, line), line.strip(), sizes[result] + read)
+
+
+def _bytes(shape: str) -> int:
+    return sum(_ITEMSIZE[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape))
+
+
+def _kind(operation: str, line: str) -> str:
+    if operation == "custom-call":
+        target = re.search(r'custom_call_target="([^"]+)"', line)
+        name = target[1] if target else ""
+        parts = {"conv": "convolution", "fmha": "attention", "cublas": "matrix product", "callback": "host callback"}
+        return next((kind for part, kind in parts.items() if part in name), name)
+    if operation == "fusion":
+        if "gemm" in line:
+            return "matrix product"
+        kind = re.search(r"%(?:input|loop|wrapped)?_?([\w-]*?)(?:_fusion)?[.\d]* =", line)
+        words = set(re.split(r"[_-]", kind[1])) if kind else set()
+        return next((k for k in ("scatter", "sort", "reduce", "transpose", "concatenate") if k in words), "other fusion")
+    return operation
+
+
+def report(text: str, half: bool) -> str:
+    """Kernels and gigabytes by kind, and what should not be there."""
+    counts: Counter[str] = Counter()
+    traffic: Counter[str] = Counter()
+    unwanted: Counter[str] = Counter()
+    for kernel in kernels(text):
+        counts[kernel.kind] += 1
+        traffic[kernel.kind] += kernel.bytes
+        if kernel.text.split(" = ")[1].split(" ")[1].startswith("convolution("):
+            unwanted["convolution without cuDNN"] += 1
+        if kernel.kind == "convolution" and half and " = (f32[" in kernel.text:
+            unwanted["float32 convolution"] += 1
+        if kernel.kind in ("host callback", "sort"):
+            unwanted[kernel.kind] += 1
+        if kernel.kind in ("transpose", "copy") and kernel.bytes > 2**24:
+            unwanted[f"{kernel.kind} of more than 16 MiB"] += 1
+    lines = [f"  {counts.total()} kernels, {traffic.total() / 1e9:.2f} GB"]
+    lines += [f"    {count:5d} {traffic[kind] / 1e9:8.2f} GB  {kind}" for kind, count in counts.most_common()]
+    return "\n".join([*lines, "  unwanted: " + (", ".join(f"{n} {what}" for what, n in unwanted.items()) or "nothing")])
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--pages", default="emoji,glide_base")
+    parse.add_argument("--programs", default=",".join(PROGRAMS))
+    parse.add_argument("--batch", type=int, default=32)
+    parse.add_argument("--dtype", default="bfloat16")
+    parse.add_argument("--dump", type=Path)
+    args, changes = parse.parse_known_args()
+    mesh = h100_mesh()
+    for name in args.pages.split(","):
+        page = read_page(f"configs/{name}.py")
+        for change in changes:
+            override(page, *change.removeprefix("--config.").split("=", 1))
+        config = from_ml_collections(page)
+        config = replace(config, train=replace(config.train, batch_size=args.batch, dtype=args.dtype))
+        for program in args.programs.split(","):
+            begun, busy = time.monotonic(), time.process_time()
+            traced = lowered(program, config, mesh)
+            tracing, begun = time.monotonic() - begun, time.monotonic()
+            compiled = traced.compile()
+            memory, text = compiled.memory_analysis(), compiled.as_text()
+            print(
+                f"{name} {program}, batch {args.batch}: {tracing:.1f} s tracing, {time.monotonic() - begun:.1f} s compiling"
+                f" ({time.process_time() - busy:.0f} s of CPU), {memory.temp_size_in_bytes / 1e9:.2f} GB besides"
+                f" {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments"
+            )
+            print(report(text, args.dtype == "bfloat16"), flush=True)
+            if args.dump:
+                args.dump.mkdir(parents=True, exist_ok=True)
+                (args.dump / f"{name}-{program}.txt").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
