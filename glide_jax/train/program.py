@@ -1,6 +1,7 @@
 """What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.data.examples import Shapes, empty_batch
@@ -45,7 +46,7 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)
-        self.optimizer = make_optimizer(train.optimizer, train.max_steps)
+        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps)
         abstract = jax.eval_shape(self._make_state, self._key())
         self.shardings = state_shardings(abstract, mesh, min_bytes)
         self.abstract_state: State = with_shardings(abstract, self.shardings)
@@ -77,7 +78,10 @@ class Program:
         model = self.config.model
         shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx)
         sharding = batch_sharding(self.mesh)
-        arrays = empty_batch(shapes, self.config.train.batch_size).arrays
+        train = self.config.train
+        arrays = empty_batch(shapes, train.batch_size).arrays
+        if train.max_minutes:
+            arrays["used"] = np.zeros(train.batch_size, np.float32)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in arrays.items()}
 
     def compile(self) -> jax.stages.Compiled:

@@ -67,6 +67,11 @@ class StartPoint:
         return int(self.record.get("position", 0))
 
     @property
+    def minutes(self) -> float:
+        """Minutes that the run took before."""
+        return float(self.record.get("minutes", 0.0))
+
+    @property
     def source(self) -> dict[str, Any]:
         """What is known of the PyTorch file that the weights once came from."""
         return _source(self.record)

@@ -38,11 +38,16 @@ def state_from_params(params: Params, optimizer: optax.GradientTransformation, t
     return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
 
 
-def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0."""
+def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
+    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0.
+
+    Args:
+        config: the optimizer.
+        max_steps: where the cosine ends; None where it goes by time, as a factor beside (`share_left`).
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
     after = optax.constant_schedule(peak)
-    if config.lr_schedule == "cosine":
+    if config.lr_schedule == "cosine" and max_steps is not None:
         after = optax.cosine_decay_schedule(peak, max(max_steps - warmup, 1))
     if not warmup:
         return after
@@ -51,7 +56,7 @@ def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, max_steps: int | None) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     adamw = optax.adamw(
@@ -63,6 +68,13 @@ def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTra
         weight_decay=config.weight_decay,
     )
     return optax.chain(clip, adamw)
+
+
+def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor of the learning rate when a share `used` of a run's time is over: 1, or a cosine down to 0."""
+    if config.lr_schedule == "constant":
+        return jnp.ones_like(used)
+    return (1 + jnp.cos(jnp.pi * jnp.clip(used, 0, 1))) / 2
 
 
 def update_ema(config: OptimizerConfig, ema: Params, params: Params, updates: Int[Array, ""]) -> Params:

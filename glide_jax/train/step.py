@@ -15,9 +15,10 @@ from glide_jax.models import Glide, Params
 from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
-from glide_jax.train.state import State, choose, judge, merge, split, update_ema
+from glide_jax.train.state import State, choose, judge, merge, share_left, split, update_ema
 
-# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data).
+# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data); of a run
+# that ends by time also "used" float32 [batch], the share of it that is over, by the clock of each row's process.
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
 Gather = Callable[[Params], Params]
@@ -135,6 +136,11 @@ def make_train_step(
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
         updates, opt = optimizer.update(grads, state["opt"], params)
+        if config.max_minutes:
+            # One number for all processes, whose clocks differ; AdamW's update is a multiple of the learning rate.
+            used = batch["used"].max()
+            left = share_left(config.optimizer, used)
+            updates = jax.tree.map(lambda update: left * update, updates)
         ema, frozen_ema = split(state["ema"], config.trainable)
         new_params = optax.apply_updates(params, updates)
         new_ema = update_ema(config.optimizer, ema, new_params, step - skips["count"])
@@ -144,6 +150,8 @@ def make_train_step(
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()
+        if config.max_minutes:
+            metrics["time_used"] = used
         metrics["skipped_updates"] = skips["count"]
         return {"step": step, "params": whole, "ema": merge(ema, frozen_ema), "opt": opt, "skips": skips}, metrics
 

@@ -186,7 +186,8 @@ def test_a_missing_checkpoint_gets_one_clear_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("full", "step", "shown"),
     [
-        ("log.jsonl", 1, "log.jsonl: No space left on device"),
+        # A line is written once the next step is under way.
+        ("log.jsonl", 2, "log.jsonl: No space left on device"),
         (
             "samples/.grid_00000002.png.0.tmp",
             2,
