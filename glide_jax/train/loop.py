@@ -97,6 +97,8 @@ class Trainer:
         if self._is_over():
             more = "max_steps" if self.step >= train.max_steps else "max_minutes"
             print(f"{self.run_dir} already has {self.step} steps; raise --config.train.{more} to train on")
+            self.data.close()
+            self.store.close()
             return 0
         periodic = (
             (train.validate_every, self._validate),

@@ -35,6 +35,12 @@ def make_config(**changes):
     return TrainConfig(batch_size=8, optimizer=OptimizerConfig(learning_rate=1.0, eps=1.0), **changes)
 
 
+def timed_config(**changes):
+    """The same for a run that ends by time, with a cosine that does too."""
+    config = make_config(**{"max_minutes": 7.0} | changes)
+    return replace(config, optimizer=replace(config.optimizer, lr_schedule="cosine"))
+
+
 @cache
 def make_program(config):
     run = RunConfig(model=MODEL, train=config)
