@@ -1,6 +1,8 @@
 """Trains or fine-tunes: `python train.py --config configs/emoji_finetune.py [--config.train.batch_size=8 ...]`."""
 
 import argparse
+import signal
+import time
 from collections.abc import Sequence
 
 from glide_jax.errors import GlideError, run_cli
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         GlideError: impossible options, or what training cannot start from.
     """
+    begun = time.monotonic()
     args, rest = parser().parse_known_args(argv)
     changes = overrides(rest)
     if args.config is None:
@@ -47,14 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # They take seconds to import; mistakes in flags and --help need not wait for them.
     from glide_jax.config import from_ml_collections, override, read_page  # noqa: PLC0415
     from glide_jax.parallel import initialize_from_environment  # noqa: PLC0415
-    from glide_jax.train import Trainer, dry_run  # noqa: PLC0415
+    from glide_jax.train import Trainer, dry_run, ending_at_once  # noqa: PLC0415
 
     page = read_page(args.config)
     for key, text in changes:
         override(page, key, text)
     config = from_ml_collections(page)
-    initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)
-    return dry_run(config) if args.dry_run else Trainer(config).run()
+    # Until all processes are there only Ctrl-C needs help: it would wait for the others, SIGTERM ends a process.
+    with ending_at_once(lambda: "while waiting for the other processes", [signal.SIGINT]):
+        initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)
+    return dry_run(config) if args.dry_run else Trainer(config, begun).run()
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -1,6 +1,7 @@
-"""Rich progress bars: rate and time left on a terminal, plain occasional lines elsewhere."""
+"""What a program is doing: rate and time left on a terminal, plain occasional lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,25 +12,36 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _PLAIN_INTERVAL = 30.0
+# A phase that is over by then needs no line.
+_PLAIN_DELAY = 0.5
 
 T = TypeVar("T")
+
+# The one display on the terminal, and the phases begun; the innermost is last.
+_live: Progress | None = None
+_phases: list[str] = []
 
 
 class Bar:
     """One running task; `update` moves it on and replaces the figures shown beside it."""
 
-    def __init__(self, progress: Progress | None, label: str, total: int, start: int, quiet: bool = False) -> None:
+    def __init__(
+        self, progress: Progress | None, label: str, total: int, start: int, deadline: float, quiet: bool
+    ) -> None:
         self._progress, self._label, self._total, self._quiet = progress, label, total, quiet
         self._done, self._first, self._figures = start, start, ""
         self._begun = self._last_line = time.monotonic()
+        self._deadline = deadline
         if progress is not None:
-            self._task = progress.add_task(label, total=total, completed=start, figures="")
+            self._task = progress.add_task(label, total=total, completed=start, figures="", deadline=deadline)
 
     def update(self, advance: int = 1, figures: str = "") -> Self:
         """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s"), by default those shown before."""
@@ -41,32 +53,21 @@ class Bar:
             self._last_line = time.monotonic()
             rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
             left = (self._total - self._done) / rate if rate else float("inf")
-            line = f"{self._label} {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            left = min(left, max(self._deadline - self._last_line, 0.0))
+            _say(f"{self._label} {self._done}/{self._total}  {self._figures}  {left:.0f} s left")
         return self
 
 
 @contextmanager
-def bar(label: str, total: int, start: int = 0, *, quiet: bool = False) -> Iterator[Bar]:
+def bar(
+    label: str, total: int, start: int = 0, *, deadline: float = float("inf"), quiet: bool = False
+) -> Iterator[Bar]:
     """A bar on standard error from `start` to `total`; plain lines, 30 s apart, where that is no terminal.
 
-    `quiet` shows nothing: one process speaks for all.
+    It ends at `deadline`, by `time.monotonic()`, if that is sooner. `quiet` shows nothing: one process speaks for all.
     """
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield Bar(None, label, total, start, quiet)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("<"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield Bar(progress, label, total, start)
+    with _display(quiet) as progress:
+        yield Bar(progress, label, total, start, deadline, quiet)
 
 
 def tracked(label: str, items: Iterable[T], total: int, shown_from: int = 0) -> Iterator[T]:
@@ -78,3 +79,111 @@ def tracked(label: str, items: Iterable[T], total: int, shown_from: int = 0) -> 
         for item in items:
             yield item
             shown.update()
+
+
+@contextmanager
+def phase(label: str, *, quiet: bool = False) -> Iterator[None]:
+    """Shows for how long something has been going on of which nobody knows how long it takes ("compiling").
+
+    Where standard error is no terminal: a line when it begins, then one every 30 s. `quiet` shows nothing.
+    """
+    _phases.append(label)
+    try:
+        with _display(quiet, transient=True) as progress:
+            if progress is not None:
+                progress.add_task(label, total=None, figures="", deadline=float("inf"))
+                yield
+            elif quiet:
+                yield
+            else:
+                with _lines(label):
+                    yield
+    finally:
+        _phases.pop()
+
+
+def doing() -> str:
+    """The label of the innermost phase; "" outside of all."""
+    return _phases[-1] if _phases else ""
+
+
+def stop() -> None:
+    """Takes the display off the terminal, for good: the process is about to end."""
+    if _live is not None:
+        _live.stop()
+
+
+@contextmanager
+def _lines(label: str) -> Iterator[None]:
+    # A thread, because what goes on may be a single call.
+    over, begun = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        if over.wait(_PLAIN_DELAY):
+            return
+        _say(label)
+        while not over.wait(_PLAIN_INTERVAL):
+            _say(f"{label}: {time.monotonic() - begun:.0f} s")
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _display(quiet: bool, transient: bool = False) -> Iterator[Progress | None]:
+    """The display on the terminal; None where there is to be none. What is added to one that is there goes at the end.
+
+    A `transient` one goes as a whole.
+    """
+    global _live  # noqa: PLW0603 - a terminal has room for one
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+    elif (live := _live) is not None:
+        before = set(live.task_ids)
+        yield live
+        for task in set(live.task_ids) - before:
+            live.remove_task(task)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _Counted(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            _Left(),
+        )
+        with Progress(*columns, console=console, transient=transient) as _live:
+            try:
+                yield _live
+            finally:
+                _live = None
+
+
+class _Counted(MofNCompleteColumn):
+    """Nothing for a phase, which counts nothing."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """Time left by the rate or until the deadline, whichever is less."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        left = task.fields["deadline"] - time.monotonic()
+        if left < (float("inf") if task.time_remaining is None else task.time_remaining):
+            minutes, seconds = divmod(max(int(left), 0), 60)
+            return Text(f"< {minutes}:{seconds:02}", style="progress.remaining")
+        return Text("< ").append_text(super().render(task))

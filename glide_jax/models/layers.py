@@ -29,7 +29,6 @@ def normal(std: float) -> nnx.Initializer:
     return cast(nnx.Initializer, init)
 
 
-
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """HIGHEST for float32: without it a GPU computes in TF32 and a TPU in bfloat16; other types have no choice."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None

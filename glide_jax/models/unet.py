@@ -63,9 +63,7 @@ class ResBlock(nnx.Module):
         self.out_conv = conv(channels_out, channels_out, 3, dtype, rngs, init=nnx.initializers.zeros_init())
         self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
 
-    def __call__(
-        self, x: Image, embedding: Float[Array, "batch features"], keep: Kept | None
-    ) -> NewImage:
+    def __call__(self, x: Image, embedding: Float[Array, "batch features"], keep: Kept | None) -> NewImage:
         h = jax.nn.silu(self.in_norm(x))
         if self.resample is not None:
             h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)

@@ -102,6 +102,9 @@ class TrainConfig(Options):
     batch_size: Annotated[int, option("images per step, over all devices and micro-batches", low=1)] = 16
     gradient_accumulation_steps: Annotated[int, option("micro-batches per step, to save memory", low=1)] = 1
     max_steps: Annotated[int, option("training steps", low=1)] = 10_000
+    max_minutes: Annotated[
+        float, option("also stops after so long, start-up included, with a cosine over time, not steps; 0: off", low=0)
+    ] = 0.0
     seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
     dtype: Annotated[str, option("compute type; the state is float32", choices=get_args(_DType))] = "float32"
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
@@ -112,7 +115,7 @@ class TrainConfig(Options):
     optimizer: Annotated[OptimizerConfig, option("AdamW and EMA")] = OptimizerConfig()
     max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
     loss_spike_threshold: Annotated[float, option("skips losses so many times their average; 0: off", low=0)] = 0.0
-    log_every: Annotated[int, option("steps between log lines", low=1)] = 50
+    log_every: Annotated[int, option("steps between log lines; every 30 s there is one in any case", low=1)] = 50
     sample_every: Annotated[int, option("steps between sample grids; 0 is only at the end", low=0)] = 1000
     validate_every: Annotated[int, option("steps between validation losses; 0 is never", low=0)] = 1000
     save_every: Annotated[int, option("steps between checkpoints; 0 is only at the end", low=0)] = 1000
@@ -140,6 +143,11 @@ class TrainConfig(Options):
                 "train.keep_best_checkpoints needs a validation at each save: make train.save_every a"
                 f" multiple of train.validate_every ({self.save_every} and {self.validate_every} now)"
             )
+
+    @property
+    def cosine_steps(self) -> int | None:
+        """Where a cosine schedule of the learning rate ends; None where it goes by time."""
+        return None if self.max_minutes else self.max_steps
 
 
 @dataclass(frozen=True, slots=True)

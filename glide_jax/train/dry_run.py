@@ -9,9 +9,12 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from glide_jax import progress
 from glide_jax.images import grid, save_png
 from glide_jax.parallel import make_mesh
 from glide_jax.train.config import RunConfig
+from glide_jax.train.interrupt import ending_at_once
+from glide_jax.train.memory import fitting
 from glide_jax.train.meter import step_flops
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, training_data
@@ -26,17 +29,23 @@ def dry_run(config: RunConfig) -> int:
 
     Writes `RUN/samples/dry_run.png` and nothing else. Raises `GlideError` as a run would.
     """
+    with ending_at_once(lambda: f"while {progress.doing() or 'starting'}"):
+        return _dry_run(config)
+
+
+def _dry_run(config: RunConfig) -> int:
     start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
     console = Console()
     console.print(model_table(program))
-    with training_data(config, start.position) as data:
+    with progress.phase("opening the data"), training_data(config, start.position) as data:
         batch = next(data)
     path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
     save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
     print(f"first batch: {path}")
     begun = time.perf_counter()
-    compiled = program.compile()
+    with progress.phase("compiling the training step"), fitting(config.train):
+        compiled = program.compile()
     seconds = time.perf_counter() - begun
     console.print(memory_table(program, compiled))
     flops = step_flops(compiled, config.train.gradient_accumulation_steps)

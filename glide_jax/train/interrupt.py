@@ -1,12 +1,22 @@
-"""Ctrl-C, SIGTERM and preemption notices as a question the loop asks between steps."""
+"""Ctrl-C, SIGTERM and preemption notices: a question the loop asks between steps, or an end at once."""
 
+import ctypes
 import os
 import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
+
+from glide_jax import progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGACTION_BYTES = 1024  # no system's struct sigaction is larger
 
 
 class Interrupt:
@@ -26,7 +36,7 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+        for number in SIGNALS if self._alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._receive if self._alone else _as_sigterm)
         return self
 
@@ -49,3 +59,75 @@ class Interrupt:
 
 def _as_sigterm(number: int, frame: FrameType | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def ending_at_once(last: Callable[[], str], signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Inside, a signal ends this process, with exit code 128 + its number, whatever the main thread is at.
+
+    Compiling is one call of minutes, in which no handler of Python's runs; a thread answers. A second Ctrl-C does not
+    wait for `last`.
+
+    Args:
+        last: called in that thread: does what is left to do, and returns what to say after "stopped by SIGTERM".
+        signals: the signals answered.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    actions = {number: (signal.getsignal(number), _action(number)) for number in signals}
+    thread = threading.Thread(target=_listen, args=(reader, last, signals), daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in signals:
+        signal.signal(number, _leave_to_thread)
+    try:
+        yield
+    finally:
+        for number, (handler, action) in actions.items():
+            signal.signal(number, handler)
+            _set_action(number, action)  # JAX's preemption service sets one that Python knows nothing of
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()  # for ever, if a signal came
+        os.close(reader)
+
+
+def _leave_to_thread(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _listen(reader: int, last: Callable[[], str], signals: Sequence[signal.Signals]) -> None:
+    ending: threading.Thread | None = None
+    while byte := os.read(reader, 1):
+        number = signal.Signals(byte[0])
+        if number not in signals:
+            continue
+        if ending is None:
+            ending = threading.Thread(target=_end, args=(number, last), daemon=True)
+            ending.start()
+        elif number == signal.SIGINT:
+            os._exit(128 + number)
+    if ending is not None:
+        ending.join()
+
+
+def _end(number: signal.Signals, last: Callable[[], str]) -> None:
+    try:
+        said = f"stopped by {number.name} {last()}"
+        progress.stop()
+        print(said, flush=True)
+    except Exception as error:  # whatever it is, the process ends
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(128 + number)
+
+
+def _action(number: int) -> ctypes.Array[ctypes.c_char]:
+    """What the process does at a signal, as the system knows it."""
+    action = ctypes.create_string_buffer(_SIGACTION_BYTES)
+    ctypes.CDLL(None).sigaction(number, None, action)
+    return action
+
+
+def _set_action(number: int, action: ctypes.Array[ctypes.c_char]) -> None:
+    ctypes.CDLL(None).sigaction(number, action, None)

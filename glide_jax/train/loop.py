@@ -1,50 +1,74 @@
 """The training loop: data in; checkpoints, logs and sample grids out."""
 
 import signal
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from glide_jax import progress
-from glide_jax.checkpoint import CheckpointStore
+from glide_jax.checkpoint import CheckpointStore, complete_steps
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.options import nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage
 from glide_jax.train.config import RunConfig
-from glide_jax.train.interrupt import Interrupt
+from glide_jax.train.interrupt import Interrupt, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
+from glide_jax.train.memory import OutOfMemory, fitting
 from glide_jax.train.meter import Goodput, Meter, peak_flops, step_flops
 from glide_jax.train.previews import Previews, load_preview_upsampler
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, preview_examples, training_data, validation_data
-from glide_jax.train.state import learning_rate
+from glide_jax.train.state import learning_rate, share_left
+
+_LOG_SECONDS = 30.0  # a log line comes at least so often
 
 
 class Trainer:
     """One run, from its newest checkpoint or from the start; every process of the run makes one.
 
+    Args:
+        config: the run.
+        begun: when the program started, by `time.monotonic()`, for `train.max_minutes`; by default now.
+
     Raises:
         GlideError: unusable data, folder, starting weights or mesh; all before anything is compiled.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.run_dir = config, Path(config.run_dir).expanduser()
-        train = config.train
-        self.mesh = make_mesh(config.parallel)
-        self.start = StartPoint.of(config)
+    def __init__(self, config: RunConfig, begun: float | None = None) -> None:
+        self.config, self.run_dir, train = config, Path(config.run_dir).expanduser(), config.train
+        begun = time.monotonic() if begun is None else begun
+        with ending_at_once(self._nothing_to_save):
+            self._make_ready()
+        # As if there had been no stop in between.
+        self._begun = begun - 60 * self.start.minutes
+        # Of train.max_minutes, as the newest step had it whose metrics are read.
+        self._time_used = self.start.minutes / train.max_minutes if train.max_minutes else 0.0
+
+    def _make_ready(self) -> None:
+        config, train = self.config, self.config.train
+        with _phase("starting the devices"):
+            self.mesh = make_mesh(config.parallel)
+        with _phase("looking for a checkpoint"):
+            self.start = StartPoint.of(config)
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
-        self.program = Program(config, self.mesh)
-        self.data = training_data(config, self.start.position)
-        self.validation = validation_data(config)
-        self.upsampler = load_preview_upsampler(train.preview, config.model)
+        with _phase("laying out the model"):
+            self.program = Program(config, self.mesh)
+        with _phase("opening the data"):
+            self.data = training_data(config, self.start.position)
+            self.validation = validation_data(config)
+            upsampler = load_preview_upsampler(train.preview, config.model)
+            stage = Stage(self.program.model, config.diffusion)
+            self.previews = Previews(stage, train.preview, preview_examples(config), upsampler)
         # Last, because it creates the folder.
         self.store = CheckpointStore(
             self.run_dir / "checkpoints",
@@ -52,53 +76,61 @@ class Trainer:
             keep_every=train.keep_checkpoints_every or None,
             keep_best=train.keep_best_checkpoints,
         )
-        self.state = self.start.state(self.program, self.store)
-        self.step = int(self.state["step"])
+        with _phase("making the weights" if self.start.step is None else f"loading checkpoint {self.start.step}"):
+            self.state = self.start.state(self.program, self.store)
+            self.step = int(self.state["step"])
         # Validation loss by step; at 0 that of the weights that fine-tuning started from.
         first = self.start.record.get("first_mse")
         self.validation_mse: dict[int, float] = {} if first is None else {0: first}
-        self._unread: tuple[int, Mapping[str, Array], Batch] | None = None
+        self._unread: tuple[int, Mapping[str, Array], Batch, Mapping[str, float | int]] | None = None
 
     def run(self) -> int:
-        """Trains to `max_steps`; returns 0, or 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM) after
-        saving.
+        """Trains to `max_steps` or `max_minutes`; returns 0, or 128 + the signal's number after saving.
+
+        A signal that comes before training ends the process instead, with that code: there is nothing to save.
 
         Raises:
             GlideError: too many steps in a row were skipped, the data can no longer be read, or the disk is full; the
                 state is saved if it can be, and the message says so.
         """
         train = self.config.train
-        if self.step >= train.max_steps:
-            print(f"{self.run_dir} already has {self.step} steps; raise --config.train.max_steps to train on")
+        if self._is_over():
+            more = "max_steps" if self.step >= train.max_steps else "max_minutes"
+            print(f"{self.run_dir} already has {self.step} steps; raise --config.train.{more} to train on")
+            self.data.close()
+            self.store.close()
             return 0
         periodic = (
-            (train.log_every, self._log),
             (train.validate_every, self._validate),
-            (train.sample_every, self._sample),
             (train.save_every, self._save),
+            (train.sample_every, self._sample),
         )
         with ExitStack() as stack:
-            self.log = stack.enter_context(RunLog(self.run_dir, self.config))
+            with ending_at_once(self._nothing_to_save):
+                self.log = stack.enter_context(RunLog(self.run_dir, self.config))
+                stack.enter_context(self.store)
+                stack.enter_context(self.data)
+                with _phase("compiling the training step"), fitting(train):
+                    self._train_step = self.program.compile()
+                with _phase("waiting for the other processes"):
+                    wait_for_all(f"{self.run_dir}, step {self.step}")
             interrupt = stack.enter_context(Interrupt())
-            stack.enter_context(self.store)
-            stack.enter_context(self.data)
-            self.bar = stack.enter_context(progress.bar("training", train.max_steps, self.step, quiet=not _is_first()))
-            train_step = self.program.compile()
-            wait_for_all(f"{self.run_dir}, step {self.step}")
+            end = self._begun + 60 * train.max_minutes if train.max_minutes else float("inf")
+            self.bar = stack.enter_context(
+                progress.bar("training", train.max_steps, self.step, deadline=end, quiet=not _is_first())
+            )
             try:
-                self._prepare(train_step)
-                while self.step < train.max_steps and not interrupt.stops(self.step):
-                    batch = next(self.data)
-                    self.state, metrics = train_step(self.state, put_batch(batch.arrays, self.mesh))
-                    self.step += 1
-                    # Reading the metrics of the step before only now keeps the device busy while the host waits.
-                    self._read_metrics()
-                    self._unread = self.step, metrics, batch
-                    for every, hook in periodic:
-                        if self.step == train.max_steps or (every and self.step % every == 0):
-                            self._read_metrics()
+                self._prepare()
+                over = False
+                while not over and not interrupt.stops(self.step):
+                    self._train()
+                    over = self._is_over()
+                    due = [hook for every, hook in periodic if over or (every and self.step % every == 0)]
+                    if due:
+                        self._read_metrics()
+                        for hook in due:
                             hook()
-                            self.meter.resume()
+                        self.meter.resume()
                 self._read_metrics()
                 return self._finish(interrupt.received)
             except GlideError as error:
@@ -106,55 +138,89 @@ class Trainer:
                     raise GlideError(f"{error}; the state after step {self.step} is saved") from error
                 raise
 
-    def _prepare(self, train_step: jax.stages.Compiled) -> None:
+    def _prepare(self) -> None:
         """What the hooks need; and a grid and a validation loss of the weights that fine-tuning starts from."""
         train = self.config.train
-        stage = Stage(self.program.model, self.config.diffusion)
-        self.previews = Previews(stage, train.preview, preview_examples(self.config), self.upsampler)
         self.log.image(0, "data", self.previews.data())
         if self.step == 0 and self.config.init_from:
             self._validate()
             self._sample()
         self.watch = SkipWatch(self.run_dir, train.max_skipped_updates, int(self.state["skips"]["count"]))
         peak = peak_flops(jax.devices()[0].device_kind, train.peak_tflops)
-        utilization = step_flops(train_step, train.gradient_accumulation_steps) / peak if peak else None
+        utilization = step_flops(self._train_step, train.gradient_accumulation_steps) / peak if peak else None
         self.meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds, utilization)
-        self.learning_rate = learning_rate(train.optimizer, train.max_steps)
+        self.learning_rate = learning_rate(train.optimizer, train.cosine_steps)
+        self._logged = time.monotonic()
+
+    def _train(self) -> None:
+        train, batch = self.config.train, next(self.data)
+        arrays = batch.arrays
+        if train.max_minutes:
+            used = self._minutes() / train.max_minutes
+            arrays = arrays | {"used": np.full(len(arrays["index"]), used, np.float32)}
+        with fitting(train, self._train_step):
+            self.state, metrics = self._train_step(self.state, put_batch(arrays, self.mesh))
+        self.step += 1
+        # Reading the metrics of the step before only now keeps the device busy while the host waits.
+        self._read_metrics()
+        self._unread = self.step, metrics, batch, self.data.figures()
 
     def _read_metrics(self) -> None:
         """Takes in the metrics of the newest step, unless that is done, waiting for the device to be done with it."""
         if self._unread is None:
             return
-        (step, metrics, batch), self._unread = self._unread, None
-        values = dict(jax.device_get(metrics))
+        (step, metrics, batch, data), self._unread = self._unread, None
+        train = self.config.train
+        with fitting(train, self._train_step):
+            values = dict(jax.device_get(metrics))
         skipped = int(values.pop("skipped_updates"))
+        self._time_used = float(values.pop("time_used", 0.0))
         self.meter.add(values, skipped=skipped > self.watch.count)
         self.watch.see(step, skipped, float(values["loss"]), float(values["grad_norm"]), batch)
-        self.bar.update()
+        # Nothing that processes do together depends on the time, which they need not agree on here.
+        late = time.monotonic() - self._logged >= _LOG_SECONDS
+        due = late or step % train.log_every == 0 or step == train.max_steps or self._time_used >= 1
+        self.bar.update(1, self._log(step, data) if due else "")
 
-    def _log(self) -> None:
-        figures, skipped = self.meter.read(), self.watch.count
-        loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "all steps skipped"
-        self.bar.update(0, f"{loss}  {figures['images_per_second']:.0f} images/s")
-        rate = float(self.learning_rate(max(self.step - skipped - 1, 0)))
-        counters = {"learning_rate": rate, "skipped_updates": skipped}
-        self.log.write(self.step, figures | counters | self.data.figures())
+    def _log(self, step: int, data: Mapping[str, float | int]) -> str:
+        """Writes the line of a step whose metrics are read; returns what the bar is to show."""
+        train, figures, skipped = self.config.train, self.meter.read(), self.watch.count
+        rate = float(self.learning_rate(max(step - skipped - 1, 0)))
+        shown = f"loss {figures['loss']:.4f}" if "loss" in figures else "all steps skipped"
+        shown += f"  {figures['images_per_second']:.0f} images/s"
+        if train.max_minutes:
+            rate *= float(share_left(train.optimizer, jnp.float32(self._time_used)))
+            figures["time_used"] = self._time_used
+            shown += f"  {self._time_used * train.max_minutes:.1f} of {train.max_minutes:g} min"
+        self.log.write(step, {**figures, "learning_rate": rate, "skipped_updates": skipped, **data})
+        self._logged = time.monotonic()
+        return shown
 
     def _validate(self) -> None:
         if self.validation is None:
             return
         validation_step = self.program.validation_step
-        sums = [validation_step(self.state["ema"], put_batch(batch.arrays, self.mesh)) for batch in self.validation]
-        total, count = np.sum(jax.device_get(sums), axis=0)
+        with self._aside("validating"):
+            sums = [validation_step(self.state["ema"], put_batch(batch.arrays, self.mesh)) for batch in self.validation]
+            total, count = np.sum(jax.device_get(sums), axis=0)
         self.validation_mse[self.step] = float(total / count)
         self.log.write(self.step, {"validation_mse": self.validation_mse[self.step]})
 
     def _sample(self) -> None:
         """The first process samples on its first device, with a whole copy of the EMA weights there."""
-        whole = jax.device_put(self.state["ema"], NamedSharding(self.mesh, PartitionSpec()))
-        if _is_first():
-            params = jax.tree.map(lambda x: x.addressable_data(0), whole)
-            self.log.image(self.step, "grid", self.previews.sample(params))
+        with self._aside("drawing the sample grid"):
+            ema = self.program.packing.unpack(self.state["ema"])
+            whole = jax.device_put(ema, NamedSharding(self.mesh, PartitionSpec()))
+            if _is_first():
+                params = jax.tree.map(lambda x: x.addressable_data(0), whole)
+                self.log.image(self.step, "grid", self.previews.sample(params))
+
+    @contextmanager
+    def _aside(self, label: str) -> Iterator[None]:
+        """What is compiled at its first time: a lone process that gets a signal then does not wait for its end."""
+        alone = jax.process_count() == 1
+        with ending_at_once(self._saved_at_once) if alone else nullcontext(), _phase(label):
+            yield
 
     def _save(self) -> None:
         config, losses = self.config, self.validation_mse
@@ -164,19 +230,22 @@ class Trainer:
             "config": nested(config),
             "position": self.data.position,
             "step": self.step,
+            "minutes": self._minutes(),
             "goodput": asdict(self.goodput),
             **self.start.source,
             **({"validation_mse": losses[self.step]} if self.step in losses else {}),
             **({"first_mse": losses[0]} if 0 in losses else {}),
         }
-        self.store.save(self.step, self.state, record)
+        self.store.save(self.step, self.program.packing.unpack_state(self.state), record)
 
     def _saved_after(self, error: GlideError) -> bool:
         """Whether no step is lost after an error, which is seen to if it can be.
 
         Of several processes this may be the only one to have met the error, and a save needs all.
         """
-        if not self.step or (jax.process_count() > 1 and not isinstance(error, TooManySkipped)):
+        if not self.step or isinstance(error, OutOfMemory):
+            return False
+        if jax.process_count() > 1 and not isinstance(error, TooManySkipped):
             return False
         with suppress(GlideError):  # the disk may be full for the checkpoint too
             self.store.wait()
@@ -186,9 +255,29 @@ class Trainer:
             return self.store.latest() == self.step
         return False
 
-    def _finish(self, received: signal.Signals | None) -> int:
-        if received and self.store.latest() != self.step:
+    def _nothing_to_save(self) -> str:
+        steps = complete_steps(self.run_dir / "checkpoints")
+        resumed = f"; run the same command to resume at step {max(steps)}" if steps else ""
+        return f"while {progress.doing() or 'starting'}; nothing to save{resumed}"
+
+    def _saved_at_once(self) -> str:
+        self._save_if_needed()
+        return _after(self.step)
+
+    def _save_if_needed(self) -> None:
+        if self.step and self.store.latest() != self.step:
             self._save()
+        self.store.wait()
+
+    def _is_over(self) -> bool:
+        return self.step >= self.config.train.max_steps or self._time_used >= 1
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self._begun) / 60
+
+    def _finish(self, received: signal.Signals | None) -> int:
+        if received:
+            self._save_if_needed()
         self.store.wait()
         counters = self.data.report()
         self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
@@ -200,7 +289,7 @@ class Trainer:
         if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
             print("skipped samples: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if received:
-            print(f"stopped by {received.name} after {self.step} steps; run the same command to resume")
+            print(f"stopped by {received.name} {_after(self.step)}")
             return
         losses = self.validation_mse
         if 0 in losses and self.step in losses:
@@ -208,6 +297,14 @@ class Trainer:
         compared = self.log.before_and_after(self.step)
         images = f"{compared} and the sample grids are" if compared else "sample grids are"
         print(f"done: {self.step} steps; {images} in {self.run_dir / 'samples'}")
+
+
+def _after(steps: int) -> str:
+    return f"after {steps} steps; run the same command to resume"
+
+
+def _phase(label: str) -> AbstractContextManager[None]:
+    return progress.phase(label, quiet=not _is_first())
 
 
 def _is_first() -> bool:

@@ -1,6 +1,7 @@
 """What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.data.examples import Shapes, empty_batch
@@ -17,6 +18,7 @@ from glide_jax.parallel import (
 from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
+from glide_jax.train.packing import Packed, Packing
 from glide_jax.train.state import State, make_optimizer, merge, split, state_from_params
 from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
 
@@ -33,10 +35,12 @@ class Program:
         GlideError: the devices cannot share a batch equally.
 
     Attributes:
-        abstract_state: shapes, types and shardings of the training state.
-        make_state: (key, weights or nothing) -> state, jitted.
-        train_step: (state, batch) -> (state, metrics), jitted; the state it is given is deleted.
-        validation_step: (params, batch) -> (sum of losses, count), jitted.
+        abstract_state: shapes, types and shardings of the training state as a checkpoint holds it.
+        abstract_packed: those of the state as the steps take it.
+        packing: makes either of the other.
+        make_state: (key, weights or nothing) -> packed state, jitted.
+        train_step: (packed state, batch) -> (packed state, metrics), jitted; the state it is given is deleted.
+        validation_step: (packed params, batch) -> (sum of losses, count), jitted.
     """
 
     def __init__(self, config: RunConfig, mesh: Mesh | AbstractMesh, min_bytes: int = MIN_SHARDED_BYTES) -> None:
@@ -46,22 +50,38 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)
-        self.optimizer = make_optimizer(train.optimizer, train.max_steps)
+        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps)
+        self.packing = Packing(self.model.abstract_params(), train.trainable, min_bytes)
         abstract = jax.eval_shape(self._make_state, self._key())
-        self.shardings = state_shardings(abstract, mesh, min_bytes)
-        self.abstract_state: State = with_shardings(abstract, self.shardings)
-        self.make_state = jax.jit(self._make_state, out_shardings=self.shardings)
+        tree = jax.eval_shape(self.packing.unpack_state, abstract)
+        self._gathered = state_shardings(tree["params"], mesh, min_bytes)
+        self.abstract_state: State = with_shardings(tree, state_shardings(tree, mesh, min_bytes))
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        self.shardings = jax.tree.map(
+            lambda x: x._replace(small=whole) if isinstance(x, Packed) else x,
+            state_shardings(abstract, mesh, min_bytes),
+            is_leaf=lambda x: isinstance(x, Packed),
+        )
+        self.abstract_packed: State = with_shardings(abstract, self.shardings)
+        self.make_state = jax.jit(self._make_state, out_shardings=self.shardings)
         self.train_step = jax.jit(
             make_train_step(
-                self.model, self.schedule, train, self.optimizer, training_noise(train.seed, steps), self._gather
+                self.model,
+                self.schedule,
+                train,
+                self.optimizer,
+                training_noise(train.seed, steps),
+                self.packing,
+                self._gather,
             ),
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
         )
         self.validation_step = jax.jit(
-            make_validation_step(self.model, self.schedule, validation_noise(steps), self._gather),
+            make_validation_step(
+                self.model, self.schedule, validation_noise(steps), lambda x: self._gather(self.packing.unpack(x))
+            ),
             in_shardings=(self.shardings["params"], batch),
             out_shardings=whole,
         )
@@ -79,19 +99,22 @@ class Program:
         model = self.config.model
         shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx)
         sharding = batch_sharding(self.mesh)
-        arrays = empty_batch(shapes, self.config.train.batch_size).arrays
+        train = self.config.train
+        arrays = empty_batch(shapes, train.batch_size).arrays
+        if train.max_minutes:
+            arrays["used"] = np.zeros(train.batch_size, np.float32)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in arrays.items()}
 
     def compile(self) -> jax.stages.Compiled:
         """The training step as one program for exactly this state and batch, which cannot be compiled again."""
-        return self.train_step.lower(self.abstract_state, self.abstract_batch()).compile()
+        return self.train_step.lower(self.abstract_packed, self.abstract_batch()).compile()
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes on each device of every part of the state."""
         return {part: bytes_per_device(tree) for part, tree in self.abstract_state.items()}
 
     def _gather(self, params: Params) -> Params:
-        return gather_for_use(params, self.shardings["params"])
+        return gather_for_use(params, self._gathered)
 
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")
@@ -103,4 +126,4 @@ class Program:
         elif train.reinitialize:
             fresh, _ = split(self.model.init(key), train.trainable)
             params = merge(fresh, split(params, train.trainable)[1])
-        return state_from_params(params, self.optimizer, train.trainable)
+        return self.packing.pack_state(state_from_params(params, self.optimizer, train.trainable))

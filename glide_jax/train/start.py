@@ -67,6 +67,11 @@ class StartPoint:
         return int(self.record.get("position", 0))
 
     @property
+    def minutes(self) -> float:
+        """Minutes that the run took before."""
+        return float(self.record.get("minutes", 0.0))
+
+    @property
     def source(self) -> dict[str, Any]:
         """What is known of the PyTorch file that the weights once came from."""
         return _source(self.record)
@@ -76,7 +81,8 @@ class StartPoint:
         config = program.config
         if self.step is not None:
             store.set_aside(self.damaged)
-            return store.restore(program.abstract_state, self.step, checked=True)[0]
+            state = store.restore(program.abstract_state, self.step, checked=True)[0]
+            return program.packing.pack_state(state)
         if config.init_from:
             abstract = program.abstract_state["params"]
             return program.state_from(load_starting_weights(config.init_from, config.model, abstract))

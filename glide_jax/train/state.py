@@ -1,7 +1,6 @@
 """The training state and how a step changes it: AdamW, EMA weights, frozen parameters, steps that are skipped."""
 
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +28,6 @@ RULES: dict[Trainable, tuple[tuple[str, bool], ...]] = {
 }
 
 _LOSS_EMA_RATE = 0.01
-_SMALL = 2**16
 
 
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
@@ -40,11 +38,16 @@ def state_from_params(params: Params, optimizer: optax.GradientTransformation, t
     return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
 
 
-def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0."""
+def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
+    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0.
+
+    Args:
+        config: the optimizer.
+        max_steps: where the cosine ends; None where it goes by time, as a factor beside (`share_left`).
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
     after = optax.constant_schedule(peak)
-    if config.lr_schedule == "cosine":
+    if config.lr_schedule == "cosine" and max_steps is not None:
         after = optax.cosine_decay_schedule(peak, max(max_steps - warmup, 1))
     if not warmup:
         return after
@@ -53,9 +56,9 @@ def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, max_steps: int | None) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
-    clip = optax.stateless(partial(_clip, config.max_grad_norm)) if config.max_grad_norm else optax.identity()
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     adamw = optax.adamw(
         learning_rate(config, max_steps),
         b1=config.b1,
@@ -67,23 +70,16 @@ def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTra
     return optax.chain(clip, adamw)
 
 
-def _clip(max_norm: float, grads: Params, params: Params | None) -> Params:
-    factor = max_norm / jnp.maximum(global_norm(grads), max_norm)
-    return jax.tree.map(lambda x: x * factor, grads)
+def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor of the learning rate when a share `used` of a run's time is over: 1, or a cosine down to 0."""
+    if config.lr_schedule == "constant":
+        return jnp.ones_like(used)
+    return (1 + jnp.cos(jnp.pi * jnp.clip(used, 0, 1))) / 2
 
 
-def global_norm(tree: PyTree[Array]) -> Float[Array, ""]:
-    """Root of the sum of all squares.
-
-    Small arrays, two thirds of a model's, are summed as one: each sum of its own is two kernels to compile and launch.
-    """
-    leaves = jax.tree.leaves(tree)
-    large = [leaf for leaf in leaves if leaf.size >= _SMALL]
-    small = [leaf.reshape(-1) for leaf in leaves if leaf.size < _SMALL]
-    return optax.tree.norm([*large, jnp.concatenate(small)] if small else large)
-
-
-def update_ema(config: OptimizerConfig, ema: Params, params: Params, updates: Int[Array, ""]) -> Params:
+def update_ema(
+    config: OptimizerConfig, ema: PyTree[Array], params: PyTree[Array], updates: Int[Array, ""]
+) -> PyTree[Array]:
     """ema <- d ema + (1 - d) params, after `updates` updates in all, in float32."""
     decay: Float[Array, ""] = jnp.float32(config.ema_decay)
     if config.ema_warmup:

@@ -16,9 +16,11 @@ from glide_jax.models import Glide, Params
 from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
-from glide_jax.train.state import State, choose, global_norm, judge, merge, split, update_ema
+from glide_jax.train.packing import Packing
+from glide_jax.train.state import State, choose, judge, merge, share_left, split, update_ema
 
-# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data).
+# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data); of a run
+# that ends by time also "used" float32 [batch], the share of it that is over, by the clock of each row's process.
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
 Gather = Callable[[Params], Params]
@@ -115,39 +117,48 @@ def make_train_step(
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
     noise_fn: NoiseFn,
+    packing: Packing,
     gather: Gather = _as_they_are,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
-    """The step as a function to jit with `donate_argnums=0`; `gather` brings split weights together for use.
+    """The step as a function to jit with `donate_argnums=0`, from packed state to packed state.
 
-    `state["step"]` counts batches, skipped ones too; learning rate and EMA decay count updates.
+    `gather` brings split weights together for use. `state["step"]` counts batches, skipped ones too; learning rate and
+    EMA decay count updates.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
-        params, frozen = split(state["params"], config.trainable)
+        trained, frozen = split(packing.unpack(state["params"]), config.trainable)
 
-        def mean_loss(params: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
+        def mean_loss(trained: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
             random = noise_fn(state["step"], micro["index"], micro["image"].shape[1:])
-            whole = gather(merge(params, frozen))
+            whole = gather(merge(trained, frozen))
             losses = batch_losses(model, schedule, config.loss, random, whole, micro, config.conditioning)
             return losses.total.mean(), (losses, random.t)
 
-        (losses, t), grads = accumulated_grads(mean_loss, params, batch, config.gradient_accumulation_steps)
-        grads = jax.tree.map(_row_major, grads)
-        loss, grad_norm = losses.total.mean(), global_norm(grads)
+        (losses, t), grads = accumulated_grads(mean_loss, trained, batch, config.gradient_accumulation_steps)
+        packed = packing.pack(jax.tree.map(_row_major, grads))
+        loss, grad_norm = losses.total.mean(), optax.tree.norm(packed)
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
-        updates, opt = optimizer.update(grads, state["opt"], params)
-        ema, frozen_ema = split(state["ema"], config.trainable)
-        new_params = optax.apply_updates(params, updates)
-        new_ema = update_ema(config.optimizer, ema, new_params, step - skips["count"])
-        params, ema, opt = choose(good, (new_params, new_ema, opt), (params, ema, state["opt"]))
-        whole = merge(params, frozen)
-        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": global_norm(whole)}
+        old = state["params"].trained, state["ema"].trained, state["opt"]
+        updates, opt = optimizer.update(packed, old[2], old[0])
+        if config.max_minutes:
+            # One number for all processes, whose clocks differ; AdamW's update is a multiple of the learning rate.
+            used = batch["used"].max()
+            left = share_left(config.optimizer, used)
+            updates = jax.tree.map(lambda update: left * update, updates)
+        new = optax.apply_updates(old[0], updates)
+        ema = update_ema(config.optimizer, old[1], new, step - skips["count"])
+        new, ema, opt = choose(good, (new, ema, opt), old)
+        params, ema = (x._replace(frozen=state[name].frozen) for name, x in (("params", new), ("ema", ema)))
+        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(params)}
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()
+        if config.max_minutes:
+            metrics["time_used"] = used
         metrics["skipped_updates"] = skips["count"]
-        return {"step": step, "params": whole, "ema": merge(ema, frozen_ema), "opt": opt, "skips": skips}, metrics
+        return {"step": step, "params": params, "ema": ema, "opt": opt, "skips": skips}, metrics
 
     return train_step
 

@@ -59,7 +59,19 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-_ITEMSIZE = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_ITEMSIZE = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _SHAPE = re.compile(r"\b(" + "|".join(_ITEMSIZE) + r")\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(?:, |$)")
 # Neither kernels nor memory traffic.
@@ -72,7 +84,7 @@ def h100_mesh() -> Mesh:
     Raises:
         ImportError: no CUDA plugin of jax is installed.
     """
-    from jax_plugins import xla_cuda13  # noqa: PLC0415 - not among the project's own packages
+    from jax_plugins import xla_cuda13
 
     try:
         xla_cuda13.initialize()
@@ -88,7 +100,7 @@ def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The program of that name for a page's model, traced for `mesh`; "sample" is one guided evaluation and the text."""
     program = Program(config, mesh)
     if name == "train":
-        return program.train_step.lower(program.abstract_state, program.abstract_batch())
+        return program.train_step.lower(program.abstract_packed, program.abstract_batch())
     if name == "init":
         whole = NamedSharding(mesh, PartitionSpec())
         return program.make_state.lower(jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole))
@@ -98,7 +110,9 @@ def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     def evaluate(params: Params, x: Array, low_res: Array | None, tokens: Array, mask: Array) -> Array:
         twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (x, low_res))
         t = jnp.full(len(x) * 2, 500.0)
-        return program.model(params, twice[0], t, Conditioning(program.model.encode_text(params, tokens, mask), twice[1]))
+        return program.model(
+            params, twice[0], t, Conditioning(program.model.encode_text(params, tokens, mask), twice[1])
+        )
 
     def images(side: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((config.train.batch_size, side, side, 3), jnp.float32, sharding=sharding)
@@ -138,7 +152,9 @@ def kernels(text: str) -> Iterator[Kernel]:
 
 
 def _bytes(shape: str) -> int:
-    return sum(_ITEMSIZE[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape))
+    return sum(
+        _ITEMSIZE[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape)
+    )
 
 
 def _kind(operation: str, line: str) -> str:
@@ -152,7 +168,9 @@ def _kind(operation: str, line: str) -> str:
             return "matrix product"
         kind = re.search(r"%(?:input|loop|wrapped)?_?([\w-]*?)(?:_fusion)?[.\d]* =", line)
         words = set(re.split(r"[_-]", kind[1])) if kind else set()
-        return next((k for k in ("scatter", "sort", "reduce", "transpose", "concatenate") if k in words), "other fusion")
+        return next(
+            (k for k in ("scatter", "sort", "reduce", "transpose", "concatenate") if k in words), "other fusion"
+        )
     return operation
 
 

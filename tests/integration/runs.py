@@ -21,7 +21,7 @@ from glide_jax.sample import Stage
 from glide_jax.train import loop
 from tests.integration import page
 from tests.programs import call
-from tests.tiny.training import MODEL, compiled_step, make_config, make_program
+from tests.tiny.training import MODEL, compiled_step, make_config, make_program, timed_config
 
 FOOD = "datasets/emoji/train-food-3d.tar"
 # What the host alone deals with.
@@ -95,11 +95,14 @@ _Program, _stage = loop.Program, cache(Stage)
 def _program(config, mesh):
     """What this process has compiled already where a run needs the same, else a program of its own."""
     theirs = {name: getattr(config.train, name) for name in _HOSTS}
-    if (config.model, config.train) != (MODEL, replace(make_config(), **theirs)) or mesh.size != 1:
+    # That there is a limit of time makes another program, how long it is does not.
+    minutes = config.train.max_minutes
+    shared = timed_config() if minutes else make_config()
+    if (config.model, config.train) != (MODEL, replace(shared, max_minutes=minutes, **theirs)) or mesh.size != 1:
         return _Program(config, mesh)
-    program = copy.copy(make_program(make_config()))
+    program = copy.copy(make_program(shared))
     program.config = config
-    program.compile = lambda: compiled_step(make_config())
+    program.compile = lambda: compiled_step(shared)
     program.fresh_state = lambda: jax.tree.map(jnp.copy, _fresh_state())
     return program
 

@@ -93,6 +93,18 @@ def test_a_run_that_is_killed_and_then_told_to_stop_goes_on_bit_for_bit(tmp_path
     assert f"stopped by SIGTERM after {stopped} steps; run the same command to resume" in said
     assert updates(run_dir) == count + stopped - 3
 
+    # The third time it is told to stop before it trains, in the middle of a compilation of many seconds.
+    slow = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "empty"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    process = begin(run_dir, ENDLESS, **slow)
+    assert any(line == "compiling the training step\n" for line in process.stderr)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    (code,), said = ends([process])
+    assert code == 128 + signal.SIGTERM
+    assert time.monotonic() - asked < 2
+    nothing = "stopped by SIGTERM while compiling the training step; nothing to save"
+    assert f"{nothing}; run the same command to resume at step {stopped}" in said
+
     end = f"--config.train.max_steps={stopped + 1}"
     assert train(run_dir, end) == train(whole, end) == 0
     assert_same_bits(*states_of(run_dir, whole))

@@ -6,14 +6,17 @@ import signal
 import tarfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.checkpoint import complete_steps, read_record
+from glide_jax.train import loop, program
 from tests.integration.runs import FOOD, log, losses, sent_after, train
 from tests.programs import ROOT, call, run
 from tests.tiny.models import UPSAMPLER, save_model
-from tests.tiny.training import SIDE
+from tests.tiny.training import SIDE, compiled_step, timed_config
 
 
 def test_a_run_leaves_log_grid_and_checkpoint(whole_run):
@@ -47,6 +50,55 @@ def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_
     for number, sheet in enumerate(sheets):
         left = 4 + number * (width + 4)
         assert (both[4 : 4 + sheet.height, left : left + width] == np.asarray(sheet)).all()
+
+
+@pytest.mark.usefixtures("whole_run")
+def test_a_run_ends_by_time_with_its_cosine_and_goes_on_when_given_more(tmp_path, capsys):
+    given = [
+        "--config.train.max_steps=1000000", "--config.train.optimizer.lr_schedule=cosine",
+        "--config.train.log_every=1", "--config.train.max_minutes",
+    ]  # fmt: skip
+    compiled_step(timed_config())  # its time would count, as that of what `whole_run` compiles
+    assert train(tmp_path, *given, 0.1) == 0
+    rates, used = (log(tmp_path, name) for name in ("learning_rate", "time_used"))
+    steps = sorted(used)
+    assert f"done: {steps[-1]} steps" in capsys.readouterr().out
+    assert steps == list(range(1, steps[-1] + 1))
+    assert 0 < used[1] < 1
+    for step in steps:
+        assert rates[step] == pytest.approx((1 + np.cos(np.pi * min(used[step], 1))) / 2, abs=1e-4)
+    assert [used[step] for step in steps] == sorted(used.values())
+    # Whether to stop is seen a step late, while the next one is under way.
+    assert used[steps[-1]] >= 1
+    assert sum(share >= 1 for share in used.values()) <= 2
+    assert (tmp_path / "samples" / f"grid_{steps[-1]:08}.png").exists()
+    record = read_record(tmp_path)
+    assert (record["step"], record["minutes"] >= 0.1) == (steps[-1], True)
+
+    assert train(tmp_path, *given, 0.1) == 0
+    assert "raise --config.train.max_minutes to train on" in capsys.readouterr().out
+    assert train(tmp_path, *given, 2, f"--config.train.max_steps={steps[-1] + 1}") == 0
+    assert log(tmp_path, "time_used")[steps[-1] + 1] == pytest.approx(record["minutes"] / 2, abs=0.1)
+    assert read_record(tmp_path)["minutes"] > record["minutes"]
+
+
+def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_LOG_SECONDS", 0.0)
+    assert train(tmp_path, "--config.train.max_steps=3", "--config.train.log_every=1000") == 0
+    assert sorted(losses(tmp_path)) == [1, 2, 3]
+
+
+def test_a_batch_too_large_for_the_memory_gets_one_clear_line(tmp_path, monkeypatch, capsys):
+    def too_large(state, batch):
+        table = jnp.outer(*2 * [jnp.repeat(batch["index"], 2**20)])
+        return state, {"loss": jnp.sort(table, axis=0).sum(dtype=jnp.float32)}
+
+    monkeypatch.setattr(program, "make_train_step", lambda *_: too_large)
+    given = ["--config.train.gradient_accumulation_steps=2", "--config.train.max_steps=3"]
+    helping = "try --config.train.gradient_accumulation_steps=4 (the same result, 2 images at a time)"
+    shown = assert_one_clear_line(train(tmp_path, *given), f"{helping}, --config.train.remat=full", capsys)
+    assert "GB on each device are needed; RESOURCE_EXHAUSTED: Out of memory" in shown
+    assert not complete_steps(tmp_path / "checkpoints")
 
 
 def test_a_run_is_sampled_from_a_picture_and_enlarged(whole_run, tmp_path):
@@ -132,6 +184,7 @@ def assert_one_clear_line(code, expected, capsys):
     assert "error: " in last
     assert expected in last
     assert "Traceback" not in error
+    return last
 
 
 MISTAKES = {
@@ -186,7 +239,8 @@ def test_a_missing_checkpoint_gets_one_clear_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("full", "step", "shown"),
     [
-        ("log.jsonl", 1, "log.jsonl: No space left on device"),
+        # A line is written once the next step is under way.
+        ("log.jsonl", 2, "log.jsonl: No space left on device"),
         (
             "samples/.grid_00000002.png.0.tmp",
             2,

@@ -11,6 +11,7 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import OptimizerConfig, TrainConfig
+from glide_jax.train.packing import Packing
 from glide_jax.train.state import make_optimizer, state_from_params
 from glide_jax.train.step import StepNoise, make_train_step
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
@@ -60,16 +61,17 @@ def test_three_steps_equal_the_reference(kind):
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     noise_fn = injected_noise(kind, golden, model.config.image_size)
     batch = make_batch(kind, model)
-    state = state_from_params(jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}")), optimizer)
+    packing = Packing(model.abstract_params(), "all", small=2**12)
+    params = jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}"))
+    state = packing.pack_state(state_from_params(params, optimizer))
 
-    step = jax.jit(
-        make_train_step(model, schedule, TrainConfig(optimizer=OPTIMIZER), optimizer, noise_fn), donate_argnums=0
-    )
+    config = TrainConfig(optimizer=OPTIMIZER)
+    step = jax.jit(make_train_step(model, schedule, config, optimizer, noise_fn, packing), donate_argnums=0)
     for i in range(STEPS):
         state, metrics = step(state, batch)
         assert abs(metrics["loss"] - golden[f"loss|{i}"]) < 1e-5 * golden[f"loss|{i}"]
         if i == 0:  # Adam's first moment is then the gradient, but for its factor
-            mean = optax.tree.get(state["opt"], "mu")
+            mean = packing.unpack(optax.tree.get(state["opt"], "mu"))
             grads = torch_leaves(jax.tree.map(lambda x: np.asarray(x) / (1 - OPTIMIZER.b1), mean), model)
 
     norms = {k.removeprefix("grad_norm|"): v for k, v in golden.items() if k.startswith("grad_norm|")}
@@ -81,8 +83,8 @@ def test_three_steps_equal_the_reference(kind):
 
     trees = {
         "grad": grads,
-        "param": torch_leaves(state["params"], model),
-        "ema": torch_leaves(state["ema"], model),
+        "param": torch_leaves(packing.unpack(state["params"]), model),
+        "ema": torch_leaves(packing.unpack(state["ema"]), model),
     }
     stored = [k for k in golden if k.split("|")[0] in trees]
     assert len(stored) == 18

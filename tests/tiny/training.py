@@ -35,6 +35,12 @@ def make_config(**changes):
     return TrainConfig(batch_size=8, optimizer=OptimizerConfig(learning_rate=1.0, eps=1.0), **changes)
 
 
+def timed_config(**changes):
+    """The same for a run that ends by time, with a cosine that does too."""
+    config = make_config(**{"max_minutes": 7.0} | changes)
+    return replace(config, optimizer=replace(config.optimizer, lr_schedule="cosine"))
+
+
 @cache
 def make_program(config):
     run = RunConfig(model=MODEL, train=config)
@@ -48,9 +54,14 @@ def compiled_step(config):
 
 
 def make_state(config, params=None):
-    return make_program(config).state_from(make_params() if params is None else params)
+    """As a checkpoint holds it."""
+    program = make_program(config)
+    return program.packing.unpack_state(program.state_from(make_params() if params is None else params))
 
 
 def updated(config, state, batch):
     """State and metrics after one update of a state that stays."""
-    return compiled_step(config)(jax.tree.map(jnp.copy, state), put_batch(batch, make_program(config).mesh))
+    program = make_program(config)
+    packed = jax.device_put(program.packing.pack_state(jax.tree.map(jnp.copy, state)), program.shardings)
+    after, metrics = compiled_step(config)(packed, put_batch(batch, program.mesh))
+    return program.packing.unpack_state(after), metrics

@@ -35,6 +35,7 @@ def report(name, folder):
     state, metrics = two_updates(step, program.state_from(make_params()), mesh)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(program.shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+    state = program.packing.unpack_state(state)
     for part in ("params", "ema"):
         np.savez(folder / f"{name}_{part}.npz", *jax.tree.leaves(state[part]))
     leaves = jax.tree.leaves(program.abstract_state["params"])

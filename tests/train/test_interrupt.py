@@ -1,8 +1,14 @@
+"""Signals: what waits for the save, and what ends the process at once."""
+
+import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from glide_jax.train.interrupt import Interrupt
+from tests.programs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,53 @@ def test_a_second_ctrl_c_stops_at_once(between):
             signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+ENDINGS = """
+import json, os, signal, time
+from glide_jax.train.interrupt import ending_at_once
+
+def ended(last, *numbers):
+    "How a process ends that gets these signals, what it says, and how soon."
+    reader, writer = os.pipe()
+    begun = time.monotonic()
+    if not os.fork():
+        os.dup2(writer, 1)
+        with ending_at_once(last):
+            for number in numbers:
+                time.sleep(0.2)
+                os.kill(os.getpid(), number)
+            time.sleep(60)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        line = said.read()
+    return os.waitstatus_to_exitcode(os.wait()[1]), line, time.monotonic() - begun < 5
+
+def fails():
+    raise RuntimeError("no room")
+
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+with ending_at_once(str):
+    pass
+print(json.dumps([
+    ended(lambda: "while busy", signal.SIGTERM),
+    ended(lambda: "while busy", signal.SIGINT),
+    ended(lambda: time.sleep(60), signal.SIGTERM, signal.SIGINT),
+    ended(fails, signal.SIGTERM),
+    before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+]))
+"""
+
+
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_at_once():
+    done = subprocess.run(
+        [sys.executable, "-c", ENDINGS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout) == [
+        [143, "stopped by SIGTERM while busy\n", True],
+        [130, "stopped by SIGINT while busy\n", True],
+        [130, "", True],
+        [143, "", True],
+        True,
+    ]
+    assert "error: no room" in done.stderr

@@ -39,7 +39,7 @@ def lowered(jitted, platform, *arguments):
 def test_training_step(name, platform):
     config = page(name)
     program = Program(config, make_mesh(config.parallel))
-    text = lowered(program.train_step, platform, program.abstract_state, program.abstract_batch())
+    text = lowered(program.train_step, platform, program.abstract_packed, program.abstract_batch())
     for call in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
         assert (call in text) == (platform == "cuda")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.parallel.processes import ROOT, run
-from tests.tiny.training import compiled_step, make_config, make_program, make_state
+from tests.tiny.training import compiled_step, make_config, make_params, make_program
 from tests.train.meshes import two_updates
 
 # Every device a replica; two replicas, each split four ways.
@@ -28,7 +28,9 @@ def reports(folder):
 
 def test_losses_and_weights_equal_those_of_one_device(reports, folder):
     config = make_config()
-    state, metrics = two_updates(compiled_step(config), make_state(config), make_program(config).mesh)
+    state, metrics = two_updates(
+        compiled_step(config), make_program(config).state_from(make_params()), make_program(config).mesh
+    )
     for mesh in MESHES:
         for ours, theirs in zip(metrics, reports[mesh]["metrics"], strict=True):
             assert theirs == pytest.approx(ours, rel=1e-5), mesh

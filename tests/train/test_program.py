@@ -16,7 +16,7 @@ from glide_jax.sample import Inputs, SampleOptions, Stage
 from glide_jax.train import RunConfig
 from glide_jax.train.program import Program
 from tests.parallel.processes import ROOT
-from tests.tiny.training import compiled_step, make_batch, make_config, make_program, make_state
+from tests.tiny.training import compiled_step, make_batch, make_config, make_params, make_program
 
 CONFIG = make_config()
 
@@ -24,7 +24,7 @@ CONFIG = make_config()
 def test_twenty_updates_transfer_nothing_unasked_and_donate_everything():
     # An executable cannot compile again: a batch or state of another shape would be an error.
     step, mesh = compiled_step(CONFIG), make_program(CONFIG).mesh
-    state, losses = make_state(CONFIG), set()
+    state, losses = make_program(CONFIG).state_from(make_params()), set()
     with jax.transfer_guard("disallow"):
         for i in range(20):
             batch = put_batch(make_batch(first=8 * i), mesh)
@@ -79,8 +79,9 @@ def test_a_size_that_nobody_published_takes_one_step_and_gives_one_image():
     state, metrics = program.compile()(program.fresh_state(), batch)
     assert np.isfinite(float(metrics["loss"]))
     low_res = random.uniform(-1, 1, (1, 48, 48, 3))
+    params, options = program.packing.unpack(state["params"]), SampleOptions.of(num_steps=1, guidance_scale=1.0)
     image = Stage(program.model, program.config.diffusion).sample(
-        state["params"], Inputs(["a cat"], [0], low_res=low_res), SampleOptions.of(num_steps=1, guidance_scale=1.0)
+        params, Inputs(["a cat"], [0], low_res=low_res), options
     )
     assert image.shape == (1, model.image_size, model.image_size, 3)
     assert np.isfinite(jax.device_get(image)).all()

@@ -9,7 +9,7 @@ import pytest
 from glide_jax.errors import GlideError
 from glide_jax.train.config import TrainConfig
 from glide_jax.train.step import training_noise, validation_noise
-from tests.tiny.training import make_batch, make_config, make_program, make_state, updated
+from tests.tiny.training import make_batch, make_config, make_params, make_program, make_state, timed_config, updated
 
 FLOAT32, BFLOAT16 = make_config(), make_config(dtype="bfloat16")
 
@@ -55,7 +55,8 @@ def test_dropout_differs_from_update_to_update_and_example_to_example():
 
 
 def test_validation_counts_real_images_only():
-    validate, params = make_program(FLOAT32).validation_step, make_state(FLOAT32)["params"]
+    program = make_program(FLOAT32)
+    validate, params = program.validation_step, program.state_from(make_params())["params"]
 
     def validated(*weights):
         return validate(params, make_batch() | {"weight": np.array(weights + (0.0,) * 6, np.float32)})
@@ -74,6 +75,22 @@ def test_four_micro_batches_equal_the_whole_batch():
     for tree in ("params", "ema"):
         for a, b in zip(jax.tree.leaves(split[tree]), jax.tree.leaves(whole[tree]), strict=True):
             assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_a_cosine_over_time_ends_at_zero_by_the_latest_clock():
+    state = make_state(timed_config())
+
+    def moved(*used):
+        """How far a weight goes, and the share of the time that the step took for true."""
+        after, metrics = updated(timed_config(), state, make_batch() | {"used": np.float32(used)})
+        old, new = (np.float64(tree["params"]["unet"]["input_conv"]["kernel"]) for tree in (state, after))
+        return new - old, float(metrics["time_used"])
+
+    (whole, begun), (half, late), (none, over) = moved(*[0] * 8), moved(0, 0.25, 0.5, *[0.0] * 5), moved(*[1.25] * 8)
+    assert (begun, late, over) == (0, 0.5, 1.25)
+    assert np.abs(whole).max() > 1e-4
+    np.testing.assert_allclose(half, whole / 2, atol=1e-3 * np.abs(whole).max())
+    assert np.abs(none).max() == 0
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -1,0 +1,68 @@
+"""What to do when a batch does not fit in a device's memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from glide_jax.errors import GlideError
+from glide_jax.train.config import TrainConfig
+
+
+class OutOfMemory(GlideError):
+    """A step does not fit in a device's memory; the state it was given may be lost."""
+
+
+@contextmanager
+def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> Iterator[None]:
+    """Turns XLA's failure to get memory for a training step into an `OutOfMemory` that says what helps.
+
+    Args:
+        config: of the run.
+        step: the compiled step, unless it is being compiled.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(_explained(config, step, str(error).splitlines()[0])) from error
+
+
+def needed_bytes(step: jax.stages.Compiled) -> int | None:
+    """Bytes of arguments, results and temporary arrays on each device, by XLA's count; None where it does not say."""
+    found: Any = step.memory_analysis()
+    if found is None:
+        return None
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(found.argument_size_in_bytes + results + found.temp_size_in_bytes)
+
+
+def _explained(config: TrainConfig, step: jax.stages.Compiled | None, reason: str) -> str:
+    device = jax.local_devices()[0]
+    needed = step and needed_bytes(step)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    facts = [f"{needed / 1e9:,.1f} GB on each device are needed"] if needed else []
+    facts += [f"{limit / 1e9:,.1f} GB are there"] if limit else []
+    facts.append(reason)
+    helping = []
+    if (more := _more_micro_batches(config)) is not None:
+        micro = config.batch_size // more
+        helping.append(f"--config.train.gradient_accumulation_steps={more} (the same result, {micro} images at a time)")
+    if config.remat != "full":
+        helping.append("--config.train.remat=full")
+    helping.append("a smaller --config.train.batch_size" if config.batch_size > 1 else "--config.parallel.fsdp")
+    at_a_time = config.batch_size // config.gradient_accumulation_steps
+    return (
+        f"a step of {at_a_time} images at a time does not fit in the memory of {device.device_kind}"
+        f" ({'; '.join(facts)}): try {', '.join(helping)}"
+    )
+
+
+def _more_micro_batches(config: TrainConfig) -> int | None:
+    """The next number of micro-batches that the batch and the devices can share."""
+    for steps in range(config.gradient_accumulation_steps + 1, config.batch_size + 1):
+        if config.batch_size % steps == 0 and (config.batch_size // steps) % jax.device_count() == 0:
+            return steps
+    return None

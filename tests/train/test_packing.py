@@ -1,0 +1,35 @@
+"""What is packed comes out again, in place and bit for bit, whatever is trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glide_jax.models import Glide
+from glide_jax.train.packing import Packing
+from glide_jax.train.state import make_optimizer, split, state_from_params
+from tests.tiny.models import BASE, random_weights
+from tests.tiny.training import make_config
+
+PARAMS = random_weights(Glide(BASE).abstract_params())
+
+
+@pytest.mark.parametrize("small", [0, 2**12, 2**30])
+@pytest.mark.parametrize("trainable", ["all", "unet", "text"])
+def test_a_state_is_the_same_after_packing_and_unpacking(trainable, small):
+    optimizer = make_optimizer(make_config().optimizer, 1)
+    state = state_from_params(jax.tree.map(jnp.asarray, PARAMS), optimizer, trainable)
+    state["opt"] = jax.tree.map(lambda x: x + 1 if x.ndim else x, state["opt"])
+    packing = Packing(PARAMS, trainable, small)
+    packed = packing.pack_state(state)
+    found = packing.unpack_state(packed)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, state)))
+    trained, frozen = (jax.tree.leaves(part) for part in split(PARAMS, trainable))
+    is_small = [4 * leaf.size < small for leaf in trained]
+    params = packed["params"]
+    assert (params.small.size, len(params.large), len(params.frozen)) == (
+        sum(leaf.size for leaf, chosen in zip(trained, is_small, strict=True) if chosen),
+        is_small.count(False),
+        len(frozen),
+    )
