@@ -18,7 +18,7 @@ from glide_jax.train.state import State, is_trained
 
 
 class Packed(NamedTuple):
-    """A nested dict of parameters, or of what there is of each (gradients, Adam's moments).
+    """A nested dict of parameters, or of what there is of each (gradients, Adam's moments, shardings).
 
     Attributes:
         small: the trained arrays of few bytes, one after another.
@@ -26,9 +26,9 @@ class Packed(NamedTuple):
         frozen: those that are not trained; none of a gradient or a moment.
     """
 
-    small: Float[Array, " count"]
-    large: list[Array]
-    frozen: list[Array]
+    small: Any
+    large: list[Any]
+    frozen: list[Any]
 
     @property
     def trained(self) -> "Packed":
@@ -75,11 +75,7 @@ class Packing:
 
     def unpack_state(self, state: State) -> State:
         """A training state as a checkpoint holds it."""
-
-        def is_packed(x: Any) -> bool:
-            return isinstance(x, Packed)
-
-        return jax.tree.map(lambda x: self.unpack(x) if is_packed(x) else x, state, is_leaf=is_packed)
+        return jax.tree.map(lambda x: self.unpack(x) if _is_packed(x) else x, state, is_leaf=_is_packed)
 
     def _split_impl(self, small: Float[Array, " count"]) -> list[Array]:
         parts, begin = [], 0
@@ -92,3 +88,7 @@ class Packing:
 
 def _concatenate(leaves: list[Array]) -> Float[Array, " count"]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]) if leaves else jnp.zeros(0)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)

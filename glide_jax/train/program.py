@@ -79,9 +79,7 @@ class Program:
             donate_argnums=0,
         )
         self.validation_step = jax.jit(
-            make_validation_step(
-                self.model, self.schedule, validation_noise(steps), lambda x: self._gather(self.packing.unpack(x))
-            ),
+            make_validation_step(self.model, self.schedule, validation_noise(steps), self._unpack_and_gather),
             in_shardings=(self.shardings["params"], batch),
             out_shardings=whole,
         )
@@ -115,6 +113,9 @@ class Program:
 
     def _gather(self, params: Params) -> Params:
         return gather_for_use(params, self._gathered)
+
+    def _unpack_and_gather(self, params: Packed) -> Params:
+        return self._gather(self.packing.unpack(params))
 
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")

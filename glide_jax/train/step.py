@@ -23,7 +23,7 @@ from glide_jax.train.state import State, choose, judge, merge, share_left, split
 # that ends by time also "used" float32 [batch], the share of it that is over, by the clock of each row's process.
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
-Gather = Callable[[Params], Params]
+Gather = Callable[[Any], Params]
 # (params, batch) -> (mean loss, values of each example).
 LossFn = Callable[[Params, Any], tuple[Array, PyTree[Array]]]
 
@@ -164,7 +164,7 @@ def make_train_step(
 
 
 def _row_major(gradient: Array) -> Array:
-    # cuDNN gives a kernel's gradient in a layout of its own, to which XLA would bring weights, EMA and moments and back.
+    # cuDNN gives a kernel's gradient in its own layout, to which XLA would bring weights, EMA and moments and back.
     return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 
 

@@ -5,9 +5,9 @@
     python tests/benchmarks/gpu_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
 
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
-their shapes, memory, and what should not be there. What only a GPU can choose is missing: cuDNN's and cuBLAS's algorithms,
-and cuDNN's attention, in whose place stands XLA's. Messages about cuInit and PJRT_Api are harmless. `--dump DIR` keeps
-the programs' text.
+their shapes (whole operands, of which a kernel may read a part), memory, and what should not be there. What only a GPU
+can choose is missing: cuDNN's and cuBLAS's algorithms, and cuDNN's attention, in whose place stands XLA's. Messages
+about cuInit and PJRT_Api are harmless. `--dump DIR` keeps the programs' text.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def h100_mesh() -> Mesh:
 
 
 def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """The program of that name for a page's model, traced for `mesh`; "sample" is one guided evaluation and the text."""
+    """The program of that name for a page's model and `mesh`; "sample" is one guided evaluation, with its text."""
     program = Program(config, mesh)
     if name == "train":
         return program.train_step.lower(program.abstract_packed, program.abstract_batch())
@@ -215,10 +215,11 @@ def main() -> None:
             traced = lowered(program, config, mesh)
             tracing, begun = time.monotonic() - begun, time.monotonic()
             compiled = traced.compile()
+            compiling, busy = time.monotonic() - begun, time.process_time() - busy
             memory, text = compiled.memory_analysis(), compiled.as_text()
             print(
-                f"{name} {program}, batch {args.batch}: {tracing:.1f} s tracing, {time.monotonic() - begun:.1f} s compiling"
-                f" ({time.process_time() - busy:.0f} s of CPU), {memory.temp_size_in_bytes / 1e9:.2f} GB besides"
+                f"{name} {program}, batch {args.batch}: {tracing:.1f} s tracing, {compiling:.1f} s compiling ({busy:.0f} s"
+                f" of CPU in all), {memory.temp_size_in_bytes / 1e9:.2f} GB besides"
                 f" {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments"
             )
             print(report(text, args.dtype == "bfloat16"), flush=True)

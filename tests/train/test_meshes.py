@@ -28,9 +28,9 @@ def reports(folder):
 
 def test_losses_and_weights_equal_those_of_one_device(reports, folder):
     config = make_config()
-    state, metrics = two_updates(
-        compiled_step(config), make_program(config).state_from(make_params()), make_program(config).mesh
-    )
+    program = make_program(config)
+    state, metrics = two_updates(compiled_step(config), program.state_from(make_params()), program.mesh)
+    state = program.packing.unpack_state(state)
     for mesh in MESHES:
         for ours, theirs in zip(metrics, reports[mesh]["metrics"], strict=True):
             assert theirs == pytest.approx(ours, rel=1e-5), mesh
