@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
@@ -127,11 +128,13 @@ def bytes_per_device(abstract_tree: PyTree[jax.ShapeDtypeStruct]) -> int:
 def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
     """Inside jit: every array whole on every device, its gradient summed into the pieces it is stored in (FSDP).
 
-    Left to itself, XLA splits activations as the weights are split, and moves them at every layer.
+    Left to itself, XLA splits activations as the weights are split, and moves them at every layer. Of an array that is
+    whole the gradient has the array's own layout: cuDNN gives a kernel's in another, to which XLA would bring weights,
+    EMA weights and moments, and back.
     """
 
     def gather(leaf: Array, sharding: NamedSharding) -> Array:
-        return leaf if sharding.is_fully_replicated else _gather(leaf, sharding)
+        return _keep_layout(leaf) if sharding.is_fully_replicated else _gather(leaf, sharding)
 
     return jax.tree.map(gather, tree, shardings)
 
@@ -150,6 +153,22 @@ def _gather_backward(sharding: NamedSharding, _: None, gradient: Array) -> tuple
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+@jax.custom_vjp
+def _keep_layout(leaf: Array) -> Array:
+    return leaf
+
+
+def _keep_layout_forward(leaf: Array) -> tuple[Array, None]:
+    return leaf, None
+
+
+def _keep_layout_backward(_: None, gradient: Array) -> tuple[Array]:
+    return (with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim)))),)
+
+
+_keep_layout.defvjp(_keep_layout_forward, _keep_layout_backward)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -15,7 +15,6 @@ from glide_jax.parallel import make_mesh
 from glide_jax.train.config import RunConfig
 from glide_jax.train.interrupt import ending_at_once
 from glide_jax.train.memory import fitting
-from glide_jax.train.meter import step_flops
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, training_data
 from glide_jax.train.state import is_trained
@@ -48,7 +47,7 @@ def _dry_run(config: RunConfig) -> int:
         compiled = program.compile()
     seconds = time.perf_counter() - begun
     console.print(memory_table(program, compiled))
-    flops = step_flops(compiled, config.train.gradient_accumulation_steps)
+    flops = program.step_flops()
     print(f"one step: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
     return 0
 

@@ -24,7 +24,7 @@ from glide_jax.train.config import RunConfig
 from glide_jax.train.interrupt import Interrupt, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
 from glide_jax.train.memory import OutOfMemory, fitting
-from glide_jax.train.meter import Goodput, Meter, peak_flops, step_flops
+from glide_jax.train.meter import Goodput, Meter, peak_flops
 from glide_jax.train.previews import Previews, load_preview_upsampler
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, preview_examples, training_data, validation_data
@@ -147,7 +147,7 @@ class Trainer:
             self._sample()
         self.watch = SkipWatch(self.run_dir, train.max_skipped_updates, int(self.state["skips"]["count"]))
         peak = peak_flops(jax.devices()[0].device_kind, train.peak_tflops)
-        utilization = step_flops(self._train_step, train.gradient_accumulation_steps) / peak if peak else None
+        utilization = self.program.step_flops() / peak if peak else None
         self.meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds, utilization)
         self.learning_rate = learning_rate(train.optimizer, train.cosine_steps)
         self._logged = time.monotonic()

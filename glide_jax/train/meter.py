@@ -1,12 +1,13 @@
 """How fast a run goes: metrics averaged between log lines, step times, goodput, FLOP utilization (MFU)."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 # Dense bfloat16 FLOP/s of one device as its vendor states it, by a part of `jax.Device.device_kind`; first match.
 PEAK_FLOPS = {
@@ -41,14 +42,25 @@ def peak_flops(device_kind: str, peak_tflops: float = 0.0) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
-def step_flops(compiled: jax.stages.Compiled, gradient_accumulation_steps: int = 1) -> float:
-    """FLOPs of one device in one step, by XLA's count: recomputation is in it, the inside of custom kernels is not.
+def product_flops(jaxpr: Jaxpr) -> float:
+    """FLOPs of all matrix products and convolutions of a program, loops' and recomputed ones included.
 
-    XLA counts the body of a loop once, so micro-batches are multiplied by their number. Of the gradient in a kernel,
-    which is a loop over blocks of rows on CPUs, one block is counted.
+    Of branches the costliest counts. What is inside cuDNN's attention is unknown.
     """
-    costs: Any = compiled.cost_analysis()
-    return float(costs["flops"]) * gradient_accumulation_steps
+    flops = 0.0
+    for equation in jaxpr.eqns:
+        shapes: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+        inner = [product_flops(body) for body in jaxprs_in_params(equation.params)]
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            flops += 2 * shapes[-1].size * math.prod(shapes[0].shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            features = equation.params["dimension_numbers"].rhs_spec[0]
+            flops += 2 * shapes[-1].size * shapes[1].size / shapes[1].shape[features]
+        elif inner:
+            flops += equation.params.get("length", 1) * (max(inner) if name == "cond" else sum(inner))
+    return flops
 
 
 @dataclass

@@ -18,6 +18,7 @@ from glide_jax.parallel import (
 from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
+from glide_jax.train.meter import product_flops
 from glide_jax.train.packing import Packed, Packing
 from glide_jax.train.state import State, make_optimizer, merge, split, state_from_params
 from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
@@ -77,6 +78,7 @@ class Program:
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
+            compiler_options=self._compiler_options(),
         )
         self.validation_step = jax.jit(
             make_validation_step(self.model, self.schedule, validation_noise(steps), self._unpack_and_gather),
@@ -107,6 +109,11 @@ class Program:
         """The training step as one program for exactly this state and batch, which cannot be compiled again."""
         return self.train_step.lower(self.abstract_packed, self.abstract_batch()).compile()
 
+    def step_flops(self) -> float:
+        """FLOPs of one device in one step, by `meter.product_flops`."""
+        traced = self.train_step.trace(self.abstract_packed, self.abstract_batch())
+        return product_flops(traced.jaxpr.jaxpr) / self.mesh.size
+
     def state_bytes(self) -> dict[str, int]:
         """Bytes on each device of every part of the state."""
         return {part: bytes_per_device(tree) for part, tree in self.abstract_state.items()}
@@ -116,6 +123,14 @@ class Program:
 
     def _unpack_and_gather(self, params: Packed) -> Params:
         return self._gather(self.packing.unpack(params))
+
+    def _compiler_options(self) -> dict[str, bool]:
+        """XLA's, of the training step."""
+        if isinstance(self.mesh, AbstractMesh) or self.mesh.devices.flat[0].platform not in ("gpu", "cuda"):
+            return {}
+        # Of each matrix product Triton would compile dozens of kernels to choose from, for minutes; nine tenths of the
+        # work is convolutions, which are cuDNN's.
+        return {"xla_gpu_enable_triton_gemm": False}
 
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from glide_jax.diffusion.forward import Level, q_sample
@@ -136,7 +135,7 @@ def make_train_step(
             return losses.total.mean(), (losses, random.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, trained, batch, config.gradient_accumulation_steps)
-        packed = packing.pack(jax.tree.map(_row_major, grads))
+        packed = packing.pack(grads)
         loss, grad_norm = losses.total.mean(), optax.tree.norm(packed)
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
@@ -161,11 +160,6 @@ def make_train_step(
         return {"step": step, "params": params, "ema": ema, "opt": opt, "skips": skips}, metrics
 
     return train_step
-
-
-def _row_major(gradient: Array) -> Array:
-    # cuDNN gives a kernel's gradient in its own layout, to which XLA would bring weights, EMA and moments and back.
-    return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
 
 
 def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:

@@ -218,8 +218,8 @@ def main() -> None:
             compiling, busy = time.monotonic() - begun, time.process_time() - busy
             memory, text = compiled.memory_analysis(), compiled.as_text()
             print(
-                f"{name} {program}, batch {args.batch}: {tracing:.1f} s tracing, {compiling:.1f} s compiling ({busy:.0f} s"
-                f" of CPU in all), {memory.temp_size_in_bytes / 1e9:.2f} GB besides"
+                f"{name} {program}, batch {args.batch}: {tracing:.1f} s tracing, {compiling:.1f} s compiling"
+                f" ({busy:.0f} s of CPU in all), {memory.temp_size_in_bytes / 1e9:.2f} GB besides"
                 f" {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments"
             )
             print(report(text, args.dtype == "bfloat16"), flush=True)

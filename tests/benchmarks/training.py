@@ -22,7 +22,7 @@ from glide_jax.config import from_ml_collections
 from glide_jax.models import ModelConfig
 from glide_jax.parallel import make_mesh
 from glide_jax.train import RunConfig
-from glide_jax.train.meter import peak_flops, step_flops
+from glide_jax.train.meter import peak_flops
 from glide_jax.train.program import Program
 
 TINY = {"num_channels": 64, "xf_width": 64, "xf_layers": 2, "xf_heads": 2, "num_res_blocks": 1}
@@ -45,7 +45,7 @@ def ours(config: RunConfig) -> tuple[Callable[[], None], dict[str, str]]:
     compiled = program.compile()
     compile_seconds = time.monotonic() - begun
     state = program.fresh_state()
-    flops = step_flops(compiled)
+    flops = program.step_flops()
 
     facts: dict[str, str] = {}
     dispatch = float("inf")

@@ -1,10 +1,12 @@
-"""Figures of a log line against hand arithmetic, on a clock of our own; and XLA's count of a step's FLOPs."""
+"""Figures of a log line against hand arithmetic, on a clock of our own; and the FLOPs of a step."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.train.meter import PEAK_FLOPS, Goodput, Meter, peak_flops, step_flops
-from tests.tiny.training import MODEL, compiled_step, make_config
+from glide_jax.train.meter import PEAK_FLOPS, Goodput, Meter, peak_flops, product_flops
+from tests.tiny.training import make_config, make_program
 
 
 class Clock:
@@ -77,13 +79,28 @@ def test_peak_of_a_device():
     assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
 
 
-def test_micro_batches_do_not_change_the_flops_of_a_step():
-    def flops(steps):
-        return step_flops(compiled_step(make_config(gradient_accumulation_steps=steps)), steps)
+def convolved(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    whole = flops(1)
-    embedding = 50257 * MODEL.xf_width  # nearly all parameters of so small a model
-    # Optimizer and EMA, some 50 FLOPs a parameter, are counted four times.
-    assert 0 <= flops(4) - whole < 3 * 60 * 1.2 * embedding
+
+def test_flops_of_products_in_loops_and_branches():
+    def program(x, kernel, matrix):
+        x = convolved(x, kernel)
+        x, _ = jax.lax.scan(lambda x, _: (x @ matrix, None), x, length=5)
+        return jax.lax.cond(x.sum() > 0, lambda: x @ matrix, lambda: (x @ matrix) @ matrix)
+
+    jaxpr = jax.make_jaxpr(program)(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)), jnp.zeros((4, 4)))
+    assert product_flops(jaxpr.jaxpr) == 2 * (2 * 8 * 8) * (4 * 3 * 9 + 7 * 4 * 4)
+
+
+def test_a_kernels_gradient_counts_as_the_convolution_does():
+    gradient = jax.grad(lambda kernel, x: convolved(x, kernel).sum())
+    jaxpr = jax.make_jaxpr(gradient)(jnp.zeros((3, 3, 3, 4)), jnp.zeros((2, 8, 8, 3)))
+    assert product_flops(jaxpr.jaxpr) == 2 * 2 * (2 * 8 * 8) * (4 * 3 * 9)
+
+
+def test_micro_batches_do_not_change_the_flops_of_a_step():
+    whole, parts = (make_program(make_config(gradient_accumulation_steps=steps)).step_flops() for steps in (1, 4))
+    assert parts == whole
     # At least the 3 x 3 convolutions, forward and twice backward: 5 of them in and out of 2 + 1 + 2 blocks.
     assert whole > 3 * 2 * 8 * 64 * (2 * 5 * 9 * 32 * 32)
