@@ -205,7 +205,8 @@ def main() -> None:
     args, changes = parse.parse_known_args()
     mesh = h100_mesh()
     for name in args.pages.split(","):
-        page = read_page(f"configs/{name}.py")
+        file, colon, variant = name.partition(":")
+        page = read_page(f"configs/{file}.py{colon}{variant}")
         for change in changes:
             override(page, *change.removeprefix("--config.").split("=", 1))
         config = from_ml_collections(page)
