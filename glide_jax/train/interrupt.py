@@ -19,6 +19,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGACTION_BYTES = 1024  # no system's struct sigaction is larger
 
 
+class Stopped(Exception):
+    """A signal came where it is not to wait."""
+
+
 class Interrupt:
     """While entered, a signal asks the run to stop after a checkpoint; a second Ctrl-C stops a lone process at once.
 
@@ -32,6 +36,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._interrupted = False  # by Ctrl-C
+        self._waiting = False
         self._alone = jax.process_count() == 1
         self._previous: dict[int, object] = {}
 
@@ -50,11 +55,24 @@ class Interrupt:
             self.received = signal.SIGTERM
         return self.received is not None
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A wait of the main thread, as for data, which a signal to a lone process ends with `Stopped`."""
+        self._waiting = True
+        try:
+            if self.received:
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
         self.received = signal.Signals(number)
+        if self._waiting:
+            raise Stopped
 
 
 def _as_sigterm(number: int, frame: FrameType | None) -> None:

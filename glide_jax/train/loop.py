@@ -21,7 +21,7 @@ from glide_jax.options import nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage
 from glide_jax.train.config import RunConfig
-from glide_jax.train.interrupt import Interrupt, ending_at_once
+from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
 from glide_jax.train.memory import OutOfMemory, fitting
 from glide_jax.train.meter import Goodput, Meter, peak_flops
@@ -122,8 +122,8 @@ class Trainer:
             try:
                 self._prepare()
                 over = False
-                while not over and not interrupt.stops(self.step):
-                    self._train()
+                while not over and not interrupt.stops(self.step) and (batch := self._next_batch(interrupt)):
+                    self._train(batch)
                     over = self._is_over()
                     due = [hook for every, hook in periodic if over or (every and self.step % every == 0)]
                     if due:
@@ -152,9 +152,18 @@ class Trainer:
         self.learning_rate = learning_rate(train.optimizer, train.cosine_steps)
         self._logged = time.monotonic()
 
-    def _train(self) -> None:
-        train, batch = self.config.train, next(self.data)
-        arrays = batch.arrays
+    def _next_batch(self, interrupt: Interrupt) -> Batch | None:
+        """None where a signal comes before there is one: a disk may let it wait for minutes."""
+        position = self.data.position
+        try:
+            with interrupt.waiting():
+                return next(self.data)
+        except Stopped:
+            self.data.position = position
+            return None
+
+    def _train(self, batch: Batch) -> None:
+        train, arrays = self.config.train, batch.arrays
         if train.max_minutes:
             used = self._minutes() / train.max_minutes
             arrays = arrays | {"used": np.full(len(arrays["index"]), used, np.float32)}

@@ -199,7 +199,7 @@ def test_impossible_values_are_refused(key, value, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("unknown", "near"), [("batchsize", "batch_size"), ("max_step", "max_steps")])
+@pytest.mark.parametrize(("unknown", "near"), [("batchsize", "batch_size"), ("max_step", "max_steps or max_minutes")])
 def test_unknown_keys_are_refused_with_the_nearest_name(unknown, near):
     config = default_config()
     with config.unlocked():

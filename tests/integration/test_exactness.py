@@ -17,7 +17,7 @@ from glide_jax.checkpoint import CheckpointStore, complete_steps, read_record, s
 from glide_jax.parallel import make_mesh
 from glide_jax.train.program import Program
 from tests.checkpoint.states import assert_same_bits
-from tests.integration.runs import command, config, losses, sent_after, train
+from tests.integration.runs import command, config, log, losses, sent_after, train
 from tests.parallel.processes import free_port
 from tests.programs import ROOT
 from tests.tiny.training import MODEL, make_params
@@ -120,6 +120,8 @@ def test_two_processes_train_as_one_does_share_checkpoints_with_it_and_stop_toge
     both, alone = (shutil.copytree(whole_run, tmp_path / name) for name in ("both", "alone"))
     flags = ["--num_processes=2", f"--coordinator_address=127.0.0.1:{free_port()}", "--config.parallel.data=1"]
     given = [ENDLESS, *flags, "--config.parallel.fsdp=2"]
+    # One's clock may be ahead: both must take the same share of the time for used.
+    given.append("--config.train.max_minutes=1000")
     processes = [begin(both, *given, f"--process_id={i}", JAX_PLATFORMS="cpu") for i in range(2)]
     wait_until(processes[1], lambda: updates(both) > 9)
     processes[1].send_signal(signal.SIGTERM)
@@ -127,6 +129,8 @@ def test_two_processes_train_as_one_does_share_checkpoints_with_it_and_stop_toge
     assert codes == [143, 143], said
     stopped = max(losses(both))
     assert complete_steps(both / "checkpoints") == [6, stopped]
+    used = log(both, "time_used")
+    assert 0 < used[7] < used[stopped] <= read_record(both)["minutes"] / 1000
 
     end = f"--config.train.max_steps={stopped + 1}"
     assert train(both, end) == train(alone, end) == 0

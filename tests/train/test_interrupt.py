@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from glide_jax.train.interrupt import Interrupt
+from glide_jax.train.interrupt import Interrupt, Stopped
 from tests.programs import ROOT
 
 
@@ -31,6 +31,15 @@ def test_a_second_ctrl_c_stops_at_once(between):
             signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_wait_for_data_does_not_outlast_a_signal():
+    with Interrupt() as interrupt:
+        with pytest.raises(Stopped), interrupt.waiting():
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupt.stops(1)
+        with pytest.raises(Stopped), interrupt.waiting():
+            pytest.fail("it came before")
 
 
 ENDINGS = """
