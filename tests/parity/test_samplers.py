@@ -36,7 +36,6 @@ LEVELS = NoiseLevels.from_options(SCHEDULE, LevelOptions(timestep_respacing="ddi
 GUIDANCE = GuidanceOptions(guidance_scale=3.0)
 PROMPTS = ["an oil painting of a corgi", "a red bicycle"]
 SAMPLERS = {
-    "ddpm": ddpm(LEVELS),
     "ddim_eta1": ddim(LEVELS, eta=1.0),
     "plms": plms(LEVELS, clean_up=False),  # its first steps are those of prk
 }

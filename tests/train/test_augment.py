@@ -70,9 +70,12 @@ def test_impossible_strengths_are_refused(options):
         ConditioningConfig(**options)
 
 
+compiled_masks = jax.jit(random_masks, static_argnums=(0, 2))
+
+
 def masks(config, count=400, side=32):
     keys = keys_per_example(jax.random.key(0), jnp.arange(count))
-    return np.asarray(random_masks(config, keys, side))
+    return np.asarray(compiled_masks(config, keys, side))
 
 
 def test_kinds_come_in_their_shares():
@@ -107,9 +110,9 @@ def test_one_rectangle_is_a_rectangle():
 
 def test_a_mask_depends_on_its_key_alone():
     keys = keys_per_example(jax.random.key(1), jnp.arange(6))
-    together = random_masks(MaskConfig(), keys, 16)
+    together = compiled_masks(MaskConfig(), keys, 16)
     for i in range(6):
-        np.testing.assert_array_equal(random_masks(MaskConfig(), keys[i : i + 1], 16)[0], together[i])
+        np.testing.assert_array_equal(compiled_masks(MaskConfig(), keys[i : i + 1], 16)[0], together[i])
 
 
 @pytest.mark.parametrize(
