@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
     # They take seconds to import; mistakes in flags and --help need not wait for them.
     from glide_jax.config import from_ml_collections, override, read_page  # noqa: PLC0415
+    from glide_jax.files import keep_compiled_programs  # noqa: PLC0415
     from glide_jax.parallel import initialize_from_environment  # noqa: PLC0415
     from glide_jax.train import Trainer, dry_run, ending_at_once  # noqa: PLC0415
 
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for key, text in changes:
         override(page, key, text)
     config = from_ml_collections(page)
+    keep_compiled_programs()
     # Until all processes are there only Ctrl-C needs help: it would wait for the others, SIGTERM ends a process.
     with ending_at_once(lambda: "while waiting for the other processes", [signal.SIGINT]):
         initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)

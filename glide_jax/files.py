@@ -62,6 +62,8 @@ def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second start is quick; JAX_COMPILATION_CACHE_DIR overrules."""
     import jax  # noqa: PLC0415 (takes a second, and command lines are read before)
 
+    # What XLA chose on a GPU among its kernels' variants is kept too, and those kernels.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         # By default only what took a second: most of the small programs would be compiled again.

@@ -130,6 +130,7 @@ def main() -> None:
     parse.add_argument("--steps", type=int, default=3)
     parse.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parse.add_argument("--tiny", action="store_true")
+    parse.add_argument("--trace", default="", help="folder for a profile of three of our steps")
     args = parse.parse_args()
     print(f"{jax.devices()[0].device_kind}, {args.dtype}, jax {jax.__version__}")
     header = ["page", "batch", "ours s/step", "images/s", "reference s/step", "ratio"]
@@ -143,6 +144,9 @@ def main() -> None:
             fastest(step, 1)
             if other:
                 fastest(other, 1)
+            if args.trace:
+                with jax.profiler.trace(args.trace):
+                    fastest(step, 3)
             mine = fastest(step, args.steps)
             row = [page + (" (tiny)" if args.tiny else ""), str(batch), f"{mine:.2f}", f"{batch / mine:.2f}"]
             theirs = fastest(other, args.steps) if other else 0.0

@@ -110,7 +110,8 @@ def test_padding_takes_its_own_embedding_whatever_the_token():
 @pytest.mark.parametrize(
     "changes",
     [
-        TWO_LEVELS | {"inpaint": True, "resblock_updown": False, "num_head_channels": -1, "num_heads": 2, "num_heads_upsample": 4},
+        TWO_LEVELS | {"inpaint": True, "resblock_updown": False, "num_head_channels": -1, "num_heads": 2,
+                      "num_heads_upsample": 4},
         {"super_res": True, "low_res_size": 4, "xf_width": 0},
         {"inpaint": True, "super_res": True, "low_res_size": 8, "use_scale_shift_norm": False, "xf_final_ln": False,
          "xf_padding": False},
