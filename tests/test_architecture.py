@@ -12,11 +12,12 @@ from tests.programs import ROOT
 FOLDERS = ("glide_jax", "convert", "configs", "datasets", "tests")
 ENTRY_POINTS = ("train.py", "sample.py", "evaluate.py", "app.py")
 
-LEAVES = {"errors", "files", "options", "randomness", "images", "progress"}
+LEAVES = {"compute", "errors", "files", "options", "randomness", "images", "progress"}
 # What each part may import of ours, beside itself; tests may import anything.
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
+    "compute": {"errors"},
     "files": {"errors"},
     "randomness": {"errors"},
     "images": {"errors", "files"},

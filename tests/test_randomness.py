@@ -29,3 +29,9 @@ def test_examples_are_independent_of_their_batch():
     uniform = uniform_per_example(key, jnp.arange(1000))
     assert 0 <= uniform.min() < uniform.max() < 1
     np.testing.assert_allclose(uniform.mean(), 0.5, atol=0.05)
+
+
+def test_another_default_of_jax_changes_nothing():
+    expected = normal_per_example(stream_key(0, "noise"), jnp.arange(2), (3,))
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(normal_per_example(stream_key(0, "noise"), jnp.arange(2), (3,)), expected)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from glide_jax.compute import HELP, ComputeType
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
@@ -55,7 +56,7 @@ class EvaluateOptions(Options):
     output_dir: Annotated[str, option("a numbered folder is made in it", metavar="DIR")] = "out/evaluate"
     output_format: Annotated[Literal["jpg", "png"], option("of images and grids")] = "jpg"
     batch_size: Annotated[int, option("images generated at once", low=1)] = 16
-    dtype: Annotated[Literal["float32", "bfloat16"], option("compute type")] = "float32"
+    dtype: Annotated[ComputeType, option(HELP)] = "float32"
     clip_rerank: Annotated[bool, option("generate --clip_candidates images per prompt, keep the best")] = False
     clip_model: Annotated[str, option(
         "OpenCLIP's name of a model, and of its weights; or a folder with open_clip_config.json; or noised, for the one"

@@ -1,11 +1,13 @@
 """The one attention function of every model here."""
 
-from functools import cache, partial
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.extend.backend import get_backend
 from jaxtyping import Array, Float
+
+from glide_jax.compute import cuda_capability
 
 
 def attention(
@@ -23,24 +25,17 @@ def attention(
     """
     scale = q.shape[-1] ** -0.25
     scaled = [(x.astype(jnp.float32) * scale).astype(x.dtype) for x in (q, k)]
-    attend = partial(jax.nn.dot_product_attention, *scaled, v, scale=1.0, is_causal=causal)
-    if _flash_applies(q):
-        return attend(implementation="cudnn")
-    if q.dtype != jnp.float32:
-        return attend(implementation="xla")
-    with jax.default_matmul_precision("highest"):  # a GPU would compute in TF32, a TPU in bfloat16
-        return attend(implementation="xla")
+
+    def attend(implementation: Literal["xla", "cudnn"], *qkv: Array) -> Array:
+        return jax.nn.dot_product_attention(*qkv, scale=1.0, is_causal=causal, implementation=implementation)
+
+    if not _flash_applies(q):
+        return attend("xla", *scaled, v)
+    # A process with a GPU may compute on its CPU too.
+    return jax.lax.platform_dependent(*scaled, v, cuda=partial(attend, "cudnn"), default=partial(attend, "xla"))
 
 
 def _flash_applies(q: Array) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     most = 256 if cuda_capability() >= 9 else 128
     return half and cuda_capability() >= 8 and q.shape[-1] % 8 == 0 and q.shape[-1] <= most
-
-
-@cache
-def cuda_capability() -> float:
-    """The least compute capability of this process's GPUs, 9.0 for Hopper; 0 where JAX computes on something else."""
-    if jax.default_backend() != "gpu" or "cuda" not in get_backend().platform_version.lower():
-        return 0.0
-    return min(float(device.compute_capability) for device in jax.local_devices())

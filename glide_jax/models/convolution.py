@@ -26,6 +26,9 @@ def convolve(
     Of several devices the sum over each block of rows would be one over all of them, so there XLA's own stays.
     """
 
+    if options.get("precision") is None:  # gradients are traced when the model's call is over
+        options["precision"] = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 (mypy does not know it)
+
     def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Generic, TypeVar, cast
 
 import jax
@@ -12,7 +13,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Params = dict[str, Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
 Module = TypeVar("Module", bound=nnx.Module)
+
+
+def with_its_products(method: Method) -> Method:
+    """A method of a model, in which products of float32 have the precision that `self.products` says."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        with jax.default_matmul_precision(self.products):
+            return method(self, *args, **options)
+
+    return cast(Method, call)
 
 
 class Draws:

@@ -7,9 +7,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from glide_jax.compute import arrays_and_products
 from glide_jax.errors import GlideError
 from glide_jax.models.config import ModelConfig
-from glide_jax.models.functional import Functional, Params
+from glide_jax.models.functional import Functional, Params, with_its_products
 from glide_jax.models.layers import resize_bilinear
 from glide_jax.models.text import TextEncoder, TextFeatures
 from glide_jax.models.unet import KeysValues, RematPolicy, UNet
@@ -58,7 +59,7 @@ class Glide(Functional[_Net]):
 
     Args:
         config: the architecture.
-        dtype: compute type of the torso, float32 or bfloat16; parameters are float32 always.
+        dtype: compute type of the torso (`glide_jax.compute`); parameters are float32 always.
         remat: what the backward pass recomputes: "none", "full" (everything inside a stage) or "dots"
             (all but matrix products).
 
@@ -67,13 +68,13 @@ class Glide(Functional[_Net]):
     """
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike = "float32", remat: RematPolicy = "none") -> None:
-        if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
-            raise GlideError(f"dtype {dtype!r} is not supported: use float32 or bfloat16")
+        arrays, self.products = arrays_and_products(dtype)
         if remat not in ("none", "full", "dots"):
             raise GlideError(f"remat {remat!r} is unknown: use none, full or dots")
         self.config = config
-        super().__init__(lambda rngs: _Net(config, jnp.dtype(dtype), remat, rngs))
+        super().__init__(lambda rngs: _Net(config, arrays, remat, rngs))
 
+    @with_its_products
     def text_features(
         self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]
     ) -> TextFeatures:
@@ -82,6 +83,7 @@ class Glide(Functional[_Net]):
         assert text is not None, "a model of xf_width 0 has no text transformer"
         return text(tokens, mask)
 
+    @with_its_products
     def encode_text(
         self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]
     ) -> EncodedText | None:
@@ -92,6 +94,7 @@ class Glide(Functional[_Net]):
         features = net.text(tokens, mask)
         return EncodedText(features.summary, net.unet.text_keys_values(features.tokens))
 
+    @with_its_products
     def __call__(
         self,
         params: Params,

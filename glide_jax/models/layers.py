@@ -29,11 +29,6 @@ def normal(std: float) -> nnx.Initializer:
     return cast(nnx.Initializer, init)
 
 
-def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """HIGHEST for float32: without it a GPU computes in TF32 and a TPU in bfloat16; other types have no choice."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
 def linear(
     features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs, init: nnx.Initializer = uniform
 ) -> nnx.Linear:
@@ -43,7 +38,6 @@ def linear(
         features_out,
         dtype=dtype,
         param_dtype=jnp.float32,
-        precision=precision(dtype),
         kernel_init=init,
         rngs=rngs,
     )
@@ -80,7 +74,6 @@ def conv(
         padding=size // 2,
         dtype=dtype,
         param_dtype=jnp.float32,
-        precision=precision(dtype),
         kernel_init=init,
         promote_dtype=_all_but_bias,
         conv_general_dilated=convolve,

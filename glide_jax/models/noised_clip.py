@@ -11,10 +11,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from glide_jax.compute import arrays_and_products
 from glide_jax.errors import GlideError
 from glide_jax.models.attention import attention
-from glide_jax.models.functional import Functional, Params, in_turn
-from glide_jax.models.layers import layer_norm, linear, normal, precision
+from glide_jax.models.functional import Functional, Params, in_turn, with_its_products
+from glide_jax.models.layers import layer_norm, linear, normal
 from glide_jax.randomness import fold
 
 # CLIP's channel statistics over pixels in [0, 255].
@@ -85,7 +86,7 @@ class NoisedClip:
 
     Args:
         text, image: the architectures; None leaves that tower out.
-        dtype: compute type of the blocks, float32 or bfloat16; parameters and embeddings are float32 always.
+        dtype: compute type of the blocks (`glide_jax.compute`); parameters and embeddings are float32 always.
 
     Raises:
         GlideError: an unknown `dtype`, or towers that do not share one space.
@@ -97,16 +98,15 @@ class NoisedClip:
         image: ClipImageConfig | None = ClipImageConfig(),
         dtype: DTypeLike = "float32",
     ) -> None:
-        if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
-            raise GlideError(f"dtype {dtype} is not supported: use float32 or bfloat16")
+        arrays, self.products = arrays_and_products(dtype)
         if text is not None and image is not None and text.n_embd != image.n_embd:
             raise GlideError(f"clip: the text tower's n_embd {text.n_embd} is not the image tower's {image.n_embd}")
         self.text, self.image = text, image
         self._towers: dict[str, Functional] = {}
         if text is not None:
-            self._towers["text"] = Functional(lambda rngs: _TextTower(text, jnp.dtype(dtype), rngs))
+            self._towers["text"] = Functional(lambda rngs: _TextTower(text, arrays, rngs))
         if image is not None:
-            self._towers["image"] = Functional(lambda rngs: _ImageTower(image, jnp.dtype(dtype), rngs))
+            self._towers["image"] = Functional(lambda rngs: _ImageTower(image, arrays, rngs))
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters with the reference's scales."""
@@ -116,6 +116,7 @@ class NoisedClip:
         """Shapes and dtypes of the parameters, with nothing allocated."""
         return {name: tower.abstract_params() for name, tower in self._towers.items()}
 
+    @with_its_products
     def encode_text(
         self, params: Params, tokens: Int[Array, "batch ctx"], lengths: Int[Array, " batch"]
     ) -> Float[Array, "batch n_embd"]:
@@ -127,6 +128,7 @@ class NoisedClip:
         """
         return _normalized(self._towers["text"].bind(params["text"])(tokens, lengths))
 
+    @with_its_products
     def encode_image(
         self,
         params: Params,
@@ -236,7 +238,6 @@ class _ImageTower(nnx.Module):
             padding="VALID",
             use_bias=False,
             param_dtype=jnp.float32,
-            precision=precision(jnp.float32),
             kernel_init=normal((2 / width) ** 0.5 / config.patch_size),
             rngs=rngs,
         )
@@ -270,7 +271,6 @@ def _bias_free(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.
         use_bias=False,
         dtype=dtype,
         param_dtype=jnp.float32,
-        precision=precision(dtype),
         kernel_init=init,
         rngs=rngs,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glide_jax import progress, sample
+from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import keep_compiled_programs, lines, read_text
@@ -66,7 +67,7 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("out"), metavar="DIR",
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type (default: %(default)s)")
+    add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
     add("--compare", metavar="A,B,...", help="generate the first prompt by each of these samplers in one labelled grid")
     add("--steps", metavar="N,M,...", default="10,20,50", help="with --compare: step counts (default: %(default)s)")
 

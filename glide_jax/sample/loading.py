@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from glide_jax.checkpoint import load_weights, read_record, resolve
+from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
@@ -50,6 +51,7 @@ class LoadedModel:
         Raises:
             GlideError: no checkpoint there, or one of another kind.
         """
+        check_device(dtype, "dtype")
         model = Glide(checkpoint_config(path), dtype)
         diffusion = _config(DiffusionConfig, path, "diffusion")
         params = load_weights(path, _placed(model.abstract_params()))

@@ -1,8 +1,9 @@
 """Every option of a training run: the tables that configuration pages, checks and documentation are made from."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
+from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.data import DataConfig
 from glide_jax.diffusion.losses import LossConfig
 from glide_jax.diffusion.schedules import DiffusionConfig
@@ -106,7 +107,7 @@ class TrainConfig(Options):
         float, option("also stops after so long, start-up included, with a cosine over time, not steps; 0: off", low=0)
     ] = 0.0
     seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
-    dtype: Annotated[str, option("compute type; the state is float32", choices=get_args(_DType))] = "float32"
+    dtype: Annotated[str, option(HELP, choices=COMPUTE_TYPES)] = "float32"
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
     reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"

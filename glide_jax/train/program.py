@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from glide_jax.compute import check_device
 from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
@@ -33,7 +34,7 @@ class Program:
         min_bytes: smaller arrays are copied to every device, as `parallel.partition_spec` has it.
 
     Raises:
-        GlideError: the devices cannot share a batch equally.
+        GlideError: the devices cannot share a batch equally, or compute in `train.dtype`.
 
     Attributes:
         abstract_state: shapes, types and shardings of the training state as a checkpoint holds it.
@@ -48,6 +49,7 @@ class Program:
         train = config.train
         steps = config.diffusion.diffusion_steps
         check_batch_size(train.batch_size, mesh, train.gradient_accumulation_steps)
+        check_device(train.dtype, "train.dtype")
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat)
         self.schedule = Schedule.from_config(config.diffusion)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         help="what ranks images, as for evaluate.py: an OpenCLIP model, or noised (default: none)")  # fmt: skip
     add("--clip_checkpoint", type=Path, metavar="FILE", help="weights of --clip_model, in place of a download")
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide or rank by")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type (default: %(default)s)")
+    add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
     add("--examples", type=Path, metavar="FILE", help="text file with prompts to offer, one a line")
     add_arguments(parse.add_argument_group("limits"), Limits)
     server = parse.add_argument_group("server")

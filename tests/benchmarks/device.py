@@ -147,6 +147,7 @@ def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
 def train(parts: Parts, out: Path, work: Path, minutes: float, tiny: bool) -> None:
     """Trains both models, and packs logs, grids and shrunken checkpoints each minute."""
     few = ["--config.train.batch_size=2", "--config.train.max_steps=3", "--config.train.preview.options.num_steps=2"]
+    few += ["--config.model.num_channels=32", "--config.model.xf_layers=1"]
     done = threading.Event()
 
     def keep() -> None:
@@ -156,7 +157,7 @@ def train(parts: Parts, out: Path, work: Path, minutes: float, tiny: bool) -> No
     def collect() -> None:
         pack("runs", work, out, ["log.jsonl", "*.png"])
         for run in work.glob("emoji*"):
-            small = work / "small" / run.name
+            small = Path(tempfile.mkdtemp()) / run.name
             shrink = ["-m", "convert", "shrink", run, "--output", small, "--captions", "checkpoints/emoji/captions.txt"]
             if any((run / "checkpoints").glob("[0-9]*")) and parts.run(f"shrink_{run.name}", 60, *shrink) == 0:
                 pack(run.name, small, out, ["*"])

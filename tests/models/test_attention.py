@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from glide_jax.models import attention as attention_module
 from glide_jax.models.attention import attention
 
 # Queries, keys and channels of the published base model: 128 text tokens before 32x32, 16x16 and 8x8 pixels.
@@ -33,6 +35,17 @@ def test_it_is_the_textbooks_attention(dtype, tolerance, causal):
     out = attention(q, k, v, causal=causal)
     assert out.dtype == dtype
     np.testing.assert_allclose(np.asarray(out, np.float64), textbook(q, k, v, causal), atol=tolerance)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpu"])
+def test_where_it_is_computed_decides_on_the_kernel(platform, monkeypatch):
+    """A process with a GPU may compute on its CPU."""
+    monkeypatch.setattr(attention_module, "cuda_capability", lambda: 9.0)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    gradient = jax.jit(jax.grad(lambda q, k, v: attention(q, k, v).sum().astype(jnp.float32)))
+    text = gradient.trace(*draw(64, 192, 64, "bfloat16")).lower(lowering_platforms=(platform,)).as_text()
+    assert ("__cudnn$fmhaSoftmaxBackward" in text) == (platform == "cuda")
 
 
 @pytest.mark.gpu
