@@ -108,6 +108,7 @@ class TrainConfig(Options):
     ] = 0.0
     seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
     dtype: Annotated[str, option(HELP, choices=COMPUTE_TYPES)] = "float32"
+    deterministic: Annotated[bool, option("on GPUs, only kernels that sum in a fixed order; slower")] = False
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
     reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"

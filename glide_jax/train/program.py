@@ -132,7 +132,8 @@ class Program:
             return {}
         # Of each matrix product Triton would compile dozens of kernels to choose from, for minutes; nine tenths of the
         # work is convolutions, which are cuDNN's.
-        return {"xla_gpu_enable_triton_gemm": False}
+        exact = {"xla_gpu_exclude_nondeterministic_ops": True} if self.config.train.deterministic else {}
+        return {"xla_gpu_enable_triton_gemm": False, **exact}
 
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")
