@@ -119,7 +119,7 @@ def test_init_has_the_abstract_shapes():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: NoisedClip(dtype="float16"), "float16 is not supported"),
+        (lambda: NoisedClip(dtype="float16"), "'float16' is not supported"),
         (lambda: NoisedClip(ClipTextConfig(n_embd=8)), "n_embd 8 is not the image tower's 512"),
         (lambda: ClipImageConfig(patch_size=5), "must be divisible by patch_size 5"),
         (lambda: ClipTextConfig(n_xf_blocks_text=0), "n_xf_blocks_text must be at least 1, not 0"),
