@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from glide_jax.models import Params
 from glide_jax.train.config import Trainable
-from glide_jax.train.state import State, is_trained
+from glide_jax.train.state import State, is_trained, no_skips
 
 
 class Packed(NamedTuple):
@@ -34,6 +35,19 @@ class Packed(NamedTuple):
     def trained(self) -> "Packed":
         """Without what is frozen."""
         return self._replace(frozen=[])
+
+
+def initial_state(params: Packed, optimizer: optax.GradientTransformation) -> State:
+    """The packed state that starts from given weights; to be called under jit with the shardings it is to live in."""
+    # A copy, because two entries of a donated state must not share a buffer.
+    ema = jax.tree.map(jnp.copy, params)
+    return {
+        "step": jnp.int32(0),
+        "params": params,
+        "ema": ema,
+        "opt": optimizer.init(params.trained),
+        "skips": no_skips(),
+    }
 
 
 class Packing:

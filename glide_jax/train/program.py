@@ -20,8 +20,8 @@ from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
 from glide_jax.train.meter import product_flops
-from glide_jax.train.packing import Packed, Packing
-from glide_jax.train.state import State, make_optimizer, merge, split, state_from_params
+from glide_jax.train.packing import Packed, Packing, initial_state
+from glide_jax.train.state import State, make_optimizer, merge, split
 from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
 
 
@@ -145,4 +145,4 @@ class Program:
         elif train.reinitialize:
             fresh, _ = split(self.model.init(key), train.trainable)
             params = merge(fresh, split(params, train.trainable)[1])
-        return self.packing.pack_state(state_from_params(params, self.optimizer, train.trainable))
+        return initial_state(self.packing.pack(params), self.optimizer)

@@ -14,7 +14,7 @@ from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trainable
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
-# knows the trained parameters only.
+# knows the trained parameters only. A step takes and gives it packed (`packing`).
 State = dict[str, Any]
 # {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
 Skips = dict[str, Array]
@@ -28,14 +28,6 @@ RULES: dict[Trainable, tuple[tuple[str, bool], ...]] = {
 }
 
 _LOSS_EMA_RATE = 0.01
-
-
-def state_from_params(params: Params, optimizer: optax.GradientTransformation, trainable: Trainable = "all") -> State:
-    """A training state that starts from given weights; to be called under jit with the shardings it is to live in."""
-    # A copy, because two entries of a donated state must not share a buffer.
-    ema = jax.tree.map(jnp.copy, params)
-    opt = optimizer.init(split(params, trainable)[0])
-    return {"step": jnp.int32(0), "params": params, "ema": ema, "opt": opt, "skips": no_skips()}
 
 
 def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:

@@ -11,8 +11,8 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import OptimizerConfig, TrainConfig
-from glide_jax.train.packing import Packing
-from glide_jax.train.state import make_optimizer, state_from_params
+from glide_jax.train.packing import Packing, initial_state
+from glide_jax.train.state import make_optimizer
 from glide_jax.train.step import StepNoise, make_train_step
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
 
@@ -63,7 +63,7 @@ def test_three_steps_equal_the_reference(kind):
     batch = make_batch(kind, model)
     packing = Packing(model.abstract_params(), "all", small=2**12)
     params = jax.tree.map(jnp.asarray, golden_params(model, f"tiny/{kind}"))
-    state = packing.pack_state(state_from_params(params, optimizer))
+    state = initial_state(packing.pack(params), optimizer)
 
     config = TrainConfig(optimizer=OPTIMIZER)
     step = jax.jit(make_train_step(model, schedule, config, optimizer, noise_fn, packing), donate_argnums=0)
