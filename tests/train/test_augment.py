@@ -9,8 +9,12 @@ from scipy.ndimage import gaussian_filter1d
 from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
 from glide_jax.randomness import keys_per_example
-from glide_jax.train.augment import _blur, condition, random_masks
+from glide_jax.train import augment
 from glide_jax.train.config import ConditioningConfig, MaskConfig
+
+# One operation at a time they take a hundred programs.
+condition = jax.jit(augment.condition, static_argnums=(0, 1))
+random_masks = jax.jit(augment.random_masks, static_argnums=(0, 2))
 
 KEYS = keys_per_example(jax.random.key(0), jnp.arange(64))
 SMALL = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (64, 8, 8, 3)), jnp.float32)
@@ -41,7 +45,7 @@ def test_noise_is_as_strong_as_said_and_differs_between_images():
 
 def test_the_blur_is_gaussian():
     sigma = jnp.linspace(0.3, 1.5, 64).reshape(64, 1, 1, 1)
-    ours = _blur(SMALL, sigma)
+    ours = jax.jit(augment._blur)(SMALL, sigma)
     for row in (0, 31, 63):
         expected = SMALL[row]
         for axis in (0, 1):
@@ -70,12 +74,9 @@ def test_impossible_strengths_are_refused(options):
         ConditioningConfig(**options)
 
 
-compiled_masks = jax.jit(random_masks, static_argnums=(0, 2))
-
-
 def masks(config, count=400, side=32):
     keys = keys_per_example(jax.random.key(0), jnp.arange(count))
-    return np.asarray(compiled_masks(config, keys, side))
+    return np.asarray(random_masks(config, keys, side))
 
 
 def test_kinds_come_in_their_shares():
@@ -110,9 +111,9 @@ def test_one_rectangle_is_a_rectangle():
 
 def test_a_mask_depends_on_its_key_alone():
     keys = keys_per_example(jax.random.key(1), jnp.arange(6))
-    together = compiled_masks(MaskConfig(), keys, 16)
+    together = random_masks(MaskConfig(), keys, 16)
     for i in range(6):
-        np.testing.assert_array_equal(compiled_masks(MaskConfig(), keys[i : i + 1], 16)[0], together[i])
+        np.testing.assert_array_equal(random_masks(MaskConfig(), keys[i : i + 1], 16)[0], together[i])
 
 
 @pytest.mark.parametrize(
