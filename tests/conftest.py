@@ -18,11 +18,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
 # Tiny models run a few times each: what XLA saves by optimising them is a hundredth of what it costs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-# Split for threads, a program takes half as long again to compile, on cores that the other workers have.
-_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib") < "0.11":  # later ones know only these emitters' successors, and die of the flag
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _FLAGS)
+    # Split for threads, of which the other workers have the cores, a program takes a tenth longer.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 import jax
 

@@ -101,14 +101,13 @@ def inpaint_mask(batch: int, side: int) -> np.ndarray:
 
 def network(model: Glide, params: Params, conditioning: Conditioning) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(x, t) -> output, compiled even where `jax.disable_jit` lets solvers go on one operation at a time."""
-    # It runs so often that a better program pays for itself.
-    run = jax.jit(
-        lambda x, t: model(params, x, t, conditioning), compiler_options={"xla_backend_optimization_level": 2}
-    )
+    # It runs so often that a better program pays for itself; without weights in it, others may use it too.
+    run = jax.jit(model.__call__, compiler_options={"xla_backend_optimization_level": 2})
+    params = jax.device_put(params)
 
     def compiled(x: jax.Array, t: jax.Array) -> jax.Array:
         with jax.disable_jit(False):
-            return run(x, t)
+            return run(params, x, t, conditioning)
 
     return compiled
 
