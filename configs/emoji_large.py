@@ -19,7 +19,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     if variant not in ("base", "upsampler"):
         raise ValueError(f"unknown variant {variant!r}: use base or upsampler")
     config = emoji.get_config()
-    config.run_dir = f"runs/emoji_large_{variant}"
+    config.run_dir = "runs/emoji_large" if variant == "base" else f"runs/emoji_large_{variant}"
     for split in ("train", "val"):
         name = "path" if split == "train" else "validation_path"
         config.data[name] = f"datasets/emoji/{split}-{GROUPS}-{{3d,flat,drawing}}.tar"
