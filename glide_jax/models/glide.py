@@ -59,7 +59,7 @@ class Glide(Functional[_Net]):
 
     Args:
         config: the architecture.
-        dtype: compute type of the torso (`glide_jax.compute`); parameters are float32 always.
+        dtype: compute type of the torso, a `ComputeType`; parameters are float32 always.
         remat: what the backward pass recomputes: "none", "full" (everything inside a stage) or "dots"
             (all but matrix products).
 

@@ -86,7 +86,7 @@ class NoisedClip:
 
     Args:
         text, image: the architectures; None leaves that tower out.
-        dtype: compute type of the blocks (`glide_jax.compute`); parameters and embeddings are float32 always.
+        dtype: compute type of the blocks, a `ComputeType`; parameters and embeddings are float32 always.
 
     Raises:
         GlideError: an unknown `dtype`, or towers that do not share one space.
