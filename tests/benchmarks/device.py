@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 15_000_000
+MOST_PARTS = 4
 EMOJI = ROOT / "datasets/emoji"
 # Shares of the minutes for the base model and for the upsampler.
 MODELS = {"emoji_large": 2 / 3, "emoji_large:upsampler": 1 / 3}
@@ -104,15 +105,18 @@ def _log_lines(run_dir: Path) -> list[str]:
 
 
 def pack(name: str, folder: Path, out: Path, patterns: Sequence[str]) -> None:
-    """Packs a folder's files into NAME.tar.gz, if that is not too large."""
+    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; more than four are not written."""
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         packed = Path(temporary) / "pack.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
             for pattern in patterns:
                 for path in sorted(folder.rglob(pattern)):
                     tar.add(path, path.relative_to(folder.parent))
-        if packed.stat().st_size <= MOST_BYTES:
-            packed.replace(out / f"{name}.tar.gz")
+        content = packed.read_bytes()
+    parts = [content[i : i + MOST_BYTES] for i in range(0, len(content), MOST_BYTES)]
+    if len(parts) <= MOST_PARTS:
+        for i, part in enumerate(parts):
+            (out / f"{name}.tar.gz.{i}").write_bytes(part)
 
 
 def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
