@@ -105,7 +105,7 @@ def _log_lines(run_dir: Path) -> list[str]:
 
 
 def pack(name: str, folder: Path, out: Path, patterns: Sequence[str]) -> None:
-    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; more than four are not written."""
+    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; of more than four none."""
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         packed = Path(temporary) / "pack.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
