@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -44,6 +45,30 @@ class Level(NamedTuple):
     def per_image(self) -> Self:
         """One level an image, shaped to broadcast over [batch, height, width, channels]."""
         return type(self)(*(column.reshape(-1, 1, 1, 1) for column in self))
+
+
+def as_noise_prediction(
+    schedule: Schedule,
+    output: Float[Array, "batch height width 6"],
+    x_t: Image,
+    t: Float[Array, " batch"],
+) -> Float[Array, "batch height width 6"]:
+    """A network's output with the noise in its first three channels, whatever `schedule.prediction_type` it has.
+
+    Of v the noise is alpha v + sigma x_t. Between two timesteps log(sigma / alpha) is linear in t, as in
+    `Schedule.sigma_to_t`.
+
+    Args:
+        schedule: the full schedule that the network was trained on.
+        output: what it gave.
+        x_t: noised images; t: their original timesteps in [0, T), possibly fractional.
+    """
+    if schedule.prediction_type == "epsilon":
+        return output
+    ratio = jnp.exp(jnp.interp(t, *to_columns(schedule.timesteps, np.log(schedule.sigmas)))).reshape(-1, 1, 1, 1)
+    alpha = jax.lax.rsqrt(1 + ratio * ratio)
+    v, variance = jnp.split(output, 2, axis=-1)
+    return jnp.concatenate([alpha * v + alpha * ratio * x_t, variance], axis=-1)
 
 
 def q_sample(x_0: Image, noise: Image, level: Level) -> Image:

@@ -18,7 +18,7 @@ Column = Float[Array, "batch 1 1 1"]
 
 @dataclass(frozen=True, slots=True)
 class LossConfig(Options):
-    """What is minimised.
+    """What is minimised: the squared error of what the network predicts, weighted.
 
     `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556). `velocity_cap` makes the loss that of v = alpha eps -
     sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the plain noise loss hardly depends on x_0 at high
@@ -35,10 +35,14 @@ class LossConfig(Options):
     velocity_cap: Annotated[float, option("adds min(1 / SNR, cap) to that weight; 0 is off", low=0)] = 0.0
 
     def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:
-        """Weight of the noise loss at every step of a schedule."""
+        """Weight of the squared error of the noise at every step of a schedule."""
         snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-        low_noise = np.minimum(snr, self.min_snr_gamma) / snr if self.min_snr_gamma else np.ones_like(snr)
-        return low_noise + np.minimum(1 / snr, self.velocity_cap)
+        if self.min_snr_gamma:
+            weights = np.minimum(snr, self.min_snr_gamma) / snr
+        else:
+            # |v error|^2 = |noise error|^2 / alpha^2.
+            weights = 1 + 1 / snr if schedule.prediction_type == "v_prediction" else np.ones_like(snr)
+        return weights + np.minimum(1 / snr, self.velocity_cap)
 
 
 class Losses(NamedTuple):
@@ -96,7 +100,7 @@ def training_losses(
     Args:
         config: which loss.
         schedule: the full schedule the model trains on.
-        output: predicted noise and variance fraction.
+        output: predicted noise and variance fraction, as from `as_noise_prediction`.
         x_0: clean images; x_t: the noised ones; noise: what was added.
         t: timesteps in [0, T).
     """

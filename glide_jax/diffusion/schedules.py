@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -18,6 +18,7 @@ from glide_jax.errors import GlideError
 from glide_jax.options import Options, option
 
 Table = Float[np.ndarray, " steps"]
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 def _linear_betas(steps: int) -> Table:
@@ -41,7 +42,11 @@ _BETAS: dict[str, Callable[[int], Table]] = {"linear": _linear_betas, "squaredco
 
 @dataclass(frozen=True, slots=True)
 class DiffusionConfig(Options):
-    """The noise schedule a model is trained on."""
+    """The noise schedule a model is trained on, and what it predicts.
+
+    "epsilon" is the noise, as in GLIDE; "v_prediction" is v = alpha eps - sigma x_0 (Salimans & Ho 2022,
+    arXiv:2202.00512), from which x_0 comes without division by alpha: a small model learns layout and colours sooner.
+    """
 
     PREFIX: ClassVar[str] = "diffusion."
 
@@ -49,6 +54,9 @@ class DiffusionConfig(Options):
     noise_schedule: Annotated[
         str, option("squaredcos_cap_v2 for base models, linear for upsamplers", choices=tuple(_BETAS))
     ] = "squaredcos_cap_v2"
+    prediction_type: Annotated[
+        PredictionType, option("what the network predicts: the noise, or v = alpha eps - sigma x_0")
+    ] = "epsilon"
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)
@@ -67,17 +75,19 @@ class Schedule:
         timesteps: the original timestep of each step, possibly fractional (torch: timestep_map).
         betas: variance added by each step.
         diffusion_steps: T of the original process.
+        prediction_type: what a network trained on it predicts.
     """
 
     timesteps: Shaped[np.ndarray, " steps"]
     betas: Table
     diffusion_steps: int
+    prediction_type: PredictionType = "epsilon"
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Self:
         """The full schedule a model is trained on."""
         steps = config.diffusion_steps
-        return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps)
+        return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps, config.prediction_type)
 
     @classmethod
     def from_alphas_cumprod(cls, abar: Table, timesteps: Shaped[np.ndarray, " steps"], diffusion_steps: int) -> Self:

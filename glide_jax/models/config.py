@@ -9,7 +9,6 @@ from glide_jax.options import Options, option
 Kind = Literal["base", "upsample", "base-inpaint", "upsample-inpaint"]
 
 _CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-_NUM_GROUPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,7 @@ class ModelConfig(Options):
     PREFIX: ClassVar[str] = "model."
 
     image_size: Annotated[int, option("side of the square output in pixels", low=1)] = 64
-    num_channels: Annotated[int, option("width of the first level; times channel_mult a multiple of 32", low=1)] = 192
+    num_channels: Annotated[int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)] = 192
     num_res_blocks: Annotated[int, option("residual blocks per level", low=1)] = 3
     channel_mult: Annotated[
         tuple[int, ...], option("width of each level as a multiple of num_channels; empty: the published one", low=1)
@@ -30,6 +29,10 @@ class ModelConfig(Options):
     num_heads: Annotated[int, option("attention heads where num_head_channels is -1")] = 1
     num_head_channels: Annotated[int, option("channels per attention head; -1: num_heads decides")] = 64
     num_heads_upsample: Annotated[int, option("heads in the upward path, likewise; -1: num_heads")] = -1
+    norm_groups: Annotated[
+        int,
+        option("groups of the group norms; few channels a group take the colours with their mean (PyTorch: 32)", low=1),
+    ] = 32
     dropout: Annotated[float, option("rate inside residual blocks while training", low=0, below=1)] = 0.1
     use_scale_shift_norm: Annotated[
         bool, option("the embedding scales and shifts the second norm; else it is added before it")
@@ -64,9 +67,10 @@ class ModelConfig(Options):
         per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
         for mult in self.channel_mult:
             channels = mult * self.num_channels
-            if channels % _NUM_GROUPS:
+            if channels % self.norm_groups:
                 raise GlideError(
-                    f"model.num_channels {self.num_channels} times {mult} must be a multiple of {_NUM_GROUPS}"
+                    f"model.num_channels {self.num_channels} times {mult} must be a multiple of"
+                    f" norm_groups {self.norm_groups}"
                 )
             if per_head < 1 or channels % per_head:
                 raise GlideError(f"model: {channels} channels cannot be split into heads by {per_head}")

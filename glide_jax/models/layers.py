@@ -96,9 +96,9 @@ class _GroupNorm(nnx.GroupNorm):
         return (centred * factor + bias).astype(self.dtype)
 
 
-def group_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-5, two-pass statistics in float32 (torch: GroupNorm32)."""
-    return _GroupNorm(channels, num_groups=32, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+def group_norm(channels: int, groups: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm of `groups` groups, eps 1e-5, two-pass statistics in float32 (torch: GroupNorm32)."""
+    return _GroupNorm(channels, num_groups=groups, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
 
 
 def layer_norm(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -56,10 +56,10 @@ class ResBlock(nnx.Module):
         self.channels = channels_out
         self.scale_shift = config.use_scale_shift_norm
         self.dropout_rate = config.dropout
-        self.in_norm = group_norm(channels_in, dtype, rngs)
+        self.in_norm = group_norm(channels_in, config.norm_groups, dtype, rngs)
         self.in_conv = conv(channels_in, channels_out, 3, dtype, rngs)
         self.embed = linear(4 * config.num_channels, channels_out * (1 + self.scale_shift), dtype, rngs)
-        self.out_norm = group_norm(channels_out, dtype, rngs)
+        self.out_norm = group_norm(channels_out, config.norm_groups, dtype, rngs)
         self.out_conv = conv(channels_out, channels_out, 3, dtype, rngs, init=nnx.initializers.zeros_init())
         self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
 
@@ -81,9 +81,10 @@ class ResBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Pixels attend to the text, then to each other, in one softmax (torch: AttentionBlock)."""
 
-    def __init__(self, channels: int, heads: int, text_width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, channels: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.heads = heads
-        self.norm = group_norm(channels, dtype, rngs)
+        text_width = config.xf_width
+        self.norm = group_norm(channels, config.norm_groups, dtype, rngs)
         self.qkv = linear(channels, 3 * channels, dtype, rngs)
         self.text_kv = linear(text_width, 2 * channels, dtype, rngs) if text_width else None
         self.proj = zeros_linear(channels, channels, dtype, rngs)
@@ -168,7 +169,7 @@ class UNet(nnx.Module):
             return ResBlock(config, channels_in, channels_out, dtype, rngs, resample)
 
         def attn(channels: int, *, upward: bool = False) -> AttentionBlock:
-            return AttentionBlock(channels, config.heads(channels, upward), config.xf_width, dtype, rngs)
+            return AttentionBlock(config, channels, config.heads(channels, upward), dtype, rngs)
 
         def resampler(channels: int, way: Resample) -> ResBlock | Resampler:
             return res(channels, channels, way) if config.resblock_updown else Resampler(channels, way, dtype, rngs)
@@ -204,7 +205,7 @@ class UNet(nnx.Module):
                         resampler(channels, "up") if rises else None,
                     )
                 )
-        self.out_norm = group_norm(channels, jnp.float32, rngs)
+        self.out_norm = group_norm(channels, config.norm_groups, jnp.float32, rngs)
         self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
 
     @property

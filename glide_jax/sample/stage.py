@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.denoiser import Gradient, denoiser, paste, threshold
-from glide_jax.diffusion.forward import Image
+from glide_jax.diffusion.forward import Image, as_noise_prediction
 from glide_jax.diffusion.guidance import Guidance, guidance, guided, initial_memory
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
@@ -212,4 +212,4 @@ class Stage:
     def _network(
         self, params: Params, conditioning: Conditioning, x: Image, t: Float[Array, " rows"]
     ) -> Float[Array, "rows h w 6"]:
-        return self.model(params, x, t, conditioning)
+        return as_noise_prediction(self.schedule, self.model(params, x, t, conditioning), x, t)

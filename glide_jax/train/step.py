@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from glide_jax.diffusion.forward import Level, q_sample
+from glide_jax.diffusion.forward import Level, as_noise_prediction, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
@@ -98,7 +98,8 @@ def batch_losses(
     x_t = q_sample(x_0, random.noise, Level.table(schedule).at(random.t))
     text = model.encode_text(params, batch["tokens"], batch["mask"])
     given = condition(conditioning or ConditioningConfig(), model.config, text, x_0, low_res, random.condition_keys)
-    output = model(params, x_t, random.t.astype(jnp.float32), given, random.dropout_keys)
+    t = random.t.astype(jnp.float32)
+    output = as_noise_prediction(schedule, model(params, x_t, t, given, random.dropout_keys), x_t, t)
     return training_losses(config, schedule, output, x_0, x_t, random.noise, random.t)
 
 

@@ -3,6 +3,7 @@
     python tests/benchmarks/kills.py pairs --kills 20      kill both processes of a two-process run at once
     python tests/benchmarks/kills.py one                   kill one of two: how does the other end?
     python tests/benchmarks/kills.py soak --minutes 180    kill a single-process run once a minute
+                                                           (--share 0.05 leaves the machine to others between)
 
 Runs use tests/integration/page.py; compiled programs are kept in JAX_COMPILATION_CACHE_DIR.
 """
@@ -10,6 +11,7 @@ Runs use tests/integration/page.py; compiled programs are kept in JAX_COMPILATIO
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,22 +70,34 @@ def wait_until(running: list[subprocess.Popen[bytes]], condition: Callable[[], b
     return True
 
 
-def killed(run_dir: Path, processes: int, kills: Iterator[float]) -> int:
-    """Restarts a run and kills it that many seconds after its first new step; returns the number of kills."""
+def killed(run_dir: Path, processes: int, kills: Iterator[float], share: float = 1) -> int:
+    """Restarts a run and kills it that many seconds after its first new step; returns the number of kills.
+
+    For all but a share of these seconds its processes are stopped.
+    """
     count = 0
     for seconds in kills:
         before = lines(run_dir)
         running = begin(run_dir, 10**6, processes)
         if not wait_until(running, lambda before=before: lines(run_dir) > before):
             raise RuntimeError(run_dir.with_suffix(".txt").read_text()[-2000:])
-        time.sleep(seconds)
-        for process in running:
-            process.kill()
+        for _ in range(round(seconds)):
+            signal_all(running, signal.SIGCONT)
+            time.sleep(share * seconds / round(seconds))
+            if share < 1:
+                signal_all(running, signal.SIGSTOP)
+                time.sleep((1 - share) * seconds / round(seconds))
+        signal_all(running, signal.SIGKILL)
         for process in running:
             process.wait()
         count += 1
         print(f"kill {count}: checkpoints {complete_steps(run_dir / 'checkpoints')}", flush=True)
     return count
+
+
+def signal_all(running: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for process in running:
+        process.send_signal(number)
 
 
 def compare(run_dir: Path, processes: int) -> None:
@@ -132,7 +146,7 @@ def one(folder: Path, args: argparse.Namespace) -> None:
 
 def soak(folder: Path, args: argparse.Namespace) -> None:
     end = time.monotonic() + 60 * args.minutes
-    killed(folder / "run", 1, until(end, args.every))
+    killed(folder / "run", 1, until(end, args.every), args.share)
     compare(folder / "run", 1)
 
 
@@ -147,6 +161,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=180)
     parser.add_argument("--every", type=float, default=60, help="seconds from the first new step to the kill")
+    parser.add_argument("--share", type=float, default=1, help="of these seconds the run works; stopped in the others")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         {"pairs": pairs, "one": one, "soak": soak}[args.what](Path(folder), args)

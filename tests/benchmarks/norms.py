@@ -28,7 +28,7 @@ def fastest(run: Callable[[], object], times: int = 15) -> float:
 def main() -> None:
     x = jax.random.normal(jax.random.key(0), (16, 32, 32, CHANNELS))
     norms = {
-        "ours": group_norm(CHANNELS, jnp.float32, nnx.Rngs(0)),
+        "ours": group_norm(CHANNELS, 32, jnp.float32, nnx.Rngs(0)),
         "flax": nnx.GroupNorm(CHANNELS, num_groups=32, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0)),
     }
     print(f"jax {jax.__version__}, milliseconds forward and with gradients")

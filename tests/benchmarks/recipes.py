@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from glide_jax.data import DataConfig
+from glide_jax.diffusion.forward import as_noise_prediction
 from glide_jax.images import from_uint8
 from glide_jax.models import Conditioning
 from glide_jax.sample import LoadedModel
@@ -39,6 +40,11 @@ BASE = {
 # The changed options, and by what factor a step then takes longer.
 ROWS: dict[str, tuple[dict[str, object], float]] = {
     "baseline": ({}, 1),
+    "v-prediction": ({"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0}, 1),
+    "8 groups": ({"model.norm_groups": 8}, 1),
+    "v-prediction, 8 groups": (
+        {"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0, "model.norm_groups": 8}, 1
+    ),
     "velocity cap 0": ({"train.loss.velocity_cap": 0.0}, 1),
     "velocity cap 10": ({"train.loss.velocity_cap": 10.0}, 1),
     "loss simple": ({"train.loss.kind": "simple"}, 1),
@@ -102,7 +108,8 @@ def error(model: LoadedModel, pictures: Pictures, sigma: float) -> float:
     @jax.jit
     def predict(x_t, tokens, mask):
         text = network.encode_text(model.params, tokens, mask)
-        eps = network(model.params, x_t, jnp.full(len(x_t), float(t)), Conditioning(text))[..., :3]
+        at = jnp.full(len(x_t), float(t))
+        eps = as_noise_prediction(schedule, network(model.params, x_t, at, Conditioning(text)), x_t, at)[..., :3]
         return jnp.clip((x_t - scale * eps) / alpha, -1, 1)
 
     x_0 = from_uint8(pictures.pixels)

@@ -143,7 +143,7 @@ def test_group_norm_is_exact_far_from_zero():
     x = 30 + jax.random.normal(jax.random.key(0), (1, 8, 8, 64))
     groups = np.asarray(x, np.float64).reshape(64, 32, 2)
     expected = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
-    ours = group_norm(64, jnp.float32, nnx.Rngs(0))(x)
+    ours = group_norm(64, 32, jnp.float32, nnx.Rngs(0))(x)
     np.testing.assert_allclose(ours, expected.reshape(x.shape), atol=3e-5)
 
 
@@ -162,7 +162,7 @@ def test_bilinear_enlargement_is_half_pixel_centred():
     ("changes", "message"),
     [
         ({"image_size": 15}, "divisible by 2"),
-        ({"num_channels": 33}, "multiple of 32"),
+        ({"num_channels": 33}, "multiple of norm_groups 32"),
         ({"num_head_channels": 24}, "heads"),
         ({"xf_heads": 3}, "xf_heads"),
         ({"dropout": 1.0}, "dropout"),
