@@ -44,10 +44,19 @@ def to_torch(
         raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
     architecture = recorded_architecture(record, str(checkpoint))
+    _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
     arrays = convert_params(params, architecture)
     write_tensors(output, _restored(arrays, record.get("source", {}), dtype))
     return architecture, weights
+
+
+def _require_reference(architecture: Architecture, checkpoint: Path) -> None:
+    wanted: dict[str, dict[str, Any]] = {"model": {"norm_groups": 32}, "diffusion": {"prediction_type": "epsilon"}}
+    for entry, values in wanted.items():
+        for name, value in values.items():
+            if (found := architecture.record.get(entry, {}).get(name, value)) != value:
+                raise GlideError(f"{checkpoint} has {entry}.{name} {found}; PyTorch's glide-text2im knows only {value}")
 
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:

@@ -18,7 +18,9 @@ class ModelConfig(Options):
     PREFIX: ClassVar[str] = "model."
 
     image_size: Annotated[int, option("side of the square output in pixels", low=1)] = 64
-    num_channels: Annotated[int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)] = 192
+    num_channels: Annotated[
+        int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)
+    ] = 192
     num_res_blocks: Annotated[int, option("residual blocks per level", low=1)] = 3
     channel_mult: Annotated[
         tuple[int, ...], option("width of each level as a multiple of num_channels; empty: the published one", low=1)

@@ -24,6 +24,8 @@ from glide_jax.train.state import State
 
 # Options that decide which arrays a training state holds, beside the model's own.
 _STATE_OPTIONS = ("trainable", "optimizer.mu_dtype")
+# Options that a record has not if it was written before they were, or converted.
+_UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class StartPoint:
             return cls({})
         record = read_record(config.init_from)
         require_fit(config.model, record.get("model", {}), config.init_from)
-        require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from)
+        # A model of the noise may learn to predict v; the other way round is more likely an option left out.
+        ignore = ("prediction_type",) if config.diffusion.prediction_type == "v_prediction" else ()
+        require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from, ignore)
         return cls(_source(record))
 
     @property
@@ -146,6 +150,7 @@ def require_same(
     Raises:
         GlideError: they differ; every difference is listed.
     """
+    theirs = _UNRECORDED | dict(theirs)
     kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k not in ("dropout", *ignore)}
     different = [k for k, v in kept.items() if theirs.get(k) != v]
     if different:

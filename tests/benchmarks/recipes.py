@@ -43,7 +43,8 @@ ROWS: dict[str, tuple[dict[str, object], float]] = {
     "v-prediction": ({"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0}, 1),
     "8 groups": ({"model.norm_groups": 8}, 1),
     "v-prediction, 8 groups": (
-        {"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0, "model.norm_groups": 8}, 1
+        {"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0, "model.norm_groups": 8},
+        1,
     ),
     "velocity cap 0": ({"train.loss.velocity_cap": 0.0}, 1),
     "velocity cap 10": ({"train.loss.velocity_cap": 10.0}, 1),

@@ -76,6 +76,19 @@ def test_flax_to_torch_to_flax_gives_back_every_byte(name, tmp_path):
         assert np.asarray(ours).tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("entry", "name", "value"), [("model", "norm_groups", 8), ("diffusion", "prediction_type", "v_prediction")]
+)
+def test_what_the_reference_cannot_run_is_not_converted(tmp_path, entry, name, value):
+    model = architecture("base")
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.params)
+    record = model.record | {entry: model.record[entry] | {name: value}}
+    save_weights(tmp_path / "ours", params, record)
+    with pytest.raises(GlideError, match=rf"{entry}\.{name} {value}; PyTorch's glide-text2im knows only"):
+        to_torch(tmp_path / "ours", tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
 @pytest.fixture
 def source(tmp_path):
     write_tensors(tmp_path / "model.pt", state_dict(architecture("base-inpaint"), "bfloat16"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.forward import Level, q_sample
+from glide_jax.diffusion.forward import Level, as_noise_prediction, q_sample
 from glide_jax.diffusion.losses import LossConfig, training_losses, vlb_terms
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.errors import GlideError
@@ -112,3 +112,31 @@ def test_velocity_weight_is_the_loss_of_v_up_to_its_cap(batch):
 def test_unknown_loss_is_refused():
     with pytest.raises(GlideError, match="simple or hybrid"):
         LossConfig("l1")
+
+
+V_SCHEDULE = Schedule.from_config(DiffusionConfig(prediction_type="v_prediction"))
+
+
+def test_the_noise_is_found_in_v_at_every_level_and_between(batch):
+    x_0, noise, _, fraction, _ = batch
+    for t in (T, np.array([0.25, 10.5, 500.1, 998.9])):
+        sigma = np.exp(np.interp(t, V_SCHEDULE.timesteps, np.log(V_SCHEDULE.sigmas)))
+        level = Level(t, *(jnp.float32(column) for column in (1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma))))
+        x_t, column = q_sample(x_0, noise, level), level.per_image()
+        output = jnp.concatenate([column.alpha * noise - column.sigma * x_0, fraction], axis=-1)
+        converted = as_noise_prediction(V_SCHEDULE, output, x_t, jnp.float32(t))
+        np.testing.assert_allclose(converted[..., :3], noise, atol=2e-5)
+        np.testing.assert_array_equal(converted[..., 3:], fraction)
+    np.testing.assert_array_equal(as_noise_prediction(SCHEDULE, output, x_t, jnp.float32(t)), output)
+
+
+def test_the_loss_of_a_v_prediction_is_that_of_v(batch):
+    x_0, noise, v, fraction, x_t = batch
+    converted = as_noise_prediction(V_SCHEDULE, jnp.concatenate([v, fraction], axis=-1), x_t, T.astype(jnp.float32))
+    losses = training_losses(LossConfig("simple"), V_SCHEDULE, converted, x_0, x_t, noise, T)
+    level = Level.table(V_SCHEDULE).at(T).per_image()
+    expected = np.square(v - (level.alpha * noise - level.sigma * x_0)).mean((1, 2, 3))
+    np.testing.assert_allclose(losses.total, expected, rtol=2e-3)
+    noise_losses = training_losses(LossConfig("simple", min_snr_gamma=5.0), SCHEDULE, converted, x_0, x_t, noise, T)
+    losses = training_losses(LossConfig("simple", min_snr_gamma=5.0), V_SCHEDULE, converted, x_0, x_t, noise, T)
+    np.testing.assert_array_equal(losses.total, noise_losses.total)

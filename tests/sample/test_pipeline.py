@@ -3,14 +3,18 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.diffusion.forward import Level
+from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
 from glide_jax.sample.inputs import load_image
+from glide_jax.sample.stage import Stage
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model
 
@@ -130,6 +134,17 @@ def test_what_a_report_raises_ends_the_drawing(loaded):
 
     with pytest.raises(InterruptedError, match="3"):
         loaded.stage.sample(loaded.params, Inputs(["a cat"], [0]), SampleOptions.of(num_steps=23), on_steps=stop)
+
+
+def test_a_model_that_predicts_v_is_sampled_as_one(loaded):
+    """Of v = 0 the noise is sigma x_t and x_0 is alpha x_t, at each of two DDIM steps."""
+    stage = Stage(loaded.stage.model, DiffusionConfig(prediction_type="v_prediction"))
+    params = jax.tree.map(jnp.zeros_like, loaded.params)
+    x_t = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 3)).astype(np.float32)
+    options = SampleOptions.of(num_steps=2, schedule="trailing", thresholding="none", guidance_scale=1.0)
+    image = stage.sample(params, Inputs(["a cat"], [0], x_t=x_t), options)
+    (first, last), (more, less) = (column[[999, 499]] for column in Level.table(stage.schedule)[1:])
+    np.testing.assert_allclose(image, np.clip(last * (last * first + less * more) * x_t, -1, 1), atol=1e-3)
 
 
 def test_scale_one_is_no_guidance(loaded):

@@ -46,6 +46,19 @@ def test_starting_weights_are_read_and_their_source_is_kept(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_of_the_noise_may_learn_v_but_not_forget_it(tmp_path):
+    """Records from before there was the choice have no entry for it, nor for the number of norm groups."""
+    old = {"diffusion_steps": 1000, "noise_schedule": "squaredcos_cap_v2"}
+    model = {name: value for name, value in asdict(MODEL).items() if name != "norm_groups"}
+    run = config(tmp_path / "run", tmp_path / "weights")
+    as_v = replace(run, diffusion=replace(run.diffusion, prediction_type="v_prediction"))
+    save_weights(tmp_path / "weights", make_params(1), {"model": model, "diffusion": old})
+    assert StartPoint.of(run) == StartPoint.of(as_v)
+    save_weights(tmp_path / "v", make_params(1), {"model": model, "diffusion": asdict(as_v.diffusion)})
+    with pytest.raises(GlideError, match="prediction_type: v_prediction there, epsilon here"):
+        StartPoint.of(replace(run, init_from=str(tmp_path / "v")))
+
+
 def test_starting_weights_may_be_of_another_size(tmp_path):
     run = config(tmp_path / "run", tmp_path / "weights")
     half = tuple(side // 2 for side in MODEL.attention_resolutions)
