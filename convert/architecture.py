@@ -94,6 +94,8 @@ def recorded_architecture(record: dict[str, Any], where: str) -> Architecture:
     Raises:
         GlideError: it tells none; `where` names the checkpoint.
     """
+    if "lora" in record:
+        raise GlideError(f"{where} has adapters, not whole weights: join them first, by python -m convert merge")
     if "model" in record:
         return glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
     if "clip_text" in record:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convert.architecture import Options, infer, read_options
 from convert.download import PUBLISHED, Source, open_source
+from convert.merge import merge
 from convert.shrink import shrink
 from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import check_tensors, to_flax
@@ -52,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
         "--captions", type=Path, metavar="FILE.txt", help="all captions it was trained on; other tokens are forgotten"
     )
 
+    whole = commands.add_parser("merge", help="adapters (LoRA) into the weights they belong to")
+    whole.set_defaults(run=_merge)
+    whole.add_argument("checkpoint", type=Path, help="the model, or a run that trained adapters of one")
+    whole.add_argument(
+        "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="further adapters, once for each"
+    )
+    whole.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
+
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
     inspect.set_defaults(run=_inspect)
     _add_source(inspect)
@@ -90,6 +99,11 @@ def _to_torch(given: argparse.Namespace) -> None:
 def _shrink(given: argparse.Namespace) -> None:
     architecture, size = shrink(given.checkpoint, given.output, given.captions)
     print(f"{architecture.kind} model of {size / 1e6:.1f} MB written to {given.output}")
+
+
+def _merge(given: argparse.Namespace) -> None:
+    architecture = merge(given.checkpoint, given.lora, given.output)
+    print(f"{architecture.kind} model written to {given.output}")
 
 
 def _inspect(given: argparse.Namespace) -> None:

@@ -2,16 +2,18 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from glide_jax.compute import arrays_and_products
 from glide_jax.errors import GlideError
 from glide_jax.models.config import ModelConfig
 from glide_jax.models.functional import Functional, Params, with_its_products
 from glide_jax.models.layers import resize_bilinear
+from glide_jax.models.lora import GROUP, LoraConfig, abstract_adapters, fresh_adapters, with_adapters
 from glide_jax.models.text import TextEncoder, TextFeatures
 from glide_jax.models.unet import KeysValues, RematPolicy, UNet
 
@@ -62,17 +64,50 @@ class Glide(Functional[_Net]):
         dtype: compute type of the torso, a `ComputeType`; parameters are float32 always.
         remat: what the backward pass recomputes: "none", "full" (everything inside a stage) or "dots"
             (all but matrix products).
+        lora: of rank above 0, parameters have adapters in a group "lora" beside them.
 
     Raises:
         GlideError: an unknown `dtype` or `remat`.
     """
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike = "float32", remat: RematPolicy = "none") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: DTypeLike = "float32",
+        remat: RematPolicy = "none",
+        lora: LoraConfig = LoraConfig(),  # noqa: B008
+    ) -> None:
         arrays, self.products = arrays_and_products(dtype)
         if remat not in ("none", "full", "dots"):
             raise GlideError(f"remat {remat!r} is unknown: use none, full or dots")
-        self.config = config
+        self.config, self.lora = config, lora
         super().__init__(lambda rngs: _Net(config, arrays, remat, rngs))
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh parameters; jit it (with `out_shardings`) for a large model."""
+        return self.adapt(super().init(key), key)
+
+    def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
+        """Parameters with fresh adapters, if there are to be any."""
+        if not self.lora.rank:
+            return params
+        return params | {GROUP: fresh_adapters(self.lora, params, jax.random.fold_in(key, 1))}
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, with nothing allocated.
+
+        Raises:
+            GlideError: adapters of layers, or of a rank, that are not there.
+        """
+        params = super().abstract_params()
+        return params | {GROUP: abstract_adapters(self.lora, params)} if self.lora.rank else params
+
+    def bind(self, params: Params) -> _Net:
+        """The network with these parameters, for use inside one traced function."""
+        if self.lora.rank:
+            base = {name: group for name, group in params.items() if name != GROUP}
+            params = with_adapters(base, params[GROUP], self.lora.scale)
+        return super().bind(params)
 
     @with_its_products
     def text_features(

@@ -58,6 +58,13 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--upsampler", metavar="DIR",
         help="upsampler that enlarges what the base model generates (default: none, but checkpoints/emoji/upsample "
         "where --checkpoint is not given either)")  # fmt: skip
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH[:SCALE]",
+        help="adapters (LoRA) for that base model, from a run that trained them; may be given several times",
+    )
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
     add("--prompt", action="append", default=[], help="text to generate an image of; may be given several times")
     add("--prompt_file", type=Path, metavar="FILE", help="text file with one prompt a line")
@@ -97,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samplers, steps = _comparison(args)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
-        dtype=args.dtype, batch_size=args.batch_size,
+        dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
     )  # fmt: skip
     for prompt in prompts:
         if cut := pipeline.unseen_end(prompt):
@@ -121,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
     if args.upsampler:
         named["upsampler"] = args.upsampler
+    if args.lora:
+        named["lora"] = " ".join(args.lora)
     _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
     return 0
 

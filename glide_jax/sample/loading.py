@@ -1,5 +1,6 @@
 """Models out of checkpoints: what they are is in their records."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -10,6 +11,7 @@ from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
+from glide_jax.sample.lora import Adapters, base_of, merged
 from glide_jax.sample.stage import Stage
 
 _T = TypeVar("_T")
@@ -45,16 +47,31 @@ class LoadedModel:
     params: Params
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, dtype: str = "float32", clip: LoadedClip | None = None) -> Self:
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        clip: LoadedClip | None = None,
+        lora: Sequence[str | Path] = (),
+    ) -> Self:
         """Loads a run folder, one of its steps, or a converted model: EMA weights where there are any.
 
+        Args:
+            path: where it is; a run that trained adapters is loaded with the weights it names.
+            dtype: compute type.
+            clip: the noised CLIP that may guide it.
+            lora: adapters to add to the weights, each as PATH or PATH:SCALE.
+
         Raises:
-            GlideError: no checkpoint there, or one of another kind.
+            GlideError: no checkpoint there, or one of another kind, or adapters of other weights.
         """
         check_device(dtype, "dtype")
         model = Glide(checkpoint_config(path), dtype)
         diffusion = _config(DiffusionConfig, path, "diffusion")
-        params = load_weights(path, _placed(model.abstract_params()))
+        base = base_of(path)
+        params = load_weights(path if base is None else base, _placed(model.abstract_params()))
+        own = () if base is None else (path,)
+        params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
         mesh = make_mesh(ParallelConfig())
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
 

@@ -86,14 +86,20 @@ class Pipeline:
         clip_image: str | Path | None = None,
         dtype: str = "float32",
         batch_size: int = 16,
+        lora: Sequence[str | Path] = (),
     ) -> Self:
-        """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together."""
+        """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together.
+
+        `lora` are adapters of the base model, or of an upsampler alone, each as PATH or PATH:SCALE.
+        """
         if (clip_text is None) != (clip_image is None):
             raise GlideError("the noised CLIP needs both clip_text and clip_image")
         clip = None if clip_text is None or clip_image is None else LoadedClip.from_checkpoints(clip_text, clip_image)
         return cls(
-            None if base is None else LoadedModel.from_checkpoint(base, dtype, clip),
-            None if upsampler is None else LoadedModel.from_checkpoint(upsampler, dtype),
+            None if base is None else LoadedModel.from_checkpoint(base, dtype, clip, lora),
+            None
+            if upsampler is None
+            else LoadedModel.from_checkpoint(upsampler, dtype, lora=() if base is not None else lora),
             clip,
             batch_size,
         )

@@ -8,12 +8,14 @@ from glide_jax.data import DataConfig
 from glide_jax.diffusion.losses import LossConfig
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
-from glide_jax.models import ModelConfig
+from glide_jax.models import LoraConfig, ModelConfig
 from glide_jax.options import Options, option
 from glide_jax.parallel import ParallelConfig, nearest_multiples
 from glide_jax.sample import SampleOptions
 
 Trainable = Literal["all", "unet", "text"]
+# What is trained: one of these, or "lora", adapters alone.
+Trained = Literal["all", "unet", "text", "lora"]
 _DType = Literal["float32", "bfloat16"]
 
 BLUR_RADIUS = 3
@@ -111,6 +113,7 @@ class TrainConfig(Options):
     deterministic: Annotated[bool, option("on GPUs, only kernels that sum in a fixed order; slower")] = False
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
     reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
+    lora: Annotated[LoraConfig, option("adapters to train in place of the weights")] = LoraConfig()
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
     loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
@@ -138,6 +141,8 @@ class TrainConfig(Options):
                 f" train.gradient_accumulation_steps={self.gradient_accumulation_steps} equal micro-batches:"
                 f" use {nearest_multiples(self.batch_size, self.gradient_accumulation_steps)}"
             )
+        if self.lora.rank and (self.trainable != "all" or self.reinitialize):
+            raise GlideError("train.lora freezes the weights: choose layers by train.lora.targets, not train.trainable")
         if 0.0 < self.loss_spike_threshold <= 1.0:
             raise GlideError(f"train.loss_spike_threshold must be above 1 (0 is off), not {self.loss_spike_threshold}")
         if self.keep_best_checkpoints and (not self.validate_every or self.save_every % self.validate_every):
@@ -145,6 +150,11 @@ class TrainConfig(Options):
                 "train.keep_best_checkpoints needs a validation at each save: make train.save_every a"
                 f" multiple of train.validate_every ({self.save_every} and {self.validate_every} now)"
             )
+
+    @property
+    def trained(self) -> Trained:
+        """Which of the parameters are trained."""
+        return "lora" if self.lora.rank else self.trainable
 
     @property
     def cosine_steps(self) -> int | None:

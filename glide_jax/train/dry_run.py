@@ -54,14 +54,14 @@ def _dry_run(config: RunConfig) -> int:
 
 def model_table(program: Program) -> Table:
     """Parameters of every part of the model, and how many of them are trained."""
-    trainable = program.config.train.trainable
+    trained_set = program.config.train.trained
     counts: Counter[str] = Counter()
     trained: Counter[str] = Counter()
-    for path, leaf in jax.tree.leaves_with_path(program.abstract_state["params"]):
+    for path, leaf in jax.tree.leaves_with_path(program.abstract_params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         part = "/".join(name.split("/")[:_DEPTH])
         counts[part] += leaf.size
-        trained[part] += leaf.size * is_trained(name, trainable)
+        trained[part] += leaf.size * is_trained(name, trained_set)
     table = Table("part", "parameters", "trained", title=f"{program.config.model.kind}, float32")
     for part, count in counts.items():
         table.add_row(part, f"{count:,}", f"{trained[part]:,}")

@@ -25,9 +25,10 @@ from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
 from glide_jax.train.memory import OutOfMemory, fitting
 from glide_jax.train.meter import Goodput, Meter, peak_flops
+from glide_jax.train.packing import averaged
 from glide_jax.train.previews import Previews, load_preview_upsampler
 from glide_jax.train.program import Program
-from glide_jax.train.start import StartPoint, preview_examples, training_data, validation_data
+from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
 from glide_jax.train.state import learning_rate, share_left
 
 _LOG_SECONDS = 30.0  # a log line comes at least so often
@@ -79,6 +80,8 @@ class Trainer:
         with _phase("making the weights" if self.start.step is None else f"loading checkpoint {self.start.step}"):
             self.state = self.start.state(self.program, self.store)
             self.step = int(self.state["step"])
+            params = self.program.packing.unpack(self.state["params"])
+            self.lora = lora_entry(config, params, self.start.record)
         # Validation loss by step; at 0 that of the weights that fine-tuning started from.
         first = self.start.record.get("first_mse")
         self.validation_mse: dict[int, float] = {} if first is None else {0: first}
@@ -208,9 +211,9 @@ class Trainer:
     def _validate(self) -> None:
         if self.validation is None:
             return
-        validation_step = self.program.validation_step
+        validation_step, ema = self.program.validation_step, averaged(self.state)
         with self._aside("validating"):
-            sums = [validation_step(self.state["ema"], put_batch(batch.arrays, self.mesh)) for batch in self.validation]
+            sums = [validation_step(ema, put_batch(batch.arrays, self.mesh)) for batch in self.validation]
             total, count = np.sum(jax.device_get(sums), axis=0)
         self.validation_mse[self.step] = float(total / count)
         self.log.write(self.step, {"validation_mse": self.validation_mse[self.step]})
@@ -218,7 +221,7 @@ class Trainer:
     def _sample(self) -> None:
         """The first process samples on its first device, with a whole copy of the EMA weights there."""
         with self._aside("drawing the sample grid"):
-            ema = self.program.packing.unpack(self.state["ema"])
+            ema = self.program.packing.unpack(averaged(self.state))
             whole = jax.device_put(ema, NamedSharding(self.mesh, PartitionSpec()))
             if _is_first():
                 params = jax.tree.map(lambda x: x.addressable_data(0), whole)
@@ -242,6 +245,7 @@ class Trainer:
             "minutes": self._minutes(),
             "goodput": asdict(self.goodput),
             **self.start.source,
+            **self.lora,
             **({"validation_mse": losses[self.step]} if self.step in losses else {}),
             **({"first_mse": losses[0]} if 0 in losses else {}),
         }

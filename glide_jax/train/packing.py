@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from glide_jax.models import Params
-from glide_jax.train.config import Trainable
+from glide_jax.train.config import Trained
 from glide_jax.train.state import State, is_trained, no_skips
 
 
@@ -24,7 +24,7 @@ class Packed(NamedTuple):
     Attributes:
         small: the trained arrays of few bytes, one after another.
         large: the other trained arrays.
-        frozen: those that are not trained; none of a gradient or a moment.
+        frozen: those that are not trained; only the weights themselves have them.
     """
 
     small: Any
@@ -40,7 +40,7 @@ class Packed(NamedTuple):
 def initial_state(params: Packed, optimizer: optax.GradientTransformation) -> State:
     """The packed state that starts from given weights; to be called under jit with the shardings it is to live in."""
     # A copy, because two entries of a donated state must not share a buffer.
-    ema = jax.tree.map(jnp.copy, params)
+    ema = jax.tree.map(jnp.copy, params.trained)
     return {
         "step": jnp.int32(0),
         "params": params,
@@ -50,8 +50,16 @@ def initial_state(params: Packed, optimizer: optax.GradientTransformation) -> St
     }
 
 
+def averaged(state: State) -> Packed:
+    """The EMA weights of a packed state, with what is frozen."""
+    ema: Packed = state["ema"]._replace(frozen=state["params"].frozen)
+    return ema
+
+
 class Packing:
     """Packs nested dicts like `params`, in which only shapes matter, and unpacks them; inside jit or outside.
+
+    A checkpoint has what is frozen beside weights and EMA weights alike; that of a training of adapters has them alone.
 
     Args:
         params: all parameters of a model.
@@ -59,20 +67,25 @@ class Packing:
         small: an array of fewer bytes in float32 is small.
     """
 
-    def __init__(self, params: PyTree[Any], trainable: Trainable, small: int) -> None:
+    def __init__(self, params: PyTree[Any], trainable: Trained, small: int) -> None:
         flat = flatten_dict(params)
         paths = sorted(path for path in flat if is_trained("/".join(path), trainable))
         self._shapes = {path: flat[path].shape for path in paths if 4 * math.prod(flat[path].shape) < small}
         self._large = [path for path in paths if path not in self._shapes]
         self._frozen = sorted(flat.keys() - set(paths))
+        self._keeps_frozen = trainable != "lora"
         self._concatenate, self._split = jax.jit(_concatenate), jax.jit(self._split_impl)
 
     def pack(self, tree: Params) -> Packed:
         """All parameters, or the trained ones."""
         flat = flatten_dict(tree)
         small = self._concatenate([flat[path] for path in self._shapes])
-        frozen = [flat[path] for path in self._frozen if path in flat]
-        return Packed(small, [flat[path] for path in self._large], frozen)
+        return Packed(small, [flat[path] for path in self._large], self.frozen(tree))
+
+    def frozen(self, tree: Params) -> list[Any]:
+        """Those of the parameters that are not trained, as far as they are there."""
+        flat = flatten_dict(tree)
+        return [flat[path] for path in self._frozen if path in flat]
 
     def unpack(self, packed: Packed) -> Params:
         """What was packed."""
@@ -80,16 +93,28 @@ class Packing:
         flat |= zip(self._large, packed.large, strict=True)
         return unflatten_dict(flat | dict(zip(self._frozen, packed.frozen, strict=bool(packed.frozen))))
 
-    def pack_state(self, state: State) -> State:
-        """A training state with everything packed that is like the parameters."""
+    def pack_state(self, state: State, base: Params | None = None) -> State:
+        """A training state with everything packed that is like the parameters.
+
+        Args:
+            state: as a checkpoint holds it.
+            base: the weights that adapters belong to.
+        """
         opt = jax.tree.map(
             lambda x: self.pack(x) if isinstance(x, dict) else x, state["opt"], is_leaf=lambda x: isinstance(x, dict)
         )
-        return state | {"params": self.pack(state["params"]), "ema": self.pack(state["ema"]), "opt": opt}
+        params = self.pack(state["params"])
+        if base is not None:
+            params = params._replace(frozen=self.frozen(base))
+        return state | {"params": params, "ema": self.pack(state["ema"]).trained, "opt": opt}
 
     def unpack_state(self, state: State) -> State:
         """A training state as a checkpoint holds it."""
-        return jax.tree.map(lambda x: self.unpack(x) if _is_packed(x) else x, state, is_leaf=_is_packed)
+        weights = {"params": state["params"], "ema": averaged(state)}
+        if not self._keeps_frozen:
+            weights = {name: packed.trained for name, packed in weights.items()}
+        whole = state | weights
+        return jax.tree.map(lambda x: self.unpack(x) if _is_packed(x) else x, whole, is_leaf=_is_packed)
 
     def _split_impl(self, small: Float[Array, " count"]) -> list[Array]:
         parts, begin = [], 0

@@ -1,13 +1,16 @@
 """What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.compute import check_device
 from glide_jax.data.examples import Shapes, empty_batch
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
+from glide_jax.models.lora import GROUP, stored_type
 from glide_jax.parallel import (
     batch_sharding,
     bytes_per_device,
@@ -38,6 +41,7 @@ class Program:
 
     Attributes:
         abstract_state: shapes, types and shardings of the training state as a checkpoint holds it.
+        abstract_params: those of all parameters, of which a checkpoint of adapters has only these.
         abstract_packed: those of the state as the steps take it.
         packing: makes either of the other.
         make_state: (key, weights or nothing) -> packed state, jitted.
@@ -51,13 +55,15 @@ class Program:
         check_batch_size(train.batch_size, mesh, train.gradient_accumulation_steps)
         check_device(train.dtype, "train.dtype")
         self.config, self.mesh = config, mesh
-        self.model = Glide(config.model, train.dtype, train.remat)
+        self.model = Glide(config.model, train.dtype, train.remat, train.lora)
         self.schedule = Schedule.from_config(config.diffusion)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps)
-        self.packing = Packing(self.model.abstract_params(), train.trainable, min_bytes)
+        self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes)
         abstract = jax.eval_shape(self._make_state, self._key())
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
-        self._gathered = state_shardings(tree["params"], mesh, min_bytes)
+        params = jax.eval_shape(self.packing.unpack, abstract["params"])
+        self._gathered = state_shardings(params, mesh, min_bytes)
+        self.abstract_params: Params = with_shardings(params, self._gathered)
         self.abstract_state: State = with_shardings(tree, state_shardings(tree, mesh, min_bytes))
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         self.shardings = jax.tree.map(
@@ -118,7 +124,9 @@ class Program:
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes on each device of every part of the state."""
-        return {part: bytes_per_device(tree) for part, tree in self.abstract_state.items()}
+        trained, _ = split(self.abstract_params, self.config.train.trained)
+        held = self.abstract_state | {"params": self.abstract_params, "ema": trained}
+        return {part: bytes_per_device(tree) for part, tree in held.items()}
 
     def _gather(self, params: Params) -> Params:
         return gather_for_use(params, self._gathered)
@@ -135,6 +143,18 @@ class Program:
         exact = {"xla_gpu_exclude_nondeterministic_ops": True} if self.config.train.deterministic else {}
         return {"xla_gpu_enable_triton_gemm": False, **exact}
 
+    @property
+    def abstract_base(self) -> Params:
+        """Those of all parameters but adapters."""
+        return {name: group for name, group in self.abstract_params.items() if name != GROUP}
+
+    def _frozen(self, params: Params) -> Params:
+        """Beside adapters, weights take half the memory where their layers compute in bfloat16."""
+        if self.config.train.trained != "lora" or self.config.train.dtype != "bfloat16":
+            return params
+        flat = flatten_dict(params)
+        return unflatten_dict({path: leaf.astype(stored_type(path, jnp.bfloat16)) for path, leaf in flat.items()})
+
     def _key(self) -> jax.Array:
         return stream_key(self.config.train.seed, "init")
 
@@ -143,6 +163,8 @@ class Program:
         if params is None:
             params = self.model.init(key)
         elif train.reinitialize:
-            fresh, _ = split(self.model.init(key), train.trainable)
-            params = merge(fresh, split(params, train.trainable)[1])
-        return initial_state(self.packing.pack(params), self.optimizer)
+            fresh, _ = split(self.model.init(key), train.trained)
+            params = merge(fresh, split(params, train.trained)[1])
+        else:
+            params = self.model.adapt(params, key)
+        return initial_state(self.packing.pack(self._frozen(params)), self.optimizer)

@@ -17,13 +17,14 @@ from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, ModelConfig, Params
+from glide_jax.models.lora import GROUP, fingerprint
 from glide_jax.parallel import wait_for_all
 from glide_jax.train.config import RunConfig
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
 # Options that decide which arrays a training state holds, beside the model's own.
-_STATE_OPTIONS = ("trainable", "optimizer.mu_dtype")
+_STATE_OPTIONS = ("trainable", "optimizer.mu_dtype", "lora")
 # Options that a record has not if it was written before they were, or converted.
 _UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon"}
 
@@ -83,14 +84,14 @@ class StartPoint:
     def state(self, program: Program, store: CheckpointStore) -> State:
         """The state to start with, on the devices; damaged checkpoints newer than it are set aside."""
         config = program.config
+        base = None
+        if config.init_from and (self.step is None or config.train.lora.rank):
+            base = load_starting_weights(config.init_from, config.model, program.abstract_base)
         if self.step is not None:
             store.set_aside(self.damaged)
             state = store.restore(program.abstract_state, self.step, checked=True)[0]
-            return program.packing.pack_state(state)
-        if config.init_from:
-            abstract = program.abstract_state["params"]
-            return program.state_from(load_starting_weights(config.init_from, config.model, abstract))
-        return program.fresh_state()
+            return program.packing.pack_state(state, base)
+        return program.fresh_state() if base is None else program.state_from(base)
 
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,9 +123,46 @@ def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str,
     require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), where)
     if "train" in record.get("config", {}):
         theirs, ours = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))
+        theirs, ours = (values | {"lora": _adapters(values.get("lora", {}))} for values in (theirs, ours))
         require_same("train", {name: ours[name] for name in _STATE_OPTIONS}, theirs, where)
     if type(record.get("position")) is not int:
         raise GlideError(f"{checkpoint} is no run's: its record has no data position")
+
+
+def _adapters(lora: Mapping[str, Any]) -> str:
+    options = (f"{name} {list(value) if name == 'targets' else value}" for name, value in lora.items())
+    return ", ".join(options) if lora.get("rank") else "none"
+
+
+def lora_entry(config: RunConfig, params: Params, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of a checkpoint of adapters says of them, and of the weights that they belong to.
+
+    Args:
+        config: the run.
+        params: all its parameters.
+        record: of the checkpoint it resumes from, if any.
+
+    Raises:
+        GlideError: the adapters there belong to other weights.
+    """
+    if not config.train.lora.rank:
+        return {}
+    base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
+    entry = asdict(config.train.lora) | {
+        "base": str(Path(config.init_from).expanduser().resolve()),
+        "base_sha256": fingerprint(base),
+    }
+    before = record.get("lora", {}).get("base_sha256", entry["base_sha256"])
+    if before != entry["base_sha256"]:
+        raise GlideError(
+            f"the adapters in {config.run_dir} belong to weights of SHA-256 {before[:12]}, not to those of"
+            f" --config.init_from={config.init_from} ({entry['base_sha256'][:12]})"
+        )
+    return {"lora": entry}
+
+
+def _whole(x: Array) -> np.ndarray:
+    return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
 
 
 def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,10 +171,10 @@ def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_init_options(config: RunConfig) -> None:
     train = config.train
-    if train.trainable != "all" and not config.init_from:
+    if train.trained != "all" and not config.init_from:
+        chosen = f"lora.rank={train.lora.rank}" if train.lora.rank else f"trainable={train.trainable}"
         raise GlideError(
-            f"train.trainable={train.trainable} keeps the rest as it is, but there are no weights to keep:"
-            " give --config.init_from=DIR"
+            f"train.{chosen} keeps the rest as it is, but there are no weights to keep: give --config.init_from=DIR"
         )
     if train.trainable == "all" and train.reinitialize and config.init_from:
         raise GlideError("train.reinitialize leaves nothing of init_from: leave one of the two out")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
-from glide_jax.train.config import OptimizerConfig, Trainable
+from glide_jax.train.config import OptimizerConfig, Trained
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
 # knows the trained parameters only. A step takes and gives it packed (`packing`).
@@ -20,11 +20,12 @@ State = dict[str, Any]
 Skips = dict[str, Array]
 
 # Of the patterns that match a parameter's path the first decides whether it is trained; * also matches slashes.
-RULES: dict[Trainable, tuple[tuple[str, bool], ...]] = {
+RULES: dict[Trained, tuple[tuple[str, bool], ...]] = {
     "all": (("*", True),),
     "unet": (("text/*", False), ("*", True)),
     # The UNet's own projections of the text to keys and values learn with it (torch: encoder_kv).
     "text": (("text/*", True), ("unet/*/attn/text_kv/*", True), ("*", False)),
+    "lora": (("lora/*", True), ("*", False)),
 }
 
 _LOSS_EMA_RATE = 0.01
@@ -79,12 +80,12 @@ def update_ema(
     return jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, params)
 
 
-def is_trained(path: str, trainable: Trainable) -> bool:
+def is_trained(path: str, trainable: Trained) -> bool:
     """Whether the parameter of that name ("unet/down/0/res/in_conv/kernel") is trained."""
     return next(trained for pattern, trained in RULES[trainable] if fnmatchcase(path, pattern))
 
 
-def split(params: Params, trainable: Trainable) -> tuple[Params, Params]:
+def split(params: Params, trainable: Trained) -> tuple[Params, Params]:
     """The trained and the frozen part of a nested dict of parameters, each with only its own leaves.
 
     Raises:

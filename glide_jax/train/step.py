@@ -127,7 +127,7 @@ def make_train_step(
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
-        trained, frozen = split(packing.unpack(state["params"]), config.trainable)
+        trained, frozen = split(packing.unpack(state["params"]), config.trained)
 
         def mean_loss(trained: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
             random = noise_fn(state["step"], micro["index"], micro["image"].shape[1:])

@@ -40,8 +40,8 @@ def random_model(config=BASE, dtype="float32", clip=False, mesh=None, **diffusio
 
 
 @cache
-def _weights_of(config):
-    return random_weights(Glide(config).abstract_params())
+def _weights_of(config, seed=1):
+    return random_weights(Glide(config).abstract_params(), seed)
 
 
 @cache
@@ -51,10 +51,10 @@ def random_clip():
     return LoadedClip(model, jax.device_put(random_weights(model.abstract_params())))
 
 
-def save_model(path, config=BASE, **diffusion):
-    """Writes `random_model(config)` as a checkpoint and returns its path."""
+def save_model(path, config=BASE, seed=1, **diffusion):
+    """Writes `random_model(config)`, or another of other weights, as a checkpoint and returns its path."""
     record = {"model": asdict(config), "diffusion": asdict(DiffusionConfig(**diffusion))}
-    save_weights(Path(path), _weights_of(config), record)
+    save_weights(Path(path), _weights_of(config, seed), record)
     return str(path)
 
 

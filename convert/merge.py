@@ -1,0 +1,28 @@
+"""Adapters baked into the weights they belong to: a checkpoint like any other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convert.architecture import Architecture, recorded_architecture
+from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.sample.lora import Adapters, base_of, merged
+
+
+def merge(checkpoint: Path, lora: Sequence[str], output: Path) -> Architecture:
+    """Writes weights with adapters added, in float32.
+
+    Args:
+        checkpoint: a model; or a run that trained adapters, whose own are then added too.
+        lora: further adapters, each as PATH or PATH:SCALE.
+        output: folder of the new checkpoint, which must not exist.
+
+    Raises:
+        GlideError: a checkpoint cannot be read, the adapters belong to other weights, or `output` cannot be written.
+    """
+    base = base_of(checkpoint)
+    own = [] if base is None else [str(checkpoint)]
+    whole = checkpoint if base is None else Path(base)
+    architecture = recorded_architecture(read_record(whole), str(whole))
+    params = merged(load_weights(whole, architecture.params), [Adapters.load(text) for text in (*own, *lora)])
+    save_weights(output, params, architecture.record)
+    return architecture

@@ -1,0 +1,96 @@
+"""Adapters out of checkpoints, into the weights they belong to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+
+from glide_jax.checkpoint import load_weights, read_record
+from glide_jax.errors import GlideError
+from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
+from glide_jax.models.lora import GROUP, fingerprint, with_adapters
+from glide_jax.options import build
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters as they were trained, and how much of them is wanted.
+
+    Attributes:
+        where: the checkpoint.
+        config: rank, alpha, targets.
+        params: as `with_adapters` takes them.
+        base: the checkpoint they were trained on.
+        base_sha256: the `fingerprint` of its weights.
+        scale: what alpha / rank is multiplied by.
+    """
+
+    where: str
+    config: LoraConfig
+    params: Params
+    base: str
+    base_sha256: str
+    scale: float = 1.0
+
+    @classmethod
+    def load(cls, text: str | Path) -> Self:
+        """The adapters that "PATH" or "PATH:SCALE" names; of a run their EMA weights.
+
+        Raises:
+            GlideError: no checkpoint there, or one without adapters.
+        """
+        path, scale = _split(str(text))
+        record = read_record(path)
+        entry = record.get("lora")
+        if not isinstance(entry, dict) or not isinstance(record.get("model"), dict):
+            raise GlideError(f"{path} has no adapters: it is of a whole model")
+        options: dict[str, Any] = dict(entry)
+        base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
+        config = build(LoraConfig, options)
+        abstract = Glide(build(ModelConfig, record["model"]), lora=config).abstract_params()[GROUP]
+        return cls(path, config, load_weights(path, {GROUP: abstract})[GROUP], base, base_sha256, scale)
+
+
+def _split(text: str) -> tuple[str, float]:
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def base_of(path: str | Path) -> str | None:
+    """The checkpoint that the adapters at `path` were trained on; None if it is of a whole model.
+
+    Raises:
+        GlideError: no checkpoint there, or its base is not where it was.
+    """
+    entry = read_record(path).get("lora")
+    if not isinstance(entry, dict):
+        return None
+    base = str(entry.get("base", ""))
+    if not base or not Path(base).exists():
+        raise GlideError(f"{path} has adapters of {base}, which is not there: give --checkpoint BASE --lora {path}")
+    return base
+
+
+def merged(params: Params, adapters: Sequence[Adapters]) -> Params:
+    """Weights with adapters added, which cost nothing from then on.
+
+    Raises:
+        GlideError: adapters that belong to other weights.
+    """
+    if not adapters:
+        return params
+    found = fingerprint(params)
+    for each in adapters:
+        if each.base_sha256 != found:
+            raise GlideError(
+                f"{each.where} has adapters of weights of SHA-256 {each.base_sha256[:12]}"
+                f" ({each.base or 'unnamed'}), not of these ({found[:12]})"
+            )
+    for each in adapters:
+        params = jax.jit(with_adapters)(params, each.params, each.scale * each.config.scale)
+    return params

@@ -1,0 +1,91 @@
+"""Adapters: what they add, where, and which weights they belong to."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, Glide, LoraConfig
+from glide_jax.models.lora import GROUP, fingerprint, fresh_adapters, with_adapters
+from tests.tiny.models import BASE, random_weights
+
+PARAMS = random_weights(Glide(BASE).abstract_params())
+LORA = LoraConfig(rank=2, alpha=6.0)
+
+
+def names(adapters):
+    return {"/".join(path[:-1]) for path in flatten_dict(adapters)}
+
+
+def test_attention_and_convolutions_of_the_blocks_are_the_default_and_text_a_choice():
+    found = names(fresh_adapters(LORA, PARAMS, jax.random.key(0)))
+    kernels = {"/".join(path[:-1]) for path in flatten_dict(PARAMS) if path[-1] == "kernel"}
+    assert found == {
+        name
+        for name in kernels
+        if name.startswith("unet/") and ("/attn/" in name or (name.count("/") > 1 and name.endswith("conv")))
+    }
+    assert {name.rsplit("/", 1)[1] for name in found} == {"qkv", "text_kv", "proj", "in_conv", "out_conv"}
+    everything = replace(LORA, targets=("text/*", *LORA.targets))
+    text = names(fresh_adapters(everything, PARAMS, jax.random.key(0))) - found
+    assert text == {name for name in kernels if name.startswith("text/")}
+
+
+def test_a_convolution_gets_two_thin_ones_after_another():
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.standard_normal(shape, np.float32)) for shape in ((1, 5, 5, 4), (3, 3, 4, 6)))
+    down, up = (jnp.asarray(random.standard_normal(shape, np.float32)) for shape in ((3, 3, 4, 2), (2, 6)))
+    whole = with_adapters({"a": {"kernel": kernel}}, {"a": {"down": down, "up": up}}, 3.0)["a"]["kernel"]
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    expected = convolve(x, kernel) + 3.0 * convolve(convolve(x, down), up[None, None])
+    np.testing.assert_allclose(convolve(x, whole), expected, atol=1e-4)
+
+
+def test_fresh_adapters_change_nothing_and_others_do():
+    model, plain = Glide(BASE, lora=LORA), Glide(BASE)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    adapted = model.adapt(params, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, adapted) == jax.tree.map(jnp.shape, model.abstract_params())
+    tokens, mask = jnp.ones((1, BASE.text_ctx), int), jnp.ones((1, BASE.text_ctx), bool)
+    x, t = jnp.ones((1, 8, 8, 3)), jnp.ones(1)
+
+    def output(model, params):
+        return model(params, x, t, Conditioning(model.encode_text(params, tokens, mask)))
+
+    np.testing.assert_array_equal(output(model, adapted), output(plain, params))
+    moved = adapted | {GROUP: jax.tree.map(jnp.asarray, random_weights(adapted[GROUP]))}
+    base = {name: group for name, group in moved.items() if name != GROUP}
+    expected = output(plain, with_adapters(base, moved[GROUP], 3.0))
+    np.testing.assert_allclose(output(model, moved), expected, atol=1e-4)
+    assert np.abs(expected - output(plain, params)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("unet/*/atn/*",)}, r"no layer is named like 'unet/\*/atn/\*'; one is named \S+/"),
+        ({"rank": 97}, "rank 97 is more than any of the layers has: use at most 32"),
+    ],
+)
+def test_what_no_layer_has_is_refused(changes, message):
+    with pytest.raises(GlideError, match=message):
+        Glide(BASE, lora=replace(LORA, **changes)).abstract_params()
+
+
+def test_the_fingerprint_is_of_the_kernels_in_any_type():
+    before = fingerprint(PARAMS)
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), PARAMS)
+    assert fingerprint(half) == before
+    kernel = PARAMS["unet"]["middle"]["0"]["attn"]["qkv"]["kernel"].copy()
+    kernel[3, 5] *= -1
+    qkv = PARAMS["unet"]["middle"]["0"]["attn"]["qkv"] | {"kernel": kernel}
+    changed = jax.tree.map(lambda x: x, PARAMS)
+    changed["unet"]["middle"]["0"]["attn"]["qkv"] = qkv
+    assert fingerprint(changed) != before

@@ -1,0 +1,60 @@
+"""Training of adapters: what moves, what is held, what it takes."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from glide_jax.errors import GlideError
+from glide_jax.models import LoraConfig
+from glide_jax.models.lora import GROUP
+from glide_jax.parallel import bytes_per_device, put_batch
+from glide_jax.train.config import TrainConfig
+from tests.tiny.training import compiled_step, make_batch, make_config, make_params, make_program
+
+CONFIG = make_config(lora=LoraConfig(rank=2))
+
+
+def test_adapters_move_and_the_weights_do_not():
+    program = make_program(CONFIG)
+    before = program.packing.unpack(program.state_from(make_params())["params"])
+    state = program.state_from(make_params())
+    for _ in range(2):
+        state, _ = compiled_step(CONFIG)(state, put_batch(make_batch(), program.mesh))
+    after = program.packing.unpack(state["params"])
+    for path, leaf in flatten_dict(before).items():
+        same = np.array_equal(leaf, flatten_dict(after)[path])
+        if path[-1] != "down":  # which has hardly a gradient as long as `up` is small
+            assert same == (path[0] != GROUP), path
+    held = program.packing.unpack_state(state)
+    adapters = jax.tree.structure(before[GROUP])
+    for tree in (held["params"], held["ema"], optax.tree.get(held["opt"], "mu"), optax.tree.get(held["opt"], "nu")):
+        assert set(tree) == {GROUP}
+        assert jax.tree.structure(tree[GROUP]) == adapters
+    base = {name: group for name, group in before.items() if name != GROUP}
+    again = program.packing.pack_state(held, base)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, state)))
+
+
+def test_the_state_takes_an_eighth_of_that_of_all_weights():
+    """Of a model whose kernels are the most of it: base weights of two bytes, in place of four times four."""
+    lora, full = (
+        make_program(make_config(dtype="bfloat16", **changes)) for changes in ({"lora": LoraConfig(rank=1)}, {})
+    )
+    kernels = [leaf for path, leaf in flatten_dict(lora.abstract_base).items() if path[-1] == "kernel"]
+    assert {leaf.dtype for leaf in kernels} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+    unet = lambda program: bytes_per_device(program.abstract_params["unet"])  # noqa: E731
+    assert unet(lora) < 0.6 * unet(full)
+    assert lora.state_bytes()["ema"] < 0.1 * full.state_bytes()["ema"]
+    assert lora.state_bytes()["opt"] < 0.1 * full.state_bytes()["opt"]
+
+
+@pytest.mark.parametrize("changes", [{"trainable": "unet"}, {"reinitialize": True}])
+def test_there_is_one_choice_of_what_is_trained(changes):
+    with pytest.raises(GlideError, match=r"train.lora freezes the weights: choose layers by train.lora.targets"):
+        TrainConfig(lora=replace(CONFIG.lora), **changes)
