@@ -175,7 +175,7 @@ def _checked(options: Options, *classes: type) -> dict[str, Any]:
 
 def _infer_glide(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     inferred, attending_levels = _read_unet(shapes)
-    inferred |= _read_text(shapes)
+    inferred |= _read_text(shapes) | {"norm_groups": ModelConfig().norm_groups}  # PyTorch's have no choice of it
     published = _published(options | inferred)
     size = options.get("image_size", published["image_size"])
     inferred["attention_resolutions"] = tuple(size >> level for level in attending_levels)

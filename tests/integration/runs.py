@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import pytest
 
 from glide_jax.config import from_ml_collections
+from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.sample import Stage
 from glide_jax.train import loop
 from tests.integration import page
@@ -94,19 +95,18 @@ _Program, _stage = loop.Program, cache(Stage)
 
 def _program(config, mesh):
     """What this process has compiled already where a run needs the same, else a program of its own."""
-    theirs = {name: getattr(config.train, name) for name in _HOSTS}
-    # That there is a limit of time makes another program, how long it is does not.
-    minutes = config.train.max_minutes
-    shared = timed_config() if minutes else make_config()
-    if (config.model, config.train) != (MODEL, replace(shared, max_minutes=minutes, **theirs)) or mesh.size != 1:
+    if (config.model, config.diffusion) != (MODEL, DiffusionConfig()) or mesh.size != 1:
         return _Program(config, mesh)
+    # That there is a limit of time makes another program, how long it is does not.
+    usual = timed_config() if config.train.max_minutes else make_config()
+    shared = replace(config.train, **{name: getattr(usual, name) for name in (*_HOSTS, "max_minutes")})
     program = copy.copy(make_program(shared))
     program.config = config
     program.compile = lambda: compiled_step(shared)
-    program.fresh_state = lambda: jax.tree.map(jnp.copy, _fresh_state())
+    program.fresh_state = lambda: jax.tree.map(jnp.copy, _fresh_state(shared))
     return program
 
 
 @cache
-def _fresh_state():
-    return make_program(make_config()).fresh_state()
+def _fresh_state(shared):
+    return make_program(shared).fresh_state()

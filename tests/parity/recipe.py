@@ -15,7 +15,8 @@ from glide_jax.models import ClipImageConfig, ClipTextConfig, Conditioning, Glid
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("base", "upsample", "base-inpaint", "upsample-inpaint")
-_SAME_NAME = {field.name for field in fields(ModelConfig)} - {"channel_mult", "attention_resolutions", "low_res_size"}
+_OTHERS = {"channel_mult", "attention_resolutions", "low_res_size", "norm_groups"}
+_SAME_NAME = {field.name for field in fields(ModelConfig)} - _OTHERS
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
