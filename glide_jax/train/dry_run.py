@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from glide_jax import progress
 from glide_jax.images import grid, save_png
+from glide_jax.models.lora import GROUP
 from glide_jax.parallel import make_mesh
 from glide_jax.train.config import RunConfig
 from glide_jax.train.interrupt import ending_at_once
@@ -59,7 +62,7 @@ def model_table(program: Program) -> Table:
     trained: Counter[str] = Counter()
     for path, leaf in jax.tree.leaves_with_path(program.abstract_params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        part = "/".join(name.split("/")[:_DEPTH])
+        part = _part(name, program.config.train.lora.targets)
         counts[part] += leaf.size
         trained[part] += leaf.size * is_trained(name, trained_set)
     table = Table("part", "parameters", "trained", title=f"{program.config.model.kind}, float32")
@@ -68,6 +71,15 @@ def model_table(program: Program) -> Table:
     table.add_section()
     table.add_row("all", f"{counts.total():,}", f"{trained.total():,}")
     return table
+
+
+def _part(name: str, targets: Sequence[str]) -> str:
+    """The row of a parameter: its part of the model; of an adapter the target that it has."""
+    path = name.split("/")
+    if path[0] != GROUP:
+        return "/".join(path[:_DEPTH])
+    layer = "/".join(path[1:-1])
+    return f"{GROUP}: {next(target for target in targets if fnmatchcase(layer, target))}"
 
 
 def memory_table(program: Program, compiled: jax.stages.Compiled) -> Table:

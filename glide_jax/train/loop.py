@@ -80,8 +80,7 @@ class Trainer:
         with _phase("making the weights" if self.start.step is None else f"loading checkpoint {self.start.step}"):
             self.state = self.start.state(self.program, self.store)
             self.step = int(self.state["step"])
-            params = self.program.packing.unpack(self.state["params"])
-            self.lora = lora_entry(config, params, self.start.record)
+            self.lora = lora_entry(self.program, self.state, self.start.record)
         # Validation loss by step; at 0 that of the weights that fine-tuning started from.
         first = self.start.record.get("first_mse")
         self.validation_mse: dict[int, float] = {} if first is None else {0: first}

@@ -60,6 +60,13 @@ class StartPoint:
         if not config.init_from:
             return cls({})
         record = read_record(config.init_from)
+        if GROUP in record:
+            raise GlideError(
+                f"--config.init_from={config.init_from} has adapters, not whole weights: join them first, by"
+                " python -m convert merge"
+            )
+        if config.train.lora.rank and record.get("model", {}).get("inpaint") != config.model.inpaint:
+            raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
         require_fit(config.model, record.get("model", {}), config.init_from)
         # A model of the noise may learn to predict v; the other way round is more likely an option left out.
         ignore = ("prediction_type",) if config.diffusion.prediction_type == "v_prediction" else ()
@@ -134,19 +141,21 @@ def _adapters(lora: Mapping[str, Any]) -> str:
     return ", ".join(options) if lora.get("rank") else "none"
 
 
-def lora_entry(config: RunConfig, params: Params, record: Mapping[str, Any]) -> dict[str, Any]:
+def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dict[str, Any]:
     """What the record of a checkpoint of adapters says of them, and of the weights that they belong to.
 
     Args:
-        config: the run.
-        params: all its parameters.
+        program: the run's.
+        state: its packed state.
         record: of the checkpoint it resumes from, if any.
 
     Raises:
         GlideError: the adapters there belong to other weights.
     """
+    config = program.config
     if not config.train.lora.rank:
         return {}
+    params = program.packing.unpack(state["params"])
     base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
     entry = asdict(config.train.lora) | {
         "base": str(Path(config.init_from).expanduser().resolve()),

@@ -77,7 +77,7 @@ def test_sample_py_takes_several_and_notes_them_in_its_images(base, run, tmp_pat
     np.testing.assert_allclose(np.asarray(image, int), images(base, [f"{run}:0.5"])[0], atol=1)
 
 
-@pytest.mark.parametrize("program", ["sample.py", "merge", "to-torch", "shrink", "resume"])
+@pytest.mark.parametrize("program", ["sample.py", "merge", "to-torch", "resume", "start"])
 def test_adapters_of_other_weights_and_adapters_alone_are_refused_in_one_line(program, base, run, tmp_path, capsys):
     other = save_model(tmp_path / "other", MODEL, seed=2)
     output = ["--output", tmp_path / "out.pt"]
@@ -85,8 +85,8 @@ def test_adapters_of_other_weights_and_adapters_alone_are_refused_in_one_line(pr
         "sample.py": lambda: call("sample.py", "--checkpoint", other, "--lora", run, "--prompt", "a cat"),
         "merge": lambda: call("-m", "convert", "merge", other, "--lora", run, *output),
         "to-torch": lambda: call("-m", "convert", "to-torch", run, *output),
-        "shrink": lambda: call("-m", "convert", "shrink", run, *output),
         "resume": lambda: train(run, *given(other), STEPS + "9"),
+        "start": lambda: train(tmp_path / "new", *given(run), STEPS + "1"),
     }[program]()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2
@@ -106,3 +106,10 @@ def test_a_run_whose_base_is_gone_names_it(base, run, tmp_path, capsys):
     assert error.endswith(f"which is not there: give --checkpoint BASE --lora {moved}")
     flags = ["--prompt", "a cat", "--num_steps", 2, "--output", tmp_path / "out"]
     assert call("sample.py", "--checkpoint", base, "--lora", moved, *flags) == 0
+
+
+def test_a_dry_run_lists_adapters_by_target(base, tmp_path, capsys):
+    assert train(tmp_path / "run", *given(base), "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "lora: unet/*/attn/*" in out
+    assert "lora: unet/*/*conv" in out
