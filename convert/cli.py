@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.architecture import Options, infer, read_options
+from convert.architecture import Options, read_options
 from convert.download import PUBLISHED, Source, open_source
 from convert.merge import merge
 from convert.shrink import shrink
 from convert.state_dict import DTYPES, read_state_dict
-from convert.to_flax import check_tensors, to_flax
+from convert.to_flax import architecture_of, check_tensors, to_flax
 from convert.to_torch import to_torch
 
 
@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     torch = commands.add_parser("to-torch", help="checkpoint to PyTorch file")
     torch.set_defaults(run=_to_torch)
     torch.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
-    torch.add_argument("--output", type=Path, required=True, metavar="FILE.pt", help="the new file")
+    torch.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the new file, FILE.pt or FILE.safetensors"
+    )
     which = torch.add_mutually_exclusive_group()
     for name, what in (("ema", "EMA weights, the default where there are any"), ("params", "raw weights")):
         which.add_argument(f"--{name}", dest="weights", action="store_const", const=name, help=what)
@@ -109,7 +111,7 @@ def _merge(given: argparse.Namespace) -> None:
 def _inspect(given: argparse.Namespace) -> None:
     source, options = _opened(given)
     arrays = read_state_dict(source.path, ema=given.ema)
-    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
+    architecture, assumed = architecture_of(source.path, arrays, options)
     for key, array in arrays.items():
         print(f"{array.dtype.name:9} {'x'.join(map(str, array.shape)):16} {key}")
     dtypes = Counter(array.dtype.name for array in arrays.values())

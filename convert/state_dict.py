@@ -4,6 +4,7 @@ Training programs save weights beside optimiser states and step counts, under na
 `find_state_dict` finds the raw or the EMA weights among them.
 """
 
+import json
 import pickle
 import re
 import warnings
@@ -32,6 +33,7 @@ _DEEPEST = 3  # dicts in each other; one may hold itself
 _WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)*")
 _COMPILED = "_orig_mod."
 _AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
+_HEADER = "glide_jax"  # in the metadata of a safetensors file
 _MOST_TENSORS = 10_000  # the published models have 797
 _LONGEST_NAME = 500
 
@@ -88,7 +90,7 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
             dict of tensors.
     """
     torch, kind = _torch(), file_kind(path)
-    content = _load_safetensors(path) if kind == SAFETENSORS else _load_pickle(path)
+    content = _from_safetensors(path, _tensors) if kind == SAFETENSORS else _load_pickle(path)
     found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
     arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
     # A few stored numbers may be spread over a tensor of any shape, which takes room only when it is used.
@@ -104,20 +106,49 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a `state_dict` that `torch.load` reads, in the order and dtypes given; whole or not at all.
+def write_tensors(path: Path, arrays: dict[str, np.ndarray], model: dict[str, Any] | None = None) -> None:
+    """Writes a `state_dict` in the dtypes given; whole or not at all.
+
+    Args:
+        path: a file to be, which is safetensors' if it is named so, else one that `torch.load` reads.
+        arrays: the tensors; safetensors does not keep their order.
+        model: what they are of, for the header of a safetensors file.
 
     Raises:
-        GlideError: torch is missing, or the file exists or cannot be written.
+        GlideError: torch or safetensors is missing, or the file exists or cannot be written.
     """
     torch = _torch()
+    library = _safetensors() if path.suffix == ".safetensors" else None
+    full_disk = (RuntimeError, library.SafetensorError) if library else RuntimeError  # their words for it
     if path.exists():
         raise GlideError(f"{path} exists already; choose another file or remove it")
+    tensors = {key: _to_tensor(array) for key, array in arrays.items()}
     with written(path) as partial:
         try:
-            torch.save({key: _to_tensor(array) for key, array in arrays.items()}, partial)
-        except RuntimeError as error:  # torch's word for a full disk
+            if library:
+                library.torch.save_file(tensors, partial, {"format": "pt", _HEADER: json.dumps(model or {})})
+            else:
+                torch.save(tensors, partial)
+        except full_disk as error:
             raise OSError(_first_line(error)) from error
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What the tensors of a safetensors file of ours are of; None for any other file.
+
+    Raises:
+        GlideError: the file cannot be read, or its header is damaged.
+    """
+    if file_kind(path) != SAFETENSORS:
+        return None
+    text = _from_safetensors(path, lambda file: (file.metadata() or {}).get(_HEADER))
+    try:
+        model = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        model = text
+    if model is not None and not isinstance(model, dict):
+        raise GlideError(f"{path}: the entry {_HEADER} of its header is damaged")
+    return model
 
 
 def holds(dtype: np.dtype, array: np.ndarray) -> bool:
@@ -268,16 +299,25 @@ def _load_pickle(path: Path) -> Any:
         raise GlideError(f"{path} cannot be read as a PyTorch file ({_first_line(error)}): is it cut short?") from error
 
 
-def _load_safetensors(path: Path) -> Any:
+def _safetensors() -> Any:
     _torch()
     try:
-        from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+        import safetensors.torch  # noqa: PLC0415
     except ImportError as error:
-        raise GlideError("reading .safetensors files needs: pip install 'glide-jax[torch]'") from error
+        raise GlideError("reading and writing .safetensors files needs: pip install 'glide-jax[torch]'") from error
+    return safetensors
+
+
+def _tensors(file: Any) -> dict[str, Any]:
+    return {key: file.get_tensor(key) for key in file.offset_keys()}
+
+
+def _from_safetensors(path: Path, read: Callable[[Any], Any]) -> Any:
+    library = _safetensors()
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.offset_keys()}
-    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        with library.safe_open(path, framework="pt") as file:
+            return read(file)
+    except (OSError, library.SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise GlideError(
             f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it cut short?"
         ) from error

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from convert.architecture import Architecture, Options, infer
+from convert.architecture import Architecture, Options, infer, recorded_architecture
 from convert.download import Source
-from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_state_dict
+from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_header, read_state_dict
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
@@ -24,7 +24,7 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
     Args:
         source: the file.
         output: the new checkpoint, which must not exist.
-        options: of the architecture, where the tensors do not tell them.
+        options: of the architecture, where neither tensors nor a header of ours tell them.
         ema: whether to take the EMA weights of a file that holds raw ones too.
 
     Returns:
@@ -38,7 +38,7 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
     if not is_unicode(output.absolute()):
         raise GlideError(f"{str(output.absolute())!a} is not in UTF-8, as the folder of a checkpoint must be")
     arrays = read_state_dict(source.path, ema=ema)
-    architecture, assumed = infer({key: array.shape for key, array in arrays.items()}, options)
+    architecture, assumed = architecture_of(source.path, arrays, options)
     check_tensors(arrays, architecture, str(source.path))
     origin = {
         "name": source.name,
@@ -48,6 +48,18 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
     }
     save_weights(output, convert_arrays(arrays, architecture), architecture.record | {"source": origin})
     return architecture, assumed
+
+
+def architecture_of(path: Path, arrays: dict[str, np.ndarray], options: Options) -> tuple[Architecture, Options]:
+    """What the tensors of a file are of, and what of it was assumed; a safetensors file of ours tells it.
+
+    Raises:
+        GlideError: the header cannot be used, or the tensors are of no architecture.
+    """
+    header = read_header(path)
+    if header and not options:
+        return recorded_architecture(header, f"the header of {path}"), {}
+    return infer({key: array.shape for key, array in arrays.items()}, options)
 
 
 def _kept_dtype(array: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Flax to PyTorch: the parameters of a checkpoint become a `state_dict` that the reference loads."""
+"""Flax to PyTorch: the parameters of a checkpoint become a `state_dict`, which the reference loads."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,11 @@ Weights = Literal["ema", "params"]
 def to_torch(
     checkpoint: Path, output: Path, weights: Weights | None = None, dtype: str | None = None
 ) -> tuple[Architecture, Weights]:
-    """Writes the weights of any checkpoint as a .pt file.
+    """Writes the weights of any checkpoint as a .pt or .safetensors file; the latter tells what it is of.
 
     Args:
         checkpoint: a run folder, one of its steps or converted weights.
-        output: the file, which must not exist.
+        output: the file, which must not exist; named .pt it is for the reference, whose model it must be.
         weights: the EMA or the raw weights; by default the EMA weights where there are any.
         dtype: a key of `DTYPES` for all tensors. By default those of the source that the weights were
             converted from, if these hold every value exactly, and float32 otherwise.
@@ -34,8 +34,8 @@ def to_torch(
     Raises:
         GlideError: the checkpoint cannot be read or has no such weights, or the file cannot be written.
     """
-    if output.suffix != ".pt":
-        raise GlideError(f"--output {output} must end in .pt")
+    if output.suffix not in (".pt", ".safetensors"):
+        raise GlideError(f"--output {output} must end in .pt or .safetensors")
     if output.exists():
         raise GlideError(f"{output} exists already; choose another --output or remove it")
     held = held_weights(checkpoint)
@@ -44,10 +44,11 @@ def to_torch(
         raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
     architecture = recorded_architecture(record, str(checkpoint))
-    _require_reference(architecture, checkpoint)
+    if output.suffix == ".pt":
+        _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
     arrays = convert_params(params, architecture)
-    write_tensors(output, _restored(arrays, record.get("source", {}), dtype))
+    write_tensors(output, _restored(arrays, record.get("source", {}), dtype), architecture.record)
     return architecture, weights
 
 
@@ -56,7 +57,10 @@ def _require_reference(architecture: Architecture, checkpoint: Path) -> None:
     for entry, values in wanted.items():
         for name, value in values.items():
             if (found := architecture.record.get(entry, {}).get(name, value)) != value:
-                raise GlideError(f"{checkpoint} has {entry}.{name} {found}; PyTorch's glide-text2im knows only {value}")
+                raise GlideError(
+                    f"{checkpoint} has {entry}.{name} {found}; PyTorch's glide-text2im, for which a .pt file is, knows"
+                    f" only {value}: choose a .safetensors file"
+                )
 
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:

@@ -141,6 +141,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
     """
     known = fields(cls)  # type: ignore[arg-type]
     inner: dict[str, dict[str, Any]] = {}
+    if not isinstance(values, Mapping):
+        raise GlideError(f"{where or 'the options '}must be given by name, not as {values!r:.40}")
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2) or sorted(known)

@@ -20,7 +20,8 @@ Column = Float[Array, "batch 1 1 1"]
 class LossConfig(Options):
     """What is minimised: the squared error of what the network predicts, weighted.
 
-    `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556). `velocity_cap` makes the loss that of v = alpha eps -
+    `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556), `p2_gamma` Choi et al. 2022 (arXiv:2204.00227, with k = 1), and
+    logit-normal timesteps, where sigmoid(N(0, 1)) is the share of T, Esser et al. 2024 (arXiv:2403.03206). `velocity_cap` makes the loss that of v = alpha eps -
     sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the plain noise loss hardly depends on x_0 at high
     noise, where layout and colours are decided, and learns it last.
     """
@@ -33,6 +34,10 @@ class LossConfig(Options):
     ] = "simple"
     min_snr_gamma: Annotated[float, option("weights the noise loss by min(SNR, gamma) / SNR; 0 is off", low=0)] = 0.0
     velocity_cap: Annotated[float, option("adds min(1 / SNR, cap) to that weight; 0 is off", low=0)] = 0.0
+    p2_gamma: Annotated[float, option("divides the weight by (1 + SNR)^gamma; 0 is off", low=0)] = 0.0
+    timesteps: Annotated[
+        Literal["uniform", "logit_normal"], option("how t is sampled; logit_normal takes the middle more often")
+    ] = "uniform"
 
     def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:
         """Weight of the squared error of the noise at every step of a schedule."""
@@ -42,7 +47,7 @@ class LossConfig(Options):
         else:
             # |v error|^2 = |noise error|^2 / alpha^2.
             weights = 1 + 1 / snr if schedule.prediction_type == "v_prediction" else np.ones_like(snr)
-        return weights + np.minimum(1 / snr, self.velocity_cap)
+        return (weights + np.minimum(1 / snr, self.velocity_cap)) / (1 + snr) ** self.p2_gamma
 
 
 class Losses(NamedTuple):

@@ -79,7 +79,7 @@ class Program:
                 self.schedule,
                 train,
                 self.optimizer,
-                training_noise(train.seed, steps),
+                training_noise(train.seed, steps, train.loss.timesteps),
                 self.packing,
                 self._gather,
             ),

@@ -1,7 +1,7 @@
 """The training step: (state, batch) -> (state, metrics), one compiled program with donated state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class StepNoise(NamedTuple):
     """The random numbers of one batch.
 
     Attributes:
-        t: original timestep of each image, uniform over [0, T).
+        t: original timestep of each image in [0, T).
         noise: standard normal.
         dropout_keys: one key per image, or None for no dropout.
         condition_keys: one key per image, for masks and conditioning augmentation.
@@ -49,11 +49,15 @@ class StepNoise(NamedTuple):
 NoiseFn = Callable[[Int[Array, ""], Int[Array, " batch"], tuple[int, ...]], StepNoise]
 
 
-def training_noise(seed: int, diffusion_steps: int) -> NoiseFn:
+def training_noise(
+    seed: int, diffusion_steps: int, timesteps: Literal["uniform", "logit_normal"] = "uniform"
+) -> NoiseFn:
     """Keyed by (seed, step, global example index): the same on any number of devices, and after a restart."""
 
     def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
         uniform = uniform_per_example(fold(stream_key(seed, "t"), step), index)
+        if timesteps == "logit_normal":
+            uniform = jax.nn.sigmoid(jax.scipy.special.ndtri(uniform))
         noise = normal_per_example(fold(stream_key(seed, "noise"), step), index, shape)
         dropout, condition = (
             keys_per_example(fold(stream_key(seed, stream), step), index) for stream in ("dropout", "condition")

@@ -1,5 +1,7 @@
 """PyTorch to Flax and back: bytes, record, dtypes, and everything that is wrong with a file in one line."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,15 @@ from convert.to_torch import convert_params, to_torch
 from glide_jax.checkpoint import CheckpointStore, load_weights, read_record, save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
-from tests.convert.state_dicts import ALL_KINDS, architecture, assert_same_state_dict, options, random_bits, state_dict
+from tests.convert.state_dicts import (
+    ALL_KINDS,
+    COSINE,
+    architecture,
+    assert_same_state_dict,
+    options,
+    random_bits,
+    state_dict,
+)
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -84,9 +94,37 @@ def test_what_the_reference_cannot_run_is_not_converted(tmp_path, entry, name, v
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.params)
     record = model.record | {entry: model.record[entry] | {name: value}}
     save_weights(tmp_path / "ours", params, record)
-    with pytest.raises(GlideError, match=rf"{entry}\.{name} {value}; PyTorch's glide-text2im knows only"):
+    with pytest.raises(GlideError, match=rf"{entry}\.{name} {value}; PyTorch's glide-text2im, for which .* knows only"):
         to_torch(tmp_path / "ours", tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_safetensors_file_tells_what_it_is_of(tmp_path, capsys):
+    """Also of a model that no tensor tells apart from the published, and that the reference cannot run."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    model = architecture("base", norm_groups=8, num_heads=2, num_head_channels=-1)
+    record = model.record | {"diffusion": COSINE | {"prediction_type": "v_prediction"}}
+    params = jax.tree.map(lambda leaf: random_bits(np.random.default_rng(0), leaf.shape, "float32"), model.params)
+    save_weights(tmp_path / "ours", params, record)
+    to_torch(tmp_path / "ours", tmp_path / "model.safetensors")
+    capsys.readouterr()
+    assert to_flax(open_source(str(tmp_path / "model.safetensors")), tmp_path / "again", {})[1] == {}
+    assert {name: read_record(tmp_path / "again")[name] for name in record} == json.loads(json.dumps(record))
+    again = load_weights(tmp_path / "again", model.params)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        assert np.asarray(ours).tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize(
+    "header", ["{", "[]", '{"model": {"depth": 3}}', '{"model": {"num_channels": 64}}', '{"model": 3}']
+)
+def test_a_damaged_header_is_one_line(tmp_path, header, torch):
+    save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
+    tensors = {key: torch.tensor(array) for key, array in state_dict(architecture("base")).items()}
+    save_file(tensors, tmp_path / "model.safetensors", {"glide_jax": header})
+    with pytest.raises(GlideError):
+        to_flax(open_source(str(tmp_path / "model.safetensors")), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -249,8 +287,8 @@ def test_outputs_are_checked_before_anything_is_read(tmp_path):
     (tmp_path / "there.pt").write_text("precious")
     with pytest.raises(GlideError, match=r"there.pt exists already; choose another --output or remove it"):
         to_torch(tmp_path / "none", tmp_path / "there.pt")
-    with pytest.raises(GlideError, match=r"out.safetensors must end in .pt"):
-        to_torch(tmp_path / "none", tmp_path / "out.safetensors")
+    with pytest.raises(GlideError, match=r"out.bin must end in .pt or .safetensors"):
+        to_torch(tmp_path / "none", tmp_path / "out.bin")
     with pytest.raises(GlideError, match=r"no checkpoint at .*none"):
         to_torch(tmp_path / "none", tmp_path / "out.pt")
 

@@ -97,6 +97,14 @@ def test_min_snr_weights(batch):
     np.testing.assert_allclose(losses.total / losses.mse, np.minimum(snr, 5.0) / snr, rtol=1e-5)
 
 
+def test_p2_weights(batch):
+    x_0, noise, eps, fraction, x_t = batch
+    output = jnp.concatenate([eps, fraction], axis=-1)
+    losses = training_losses(LossConfig("simple", p2_gamma=0.5), SCHEDULE, output, x_0, x_t, noise, T)
+    abar = SCHEDULE.alphas_cumprod[np.asarray(T)]
+    np.testing.assert_allclose(losses.total / losses.mse, np.sqrt(1 - abar), rtol=1e-5)  # 1 + SNR = 1 / (1 - abar)
+
+
 def test_velocity_weight_is_the_loss_of_v_up_to_its_cap(batch):
     x_0, noise, eps, fraction, x_t = batch
     output = jnp.concatenate([eps, fraction], axis=-1)

@@ -127,6 +127,13 @@ def test_every_timestep_comes_equally_often():
     np.testing.assert_allclose(counts, 2000, atol=200)
 
 
+def test_logit_normal_timesteps_are_those_of_a_squashed_normal():
+    t = np.asarray(training_noise(0, 1000, "logit_normal")(jnp.int32(0), jnp.arange(20_000), ()).t)
+    quartile = 1000 / (1 + np.exp(0.6745))  # where a quarter of a standard normal ends, at -0.6745
+    np.testing.assert_allclose(np.quantile(t, [0.25, 0.5, 0.75]), [quartile, 500, 1000 - quartile], atol=8)
+    assert (t.min(), t.max()) >= (0, 900)
+
+
 def test_validation_noise_cover_the_timesteps_evenly_and_never_changes():
     noise_fn = validation_noise(1000)
     first, again = (noise_fn(jnp.int32(step), jnp.arange(64), SHAPE) for step in (0, 5))
