@@ -7,7 +7,7 @@ import pytest
 
 from glide_jax.models import Glide
 from glide_jax.train.packing import Packing, initial_state
-from glide_jax.train.state import make_optimizer, split
+from glide_jax.train.state import make_optimizer, merge, split
 from tests.tiny.models import BASE, random_weights
 from tests.tiny.training import make_config
 
@@ -21,7 +21,8 @@ def test_a_state_is_the_same_after_packing_and_unpacking(trainable, small):
     trained, frozen = split(params, trainable)
     optimizer = make_optimizer(make_config().optimizer, 1)
     opt = jax.tree.map(lambda x: x + 1 if x.ndim else x, optimizer.init(trained))
-    state = {"step": jnp.int32(3), "params": params, "ema": jax.tree.map(jnp.negative, params), "opt": opt}
+    ema = merge(jax.tree.map(jnp.negative, trained), frozen)
+    state = {"step": jnp.int32(3), "params": params, "ema": ema, "opt": opt}
     packing = Packing(PARAMS, trainable, small)
     packed = packing.pack_state(state)
     found = packing.unpack_state(packed)
