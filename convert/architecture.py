@@ -9,14 +9,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 
 from convert.keymap import Entry, clip_keymap, glide_keymap
+from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
@@ -44,12 +45,6 @@ _IGNORED = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule",
 _LISTS = ("channel_mult", "attention_resolutions")
 
 
-@dataclass(frozen=True)
-class _Diffusion:
-    diffusion_steps: int = 1000
-    noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
-
-
 class Architecture(NamedTuple):
     """One model with both names of every parameter.
 
@@ -71,9 +66,14 @@ class Architecture(NamedTuple):
         params = flatten_dict(self.params)
         return {entry.torch: entry.torch_shape(params[entry.path].shape) for entry in self.keymap}
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `infer` takes of it."""
+        return {name: value for entry in self.record.values() for name, value in entry.items()}
+
 
 def glide_architecture(config: ModelConfig, diffusion: dict[str, Any]) -> Architecture:
-    """The architecture of a GLIDE model; `diffusion` holds "diffusion_steps" and "noise_schedule"."""
+    """The architecture of a GLIDE model; `diffusion` holds the options of a `DiffusionConfig`."""
     params = Glide(config).abstract_params()
     return Architecture(config.kind, {"model": asdict(config), "diffusion": diffusion}, params, glide_keymap(params))
 
@@ -149,8 +149,8 @@ def infer(shapes: Shapes, options: Options) -> tuple[Architecture, dict[str, Any
         GlideError: these are no such tensors, or an option is unknown or contradicts them.
     """
     if _numbers(shapes, r"output_blocks\.(\d+)\."):
-        values, assumed = _infer_glide(shapes, _checked(options, ModelConfig, _Diffusion))
-        diffusion = {name: values.pop(name) for name in fields(_Diffusion)}
+        values, assumed = _infer_glide(shapes, _checked(options, ModelConfig, DiffusionConfig))
+        diffusion = asdict(DiffusionConfig(**{name: values.pop(name) for name in fields(DiffusionConfig)}))
     elif _numbers(shapes, r"blocks\.block_(\d+)\."):
         values, assumed = _infer_clip(shapes, _checked(options, ClipTextConfig, ClipImageConfig))
         diffusion = {}
@@ -175,7 +175,7 @@ def _checked(options: Options, *classes: type) -> dict[str, Any]:
 
 def _infer_glide(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     inferred, attending_levels = _read_unet(shapes)
-    inferred |= _read_text(shapes) | {"norm_groups": ModelConfig().norm_groups}  # PyTorch's have no choice of it
+    inferred |= _read_text(shapes)
     published = _published(options | inferred)
     size = options.get("image_size", published["image_size"])
     inferred["attention_resolutions"] = tuple(size >> level for level in attending_levels)
@@ -229,7 +229,7 @@ def _published(known: Options) -> dict[str, Any]:
     super_res = known.get("super_res", False)
     size = 256 if super_res else 64
     fitting = [s for s in (size, *_IMAGE_SIZES) if ModelConfig(image_size=s).channel_mult == known["channel_mult"]]
-    diffusion = _Diffusion(noise_schedule="linear") if super_res else _Diffusion()
+    diffusion = DiffusionConfig(noise_schedule="linear") if super_res else DiffusionConfig()
     return asdict(ModelConfig()) | {"image_size": fitting[0] if fitting else size} | asdict(diffusion)
 
 

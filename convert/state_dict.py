@@ -106,13 +106,13 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_tensors(path: Path, arrays: dict[str, np.ndarray], model: dict[str, Any] | None = None) -> None:
+def write_tensors(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any] | None = None) -> None:
     """Writes a `state_dict` in the dtypes given; whole or not at all.
 
     Args:
         path: a file to be, which is safetensors' if it is named so, else one that `torch.load` reads.
         arrays: the tensors; safetensors does not keep their order.
-        model: what they are of, for the header of a safetensors file.
+        options: of their architecture, for the header of a safetensors file.
 
     Raises:
         GlideError: torch or safetensors is missing, or the file exists or cannot be written.
@@ -126,29 +126,29 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray], model: dict[str, An
     with written(path) as partial:
         try:
             if library:
-                library.torch.save_file(tensors, partial, {"format": "pt", _HEADER: json.dumps(model or {})})
+                library.torch.save_file(tensors, partial, {"format": "pt", _HEADER: json.dumps(options or {})})
             else:
                 torch.save(tensors, partial)
         except full_disk as error:
             raise OSError(_first_line(error)) from error
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
-    """What the tensors of a safetensors file of ours are of; None for any other file.
+def read_header(path: Path) -> dict[str, Any]:
+    """The options in the header of a safetensors file of ours, as `write_tensors` was given them; none of another file.
 
     Raises:
         GlideError: the file cannot be read, or its header is damaged.
     """
     if file_kind(path) != SAFETENSORS:
-        return None
-    text = _from_safetensors(path, lambda file: (file.metadata() or {}).get(_HEADER))
+        return {}
+    text = _from_safetensors(path, lambda file: (file.metadata() or {}).get(_HEADER, "{}"))
     try:
-        model = None if text is None else json.loads(text)
+        options = json.loads(text)
     except (ValueError, RecursionError):
-        model = text
-    if model is not None and not isinstance(model, dict):
+        options = None
+    if not isinstance(options, dict):
         raise GlideError(f"{path}: the entry {_HEADER} of its header is damaged")
-    return model
+    return options
 
 
 def holds(dtype: np.dtype, array: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from convert.architecture import Architecture, Options, infer, recorded_architecture
+from convert.architecture import Architecture, Options, infer, parse_options
 from convert.download import Source
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_header, read_state_dict
 from glide_jax.checkpoint import save_weights
@@ -51,15 +51,21 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
 
 
 def architecture_of(path: Path, arrays: dict[str, np.ndarray], options: Options) -> tuple[Architecture, Options]:
-    """What the tensors of a file are of, and what of it was assumed; a safetensors file of ours tells it.
+    """What the tensors of a file are of, and what of it was assumed.
+
+    The header of a safetensors file of ours has the options that a user would have to give of another; of both the
+    user's count. As theirs, they cannot make the model larger than its tensors are.
 
     Raises:
-        GlideError: the header cannot be used, or the tensors are of no architecture.
+        GlideError: options or header contradict the tensors, or these are of no architecture.
     """
-    header = read_header(path)
-    if header and not options:
-        return recorded_architecture(header, f"the header of {path}"), {}
-    return infer({key: array.shape for key, array in arrays.items()}, options)
+    shapes = {key: array.shape for key, array in arrays.items()}
+    if not (header := read_header(path)):
+        return infer(shapes, options)
+    try:
+        return infer(shapes, {**parse_options(header), **options})
+    except GlideError as error:
+        raise GlideError(f"{path} has a header of options that cannot be used: {error}") from error
 
 
 def _kept_dtype(array: np.ndarray) -> str:

@@ -48,7 +48,7 @@ def to_torch(
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
     arrays = convert_params(params, architecture)
-    write_tensors(output, _restored(arrays, record.get("source", {}), dtype), architecture.record)
+    write_tensors(output, _restored(arrays, record.get("source", {}), dtype), architecture.options)
     return architecture, weights
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "evaluate": LEAVES | {"sample", "models", "tokenizer", "data"},
     "ui": LEAVES | {"sample", "evaluate"},
     "config": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample", "train", "evaluate"},
-    "convert": LEAVES | {"models", "tokenizer", "checkpoint", "config", "sample"},
+    "convert": LEAVES | {"models", "diffusion", "tokenizer", "checkpoint", "config", "sample"},
     "configs": {"config"},
     "train.py": LEAVES | {"config", "train", "parallel"},
     "sample.py": LEAVES | {"config", "sample", "parallel"},

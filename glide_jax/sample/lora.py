@@ -1,5 +1,6 @@
 """Adapters out of checkpoints, into the weights they belong to."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Adapters:
         """The adapters that "PATH" or "PATH:SCALE" names; of a run their EMA weights.
 
         Raises:
-            GlideError: no checkpoint there, or one without adapters.
+            GlideError: no checkpoint there, one without adapters, or a scale that is not finite.
         """
         path, scale = _split(str(text))
         record = read_record(path)
@@ -54,11 +55,16 @@ class Adapters:
 
 
 def _split(text: str) -> tuple[str, float]:
-    path, colon, scale = text.rpartition(":")
+    path, colon, number = text.rpartition(":")
     try:
-        return (path, float(scale)) if colon and path else (text, 1.0)
+        scale = float(number) if colon and path and not Path(text).exists() else None
     except ValueError:
+        scale = None
+    if scale is None:
         return text, 1.0
+    if not math.isfinite(scale):
+        raise GlideError(f"--lora {text}: the scale must be a finite number")
+    return path, scale
 
 
 def base_of(path: str | Path) -> str | None:

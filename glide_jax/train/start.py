@@ -55,6 +55,9 @@ class StartPoint:
         if step is not None:
             record = read_record(run_dir, step)
             _check_resume(config, record, f"checkpoint {step} of {run_dir}", str(run_dir))
+            if config.train.lora.rank and not config.init_from:
+                base = record.get("lora", {}).get("base", "its base")
+                raise GlideError(f"{run_dir} has adapters alone: give the weights too, --config.init_from={base}")
             return cls(record, step, damaged)
         _check_init_options(config)
         if not config.init_from:
@@ -65,9 +68,9 @@ class StartPoint:
                 f"--config.init_from={config.init_from} has adapters, not whole weights: join them first, by"
                 " python -m convert merge"
             )
-        if config.train.lora.rank and record.get("model", {}).get("inpaint") != config.model.inpaint:
-            raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
         require_fit(config.model, record.get("model", {}), config.init_from)
+        if config.train.lora.rank and record["model"].get("inpaint") != config.model.inpaint:
+            raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
         # A model of the noise may learn to predict v; the other way round is more likely an option left out.
         ignore = ("prediction_type",) if config.diffusion.prediction_type == "v_prediction" else ()
         require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from, ignore)

@@ -13,8 +13,8 @@ from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trained
 
-# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays; step and counts are int32. The optimizer
-# knows the trained parameters only. A step takes and gives it packed (`packing`).
+# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, but for the kernels that adapters leave
+# frozen; step and counts are int32. The optimizer knows the trained parameters only. A step takes it packed (`packing`).
 State = dict[str, Any]
 # {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
 Skips = dict[str, Array]

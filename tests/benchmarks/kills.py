@@ -81,12 +81,13 @@ def killed(run_dir: Path, processes: int, kills: Iterator[float], share: float =
         running = begin(run_dir, 10**6, processes)
         if not wait_until(running, lambda before=before: lines(run_dir) > before):
             raise RuntimeError(run_dir.with_suffix(".txt").read_text()[-2000:])
-        for _ in range(round(seconds)):
+        slices = max(round(seconds), 1) if share < 1 else 1
+        for _ in range(slices):
             signal_all(running, signal.SIGCONT)
-            time.sleep(share * seconds / round(seconds))
+            time.sleep(share * seconds / slices)
             if share < 1:
                 signal_all(running, signal.SIGSTOP)
-                time.sleep((1 - share) * seconds / round(seconds))
+                time.sleep((1 - share) * seconds / slices)
         signal_all(running, signal.SIGKILL)
         for process in running:
             process.wait()

@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[dict[str, object], float]] = {
     "baseline": ({}, 1),
     "v-prediction": ({"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0}, 1),
     "8 groups": ({"model.norm_groups": 8}, 1),
-    "v-prediction, 8 groups": (
+    "v-prediction and 8 groups": (
         {"diffusion.prediction_type": "v_prediction", "train.loss.velocity_cap": 0.0, "model.norm_groups": 8},
         1,
     ),

@@ -10,7 +10,7 @@ from convert.architecture import Architecture, clip_architecture, glide_architec
 from glide_jax.models import ClipImageConfig, ClipTextConfig, ModelConfig
 from tests.parity.recipe import GOLDEN, KINDS
 
-COSINE = {"diffusion_steps": 1000, "noise_schedule": "squaredcos_cap_v2"}
+COSINE = {"diffusion_steps": 1000, "noise_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
 LINEAR = COSINE | {"noise_schedule": "linear"}
 TINY = {"num_channels": 32, "num_res_blocks": 1, "num_head_channels": 16, "dropout": 0.0}
 TINY |= {"text_ctx": 6, "xf_width": 8, "xf_layers": 1, "xf_heads": 2}
@@ -38,10 +38,7 @@ ALL_KINDS = (*KINDS, *TOWERS)
 
 def options(model: Architecture) -> dict[str, object]:
     """What a user would write into an --options file for it."""
-    record = dict(model.record)
-    diffusion = record.pop("diffusion", {})
-    (config,) = record.values()
-    return dict(config) | diffusion
+    return model.options
 
 
 def state_dict(model: Architecture, dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def test_the_published_models_need_no_options(kind):
     assert found.record["diffusion"] == (LINEAR if kind.startswith("upsample") else COSINE)
     heads = {"num_heads": 1, "num_head_channels": 64, "num_heads_upsample": -1, "xf_heads": 8, "dropout": 0.1}
     size = {"image_size": 256, "low_res_size": 64} if kind.startswith("upsample") else {"image_size": 64}
-    assert assumed == heads | size | found.record["diffusion"]
+    assert assumed == heads | size | {"norm_groups": 32} | found.record["diffusion"]
     assert infer(shapes, parse_options(options))[0].record == found.record
 
     assert found.kind == kind
@@ -144,7 +144,7 @@ BASE = {"num_head_channels": 16, "xf_heads": 2, "image_size": 16}
         ("base", {"heads": 1, "dropout": "0"}, r"--options: heads is unknown; there are image_size, num_channels, "),
         ("base", {"dropout": "0"}, r"--options: dropout cannot be '0': it takes float"),
         ("base", {"image_size": "64"}, r"image_size cannot be '64': it takes int"),
-        ("base", {"noise_schedule": "sigmoid"}, r"noise_schedule cannot be 'sigmoid': it takes 'linear', 'squaredcos"),
+        ("base", {"noise_schedule": "sigmoid"}, r"noise_schedule must be one of linear or squared\w+, not 'sigmoid'"),
         ("base", {"channel_mult": "1;2"}, r"channel_mult cannot be \('1;2',\): it takes tuple\[int"),
         ("clip/text-enc", {}, r"n_head_text must be at least 1, not 0; what the tensors do not tell"),
         ("clip/text-enc", {"n_head_text": 2, "n_head_state_text": 5}, r"n_head_text is 1 in .*, 2 in the"),

@@ -116,13 +116,17 @@ def test_a_safetensors_file_tells_what_it_is_of(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "header", ["{", "[]", '{"model": {"depth": 3}}', '{"model": {"num_channels": 64}}', '{"model": 3}']
-)
+    "header",
+    [
+        "{", "[]", "[" * 100_000, '{"depth": 3}', '{"num_channels": 64}', '{"channel_mult": 3}', '{"norm_groups": 7}',
+        '{"noise_schedule": "quadratic"}', '{"num_res_blocks": 1000000}', '{"xf_layers": 1000000}',
+    ],
+)  # fmt: skip
 def test_a_damaged_header_is_one_line(tmp_path, header, torch):
     save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
     tensors = {key: torch.tensor(array) for key, array in state_dict(architecture("base")).items()}
     save_file(tensors, tmp_path / "model.safetensors", {"glide_jax": header})
-    with pytest.raises(GlideError):
+    with pytest.raises(GlideError, match=r"^\S*model\.safetensors.* header .*$"):
         to_flax(open_source(str(tmp_path / "model.safetensors")), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
@@ -138,7 +142,7 @@ def test_the_record_tells_the_model_and_where_it_came_from(tmp_path, source):
     to_flax(source, tmp_path / "flax", options(model))
     record = read_record(tmp_path / "flax")
     assert set(record) == {"model", "diffusion", "source"}
-    assert record["diffusion"] == {"diffusion_steps": 1000, "noise_schedule": "squaredcos_cap_v2"}
+    assert record["diffusion"] == COSINE
     assert record["model"] == model.record["model"] | {"channel_mult": [1, 2], "attention_resolutions": [8]}
     assert recorded_architecture(record, "").record == model.record
     assert record["source"]["name"] == "model.pt"

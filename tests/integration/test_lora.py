@@ -1,6 +1,8 @@
 """Adapters as their user meets them: trained, resumed, sampled with, mixed, merged, and mistaken for others."""
 
+import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,6 +45,9 @@ def images(checkpoint, lora=()):
 
 def test_a_checkpoint_has_the_adapters_alone_and_resumes_exactly(base, run, tmp_path):
     record = read_record(run)
+    names = json.loads(next(Path(run).rglob("arrays/data.json")).read_text())
+    weights = {name for name in names if name.split("/")[0] in ("params", "ema")}
+    assert {tuple(name.split("/")[:2]) for name in weights} == {("params", "lora"), ("ema", "lora")}
     assert (record["lora"]["rank"], record["lora"]["base"]) == (2, base)
     stopped = tmp_path / "run"
     assert train(stopped, *given(base), STEPS + "2") == 0
@@ -106,6 +111,16 @@ def test_a_run_whose_base_is_gone_names_it(base, run, tmp_path, capsys):
     assert error.endswith(f"which is not there: give --checkpoint BASE --lora {moved}")
     flags = ["--prompt", "a cat", "--num_steps", 2, "--output", tmp_path / "out"]
     assert call("sample.py", "--checkpoint", base, "--lora", moved, *flags) == 0
+
+
+def test_what_is_left_out_or_no_number_is_one_line(base, run, capsys):
+    rank = "--config.train.lora.rank=2"
+    assert train(run, rank, STEPS + "9") == 2
+    assert f"has adapters alone: give the weights too, --config.init_from={base}" in capsys.readouterr().err
+    assert call("sample.py", "--checkpoint", base, "--lora", f"{run}:nan", "--prompt", "a cat") == 2
+    assert "the scale must be a finite number" in capsys.readouterr().err
+    assert call("sample.py", "--checkpoint", run, "--lora", base, "--prompt", "a cat") == 2
+    assert "has no adapters: it is of a whole model" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_adapters_by_target(base, tmp_path, capsys):

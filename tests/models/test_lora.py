@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, Glide, LoraConfig
-from glide_jax.models.lora import GROUP, fingerprint, fresh_adapters, with_adapters
+from glide_jax.models.lora import GROUP, fingerprint, fresh_adapters, stored_type, with_adapters
 from tests.tiny.models import BASE, random_weights
 
 PARAMS = random_weights(Glide(BASE).abstract_params())
@@ -65,6 +65,23 @@ def test_fresh_adapters_change_nothing_and_others_do():
     expected = output(plain, with_adapters(base, moved[GROUP], 3.0))
     np.testing.assert_allclose(output(model, moved), expected, atol=1e-4)
     assert np.abs(expected - output(plain, params)).max() > 0.01
+
+
+def test_kernels_stored_as_their_layers_round_them_change_nothing():
+    model = Glide(BASE, "bfloat16")
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    flat = flatten_dict(params)
+    stored = unflatten_dict({path: leaf.astype(stored_type(path, jnp.bfloat16)) for path, leaf in flat.items()})
+    halved = [path for path, leaf in flatten_dict(stored).items() if leaf.dtype == jnp.bfloat16]
+    assert len(halved) > 0.8 * sum(path[-1] == "kernel" for path in flat)
+    tokens, mask = jnp.ones((1, BASE.text_ctx), int), jnp.ones((1, BASE.text_ctx), bool)
+
+    @jax.jit
+    def output(params):
+        text = model.encode_text(params, tokens, mask)
+        return model(params, jnp.ones((1, 8, 8, 3)), jnp.ones(1), Conditioning(text))
+
+    np.testing.assert_array_equal(output(stored), output(params))
 
 
 @pytest.mark.parametrize(
