@@ -14,7 +14,7 @@ from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trained
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, but for the kernels that adapters leave
-# frozen; step and counts are int32. The optimizer knows the trained parameters only. A step takes it packed (`packing`).
+# frozen; step and counts are int32. The optimizer knows the trained parameters only. A step takes it `packing.Packed`.
 State = dict[str, Any]
 # {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
 Skips = dict[str, Array]
