@@ -51,7 +51,9 @@ class Adapters:
         base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
         config = build(LoraConfig, options)
         abstract = Glide(build(ModelConfig, record["model"]), lora=config).abstract_params()[GROUP]
-        return cls(path, config, load_weights(path, {GROUP: abstract})[GROUP], base, base_sha256, scale)
+        # On the host, so that they go to whatever devices have the weights.
+        adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
+        return cls(path, config, adapters, base, base_sha256, scale)
 
 
 def _split(text: str) -> tuple[str, float]:
@@ -97,6 +99,7 @@ def merged(params: Params, adapters: Sequence[Adapters]) -> Params:
                 f"{each.where} has adapters of weights of SHA-256 {each.base_sha256[:12]}"
                 f" ({each.base or 'unnamed'}), not of these ({found[:12]})"
             )
+    add = jax.jit(with_adapters, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
     for each in adapters:
-        params = jax.jit(with_adapters)(params, each.params, each.scale * each.config.scale)
+        params = add(params, each.params, each.scale * each.config.scale)
     return params

@@ -10,13 +10,12 @@ from PIL import Image
 
 from convert.architecture import clip_architecture, glide_architecture
 from convert.state_dict import write_tensors
-from glide_jax.checkpoint import CheckpointStore, load_weights, save_weights
+from glide_jax.checkpoint import CheckpointStore
 from glide_jax.diffusion.schedules import DiffusionConfig
-from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, LoraConfig
-from glide_jax.models.lora import GROUP, fingerprint
+from glide_jax.models import ClipImageConfig, ClipTextConfig
 from tests.convert.state_dicts import COSINE, LINEAR, state_dict
 from tests.programs import ROOT
-from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_weights, save_clip, save_model
+from tests.tiny.models import BASE, INPAINT, UPSAMPLER, save_clip, save_lora, save_model
 from tests.tiny.training import MODEL, make_config, make_params, make_state
 
 FOOD = ROOT / "datasets/emoji/train-food-3d.tar"
@@ -47,15 +46,6 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-def make_lora(path: Path, base: Path) -> None:
-    """Adapters of a model as a run leaves them, but for the rest of its state."""
-    lora = LoraConfig(rank=1)
-    weights = load_weights(base, Glide(MODEL).abstract_params())
-    adapters = random_weights(Glide(MODEL, lora=lora).abstract_params()[GROUP])
-    entry = asdict(lora) | {"base": str(base), "base_sha256": fingerprint(weights)}
-    save_weights(path, {GROUP: adapters}, {"model": asdict(MODEL), "diffusion": {}, "lora": entry})
-
-
 def make_torch_files(folder: Path) -> Path:
     """The published files, and two from elsewhere, as PyTorch saves them."""
     # Of GLIDE's heads of 64 channels, as a file does not tell how wide its heads are.
@@ -83,7 +73,7 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
         (folder / "models" / model.name).symlink_to(model)
     for name in ("emoji", "emoji_finetune", "glide_base", "mine"):
         shutil.copytree(run, folder / "runs" / name)
-    make_lora(folder / "runs" / "mine-lora", models / "base")
+    save_lora(folder / "runs" / "mine-lora", models / "base", MODEL)
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
     shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
     shutil.copytree(models / "parts", folder / "runs" / "emoji_upsample_parts")

@@ -12,7 +12,8 @@ import numpy as np
 
 from glide_jax.checkpoint import save_weights
 from glide_jax.diffusion.schedules import DiffusionConfig
-from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip
+from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, LoraConfig, ModelConfig, NoisedClip
+from glide_jax.models.lora import GROUP, fingerprint
 from glide_jax.sample import LoadedClip, LoadedModel, Stage
 
 BASE = ModelConfig(
@@ -55,6 +56,16 @@ def save_model(path, config=BASE, seed=1, **diffusion):
     """Writes `random_model(config)`, or another of other weights, as a checkpoint and returns its path."""
     record = {"model": asdict(config), "diffusion": asdict(DiffusionConfig(**diffusion))}
     save_weights(Path(path), _weights_of(config, seed), record)
+    return str(path)
+
+
+def save_lora(path, base, config=BASE):
+    """Writes adapters of what `save_model` wrote at `base`, as a run leaves them, and returns their path."""
+    lora = LoraConfig(rank=1)
+    adapters = random_weights(Glide(config, lora=lora).abstract_params()[GROUP])
+    entry = asdict(lora) | {"base": str(base), "base_sha256": fingerprint(_weights_of(config))}
+    record = {"model": asdict(config), "diffusion": asdict(DiffusionConfig()), "lora": entry}
+    save_weights(Path(path), {GROUP: adapters}, record)
     return str(path)
 
 
