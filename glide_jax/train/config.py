@@ -61,10 +61,15 @@ class ConditioningConfig(Options):
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig(Options):
-    """AdamW with a global-norm clip and a warm-up, and EMA weights."""
+    """AdamW or Muon with a global-norm clip and a warm-up, and EMA weights.
+
+    Muon (arXiv:2502.16982) takes the kernels but the UNet's first and last, scaled so that AdamW's learning rate suits
+    it, with a momentum of 0.95; AdamW takes the rest.
+    """
 
     PREFIX: ClassVar[str] = "train.optimizer."
 
+    kind: Annotated[Literal["adamw", "muon"], option("muon learns more from each image, and needs less memory")] = "adamw"
     learning_rate: Annotated[float, option("peak learning rate", low=0)] = 1e-4
     lr_schedule: Annotated[Literal["constant", "cosine"], option("after the warm-up; cosine ends at 0")] = "constant"
     warmup_steps: Annotated[int, option("steps over which the learning rate rises from 0", low=0)] = 0
@@ -117,7 +122,7 @@ class TrainConfig(Options):
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
     loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
-    optimizer: Annotated[OptimizerConfig, option("AdamW and EMA")] = OptimizerConfig()
+    optimizer: Annotated[OptimizerConfig, option("optimizer and EMA")] = OptimizerConfig()
     max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
     loss_spike_threshold: Annotated[float, option("skips losses so many times their average; 0: off", low=0)] = 0.0
     log_every: Annotated[int, option("steps between log lines; every 30 s there is one in any case", low=1)] = 50

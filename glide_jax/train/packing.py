@@ -15,14 +15,15 @@ from jaxtyping import Array, Float, PyTree
 
 from glide_jax.models import Params
 from glide_jax.train.config import Trained
-from glide_jax.train.state import State, is_trained, no_skips
+from glide_jax.train.state import State, is_for_muon, is_trained, no_skips
 
 
 class Packed(NamedTuple):
     """A nested dict of parameters, or of what there is of each (gradients, Adam's moments, shardings).
 
     Attributes:
-        small: the trained arrays of few bytes, one after another.
+        small: the trained arrays of few bytes, one after another; without any of them, as in a part of an optimizer's
+            state, and in place of others that are not there, `optax.MaskedNode`.
         large: the other trained arrays.
         frozen: those that are not trained; only the weights themselves have them.
     """
@@ -65,22 +66,35 @@ class Packing:
         params: all parameters of a model.
         trainable: which of them are trained.
         small: an array of fewer bytes in float32 is small.
+        muon: the optimizer is Muon: what it takes is never small.
+
+    Attributes:
+        axes: the number of axes of what Muon takes, 0 for the rest.
     """
 
-    def __init__(self, params: PyTree[Any], trainable: Trained, small: int) -> None:
+    def __init__(self, params: PyTree[Any], trainable: Trained, small: int, muon: bool = False) -> None:
         flat = flatten_dict(params)
         paths = sorted(path for path in flat if is_trained("/".join(path), trainable))
-        self._shapes = {path: flat[path].shape for path in paths if 4 * math.prod(flat[path].shape) < small}
+        matrices = {path: len(flat[path].shape) for path in paths if muon and is_for_muon("/".join(path))}
+        self._shapes = {
+            path: flat[path].shape
+            for path in paths
+            if path not in matrices and 4 * math.prod(flat[path].shape) < small
+        }
         self._large = [path for path in paths if path not in self._shapes]
+        self.axes = Packed(0, [matrices.get(path, 0) for path in self._large], [])
         self._frozen = sorted(flat.keys() - set(paths))
+        self._groups = params.keys()
         self._keeps_frozen = trainable != "lora"
         self._concatenate, self._split = jax.jit(_concatenate), jax.jit(self._split_impl)
 
     def pack(self, tree: Params) -> Packed:
-        """All parameters, or the trained ones."""
+        """All parameters, or the trained ones, or what there is of each."""
         flat = flatten_dict(tree)
-        small = self._concatenate([flat[path] for path in self._shapes])
-        return Packed(small, [flat[path] for path in self._large], self.frozen(tree))
+        small = self._concatenate([flat[path] for path in self._shapes if path in flat])
+        if not small.size and self._shapes:
+            small = optax.MaskedNode()
+        return Packed(small, [flat.get(path, optax.MaskedNode()) for path in self._large], self.frozen(tree))
 
     def frozen(self, tree: Params) -> list[Any]:
         """Those of the parameters that are not trained, as far as they are there."""
@@ -89,8 +103,8 @@ class Packing:
 
     def unpack(self, packed: Packed) -> Params:
         """What was packed."""
-        flat = dict(zip(self._shapes, self._split(packed.small), strict=True))
-        flat |= zip(self._large, packed.large, strict=True)
+        flat = {} if _is_masked(packed.small) else dict(zip(self._shapes, self._split(packed.small), strict=True))
+        flat |= {path: x for path, x in zip(self._large, packed.large, strict=True) if not _is_masked(x)}
         return unflatten_dict(flat | dict(zip(self._frozen, packed.frozen, strict=bool(packed.frozen))))
 
     def pack_state(self, state: State, base: Params | None = None) -> State:
@@ -101,7 +115,7 @@ class Packing:
             base: the weights that adapters belong to.
         """
         opt = jax.tree.map(
-            lambda x: self.pack(x) if isinstance(x, dict) else x, state["opt"], is_leaf=lambda x: isinstance(x, dict)
+            lambda x: self.pack(x) if self._is_unpacked(x) else x, state["opt"], is_leaf=self._is_unpacked
         )
         params = self.pack(state["params"])
         if base is not None:
@@ -116,6 +130,10 @@ class Packing:
         whole = state | weights
         return jax.tree.map(lambda x: self.unpack(x) if _is_packed(x) else x, whole, is_leaf=_is_packed)
 
+    def _is_unpacked(self, x: Any) -> bool:
+        # optax.partition's states are dicts too.
+        return isinstance(x, dict) and x.keys() <= self._groups
+
     def _split_impl(self, small: Float[Array, " count"]) -> list[Array]:
         parts, begin = [], 0
         for shape in self._shapes.values():
@@ -127,6 +145,10 @@ class Packing:
 
 def _concatenate(leaves: list[Array]) -> Float[Array, " count"]:
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]) if leaves else jnp.zeros(0)
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _is_packed(x: Any) -> bool:

@@ -57,8 +57,9 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat, train.lora)
         self.schedule = Schedule.from_config(config.diffusion)
-        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps)
-        self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes)
+        muon = train.optimizer.kind == "muon"
+        self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
+        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.axes)
         abstract = jax.eval_shape(self._make_state, self._key())
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
         params = jax.eval_shape(self.packing.unpack, abstract["params"])
@@ -67,7 +68,7 @@ class Program:
         self.abstract_state: State = with_shardings(tree, state_shardings(tree, mesh, min_bytes))
         batch, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
         self.shardings = jax.tree.map(
-            lambda x: x._replace(small=whole) if isinstance(x, Packed) else x,
+            lambda x: x._replace(small=jax.tree.map(lambda _: whole, x.small)) if isinstance(x, Packed) else x,
             state_shardings(abstract, mesh, min_bytes),
             is_leaf=lambda x: isinstance(x, Packed),
         )

@@ -24,9 +24,9 @@ from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
 # Options that decide which arrays a training state holds, beside the model's own.
-_STATE_OPTIONS = ("trainable", "optimizer.mu_dtype", "lora")
+_STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora")
 # Options that a record has not if it was written before they were, or converted.
-_UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon"}
+_UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon", "optimizer.kind": "adamw"}
 
 
 @dataclass(frozen=True)

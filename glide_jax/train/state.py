@@ -1,4 +1,4 @@
-"""The training state and how a step changes it: AdamW, EMA weights, frozen parameters, steps that are skipped."""
+"""The training state and how a step changes it: the optimizer, EMA weights, frozen parameters, steps that are skipped."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -30,6 +30,10 @@ RULES: dict[Trained, tuple[tuple[str, bool], ...]] = {
 
 _LOSS_EMA_RATE = 0.01
 
+# What an update of AdamW's has, by which Muon's is scaled (arXiv:2502.16982, section 2.2).
+_ADAM_RMS = 0.2
+_OUTER = ("unet/input_conv/kernel", "unet/out_conv/kernel")
+
 
 def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
     """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0.
@@ -49,18 +53,50 @@ def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Sched
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int | None) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
+def make_optimizer(
+    config: OptimizerConfig, max_steps: int | None, axes: PyTree[int] | None = None
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (Jordan et al. 2024).
+
+    Args:
+        config: the optimizer.
+        max_steps: where a cosine ends, as in `learning_rate`.
+        axes: a tree like the parameters with the number of axes of those that Muon takes, the last of which is the
+            output; 0 for the others.
+    """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    adamw = optax.adamw(
-        learning_rate(config, max_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
+    rate = learning_rate(config, max_steps)
+    if config.kind == "adamw":
+        adamw = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            mu_dtype=config.mu_dtype,
+            weight_decay=config.weight_decay,
+        )
+        return optax.chain(clip, adamw)
+    muon = optax.contrib.muon(
+        rate,
         mu_dtype=config.mu_dtype,
         weight_decay=config.weight_decay,
+        consistent_rms=_ADAM_RMS,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        adam_weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=jax.tree.map(_as_matrix, axes),
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, muon)
+
+
+def _as_matrix(axes: int) -> optax.contrib.MuonDimensionNumbers | None:
+    return optax.contrib.MuonDimensionNumbers(range(axes - 1), axes - 1) if axes else None
+
+
+def is_for_muon(path: str) -> bool:
+    """Whether Muon takes the parameter of that name: a kernel between hidden layers, or a LoRA's matrix."""
+    return path.startswith("lora/") or (path.endswith("/kernel") and path not in _OUTER)
 
 
 def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:
