@@ -21,11 +21,12 @@ def get_config() -> ConfigDict:
     config.data.uncond_p = 0.1
 
     config.model.image_size = 32
-    # Not 32: with one channel per group, group norm removes every channel's mean and with it the colours.
-    config.model.num_channels = 64
-    config.model.channel_mult = (1, 1, 2)
+    # As each group's mean is removed, 32 groups of one or two channels would take the colours away.
+    config.model.norm_groups = 8
+    config.model.num_channels = 32
+    config.model.channel_mult = (1, 1, 2, 4)
     config.model.num_res_blocks = 1
-    config.model.attention_resolutions = (16, 8)
+    config.model.attention_resolutions = (8, 4)
     config.model.num_head_channels = 32
     config.model.resblock_updown = False
     config.model.dropout = 0.0
@@ -34,19 +35,21 @@ def get_config() -> ConfigDict:
     config.model.xf_layers = 2
     config.model.xf_heads = 4
 
-    config.train.batch_size = 16
-    config.train.max_steps = 6400
+    config.diffusion.prediction_type = "v_prediction"
+
+    config.train.batch_size = 32
+    config.train.max_steps = 2800
     config.train.loss.kind = "hybrid"
-    config.train.loss.velocity_cap = 100.0
-    config.train.optimizer.learning_rate = 1e-3
+    config.train.optimizer.kind = "muon"
+    config.train.optimizer.learning_rate = 2e-3
     config.train.optimizer.lr_schedule = "cosine"
-    config.train.optimizer.warmup_steps = 200
+    config.train.optimizer.warmup_steps = 100
     config.train.optimizer.b2 = 0.99
     config.train.optimizer.ema_decay = 0.999
     config.train.log_every = 100
-    config.train.sample_every = 1600
-    config.train.validate_every = 800
-    config.train.save_every = 400
+    config.train.sample_every = 1000
+    config.train.validate_every = 500
+    config.train.save_every = 250
     config.train.preview.options.num_steps = 25
     config.train.preview.options.eta = 1.0
     return config

@@ -51,7 +51,6 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.model.xf_layers = 1
         config.model.xf_heads = 2
         config.diffusion.noise_schedule = "linear"
-        config.train.loss.velocity_cap = 5.0
         config.train.conditioning.low_res_blur = 0.6
         config.train.conditioning.low_res_noise = 0.1
     return config

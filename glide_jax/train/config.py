@@ -64,12 +64,12 @@ class OptimizerConfig(Options):
     """AdamW or Muon with a global-norm clip and a warm-up, and EMA weights.
 
     Muon (arXiv:2502.16982) takes the kernels but the UNet's first and last, scaled so that AdamW's learning rate suits
-    it, with a momentum of 0.95; AdamW takes the rest.
+    it, with a momentum of 0.95; NAdamW takes the rest.
     """
 
     PREFIX: ClassVar[str] = "train.optimizer."
 
-    kind: Annotated[Literal["adamw", "muon"], option("muon learns more from each image, and needs less memory")] = "adamw"
+    kind: Annotated[Literal["adamw", "muon"], option("muon learns more from each image")] = "adamw"
     learning_rate: Annotated[float, option("peak learning rate", low=0)] = 1e-4
     lr_schedule: Annotated[Literal["constant", "cosine"], option("after the warm-up; cosine ends at 0")] = "constant"
     warmup_steps: Annotated[int, option("steps over which the learning rate rises from 0", low=0)] = 0

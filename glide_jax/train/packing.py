@@ -22,9 +22,8 @@ class Packed(NamedTuple):
     """A nested dict of parameters, or of what there is of each (gradients, Adam's moments, shardings).
 
     Attributes:
-        small: the trained arrays of few bytes, one after another; without any of them, as in a part of an optimizer's
-            state, and in place of others that are not there, `optax.MaskedNode`.
-        large: the other trained arrays.
+        small: the trained arrays of few bytes, one after another; `optax.MaskedNode` where there is none of them.
+        large: the other trained arrays; likewise.
         frozen: those that are not trained; only the weights themselves have them.
     """
 
@@ -77,9 +76,7 @@ class Packing:
         paths = sorted(path for path in flat if is_trained("/".join(path), trainable))
         matrices = {path: len(flat[path].shape) for path in paths if muon and is_for_muon("/".join(path))}
         self._shapes = {
-            path: flat[path].shape
-            for path in paths
-            if path not in matrices and 4 * math.prod(flat[path].shape) < small
+            path: flat[path].shape for path in paths if path not in matrices and 4 * math.prod(flat[path].shape) < small
         }
         self._large = [path for path in paths if path not in self._shapes]
         self.axes = Packed(0, [matrices.get(path, 0) for path in self._large], [])
@@ -91,9 +88,8 @@ class Packing:
     def pack(self, tree: Params) -> Packed:
         """All parameters, or the trained ones, or what there is of each."""
         flat = flatten_dict(tree)
-        small = self._concatenate([flat[path] for path in self._shapes if path in flat])
-        if not small.size and self._shapes:
-            small = optax.MaskedNode()
+        parts = [flat[path] for path in self._shapes if path in flat]
+        small = self._concatenate(parts) if parts else optax.MaskedNode()
         return Packed(small, [flat.get(path, optax.MaskedNode()) for path in self._large], self.frozen(tree))
 
     def frozen(self, tree: Params) -> list[Any]:
@@ -144,7 +140,7 @@ class Packing:
 
 
 def _concatenate(leaves: list[Array]) -> Float[Array, " count"]:
-    return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]) if leaves else jnp.zeros(0)
+    return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
 
 def _is_masked(x: Any) -> bool:

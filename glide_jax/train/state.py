@@ -1,4 +1,4 @@
-"""The training state and how a step changes it: the optimizer, EMA weights, frozen parameters, steps that are skipped."""
+"""The training state and how a step changes it: optimizer, EMA weights, frozen parameters, steps that are skipped."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -95,7 +95,7 @@ def _as_matrix(axes: int) -> optax.contrib.MuonDimensionNumbers | None:
 
 
 def is_for_muon(path: str) -> bool:
-    """Whether Muon takes the parameter of that name: a kernel between hidden layers, or a LoRA's matrix."""
+    """Whether Muon takes the parameter of that name: a kernel of hidden layers, or a matrix of an adapter."""
     return path.startswith("lora/") or (path.endswith("/kernel") and path not in _OUTER)
 
 

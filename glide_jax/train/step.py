@@ -147,7 +147,7 @@ def make_train_step(
         old = state["params"].trained, state["ema"].trained, state["opt"]
         updates, opt = optimizer.update(packed, old[2], old[0])
         if config.max_minutes:
-            # One number for all processes, whose clocks differ; AdamW's update is a multiple of the learning rate.
+            # One number for all processes, whose clocks differ; an update is a multiple of the learning rate.
             used = batch["used"].max()
             left = share_left(config.optimizer, used)
             updates = jax.tree.map(lambda update: left * update, updates)

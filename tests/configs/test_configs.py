@@ -109,14 +109,15 @@ def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
     [
         (["--config.data.trim_white", "--config.train.max_steps=7"], True, 7),
         (["--config.train.max_steps", "7", "--config.data.trim_white"], True, 7),
-        (["--config.data.trim_white=true", "--noconfig.data.trim_white"], False, 6400),
-        (["--config.data.trim_white", "false"], False, 6400),
+        (["--config.data.trim_white=true", "--noconfig.data.trim_white"], False, None),
+        (["--config.data.trim_white", "false"], False, None),
     ],
 )
 def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, max_steps, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = parsed(["train.py", "--config", "configs/emoji.py", *words])
-    assert (config.data.trim_white, config.train.max_steps) == (trim_white, max_steps)
+    page = importlib.import_module("configs.emoji").get_config()
+    assert (config.data.trim_white, config.train.max_steps) == (trim_white, max_steps or page.train.max_steps)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from glide_jax.checkpoint import CheckpointStore, complete_steps, read_record, save_weights
+from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record, save_weights
+from glide_jax.models import Glide
 from glide_jax.parallel import make_mesh
 from glide_jax.train.program import Program
 from tests.checkpoint.states import assert_same_bits
-from tests.integration.runs import command, config, log, losses, sent_after, train
+from tests.integration.runs import command, compiled_once, config, log, losses, sent_after, train
 from tests.parallel.processes import free_port
 from tests.programs import ROOT
 from tests.tiny.training import MODEL, make_params
@@ -153,3 +154,14 @@ def test_a_run_that_only_skips_stops_with_its_state_and_its_examples_kept(tmp_pa
     assert all(len(line["index"]) == len(line["captions"]) == 8 for line in lines)
     (step,) = complete_steps(run_dir / "checkpoints")
     assert step >= lines[-1]["step"]
+
+
+def test_a_run_with_muon_goes_on_bit_for_bit(tmp_path):
+    given = ["--config.train.optimizer.kind=muon", "--config.train.optimizer.learning_rate=0.01"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    with compiled_once():
+        for run_dir, steps in ((stopped, 1), (stopped, 2), (whole, 2)):
+            assert train(run_dir, *given, f"--config.train.max_steps={steps}") == 0
+    assert losses(stopped) == losses(whole)
+    weights = [load_weights(run_dir, Glide(MODEL).abstract_params(), prefer="params") for run_dir in (stopped, whole)]
+    assert_same_bits(*weights)

@@ -11,7 +11,7 @@ import pytest
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, ModelConfig
 from glide_jax.train.config import OptimizerConfig, TrainConfig
-from glide_jax.train.state import judge, learning_rate, make_optimizer, merge, no_skips, split, update_ema
+from glide_jax.train.state import is_for_muon, judge, learning_rate, make_optimizer, merge, no_skips, split, update_ema
 from tests.tiny.training import MODEL, make_batch, make_config, make_params, make_state, updated
 
 
@@ -39,6 +39,35 @@ def test_first_update_is_a_clipped_adamw_step():
     # With bias correction the first moments are g and g^2, from which AdamW's first step follows.
     expected = -0.1 * (clipped / (clipped + 1.0) + 0.5 * np.array([2.0, -1.0]))
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+
+
+def test_first_update_of_muon_is_an_orthogonal_matrix_as_large_as_an_update_of_adam():
+    config = OptimizerConfig(kind="muon", learning_rate=0.1, weight_decay=0.5, max_grad_norm=0.0)
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.float32(rng.normal(size=(3, 3, 4, 8))), "embedding": jnp.float32(rng.normal(size=(5, 8)))}
+    grads = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params)
+    optimizer = make_optimizer(config, 10, {"kernel": 4, "embedding": 0})
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    # Of the gradient's U S V^T, S is replaced by ones, as far as five Newton-Schulz iterations get.
+    u, _, v = np.linalg.svd(np.reshape(grads["kernel"], (36, 8)), full_matrices=False)
+    kernel = np.reshape(updates["kernel"] / -0.1 - 0.5 * params["kernel"], (36, 8))
+    in_place_of_s = u.T @ kernel @ v.T / (0.2 * np.sqrt(36))
+    np.testing.assert_allclose(in_place_of_s, np.diag(np.diag(in_place_of_s)), atol=1e-4)
+    assert 0.6 < np.diag(in_place_of_s).min() <= np.diag(in_place_of_s).max() < 1.3
+    assert 0.1 < np.sqrt(np.square(kernel).mean()) < 0.25
+    adamw = optax.nadamw(0.1, config.b1, config.b2, config.eps, weight_decay=0.5)
+    expected, _ = adamw.update(grads, adamw.init(params), params)
+    np.testing.assert_allclose(updates["embedding"], expected["embedding"], rtol=1e-5)
+    ((_, second),) = optax.tree.get_all_with_path(state, "nu")
+    assert jax.tree.map(jnp.shape, second["embedding"]) == (5, 8)
+    assert len(jax.tree.leaves(second)) == 1
+
+
+def test_muon_takes_the_kernels_between_the_first_layer_and_the_last():
+    params = names(Glide(MODEL).abstract_params())
+    left = {name for name in params if name.endswith("/kernel") and not is_for_muon(name)}
+    assert left == {"unet/input_conv/kernel", "unet/out_conv/kernel"}
+    assert not any(is_for_muon(name) for name in params if not name.endswith("/kernel"))
 
 
 def test_ema_is_a_float32_average_with_warm_up():
