@@ -20,7 +20,15 @@ from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, flat, given, option
-from glide_jax.sample import Pipeline, base_options, checkpoint_step, metadata, parse_with_bundled, upsampler_options
+from glide_jax.sample import (
+    Pipeline,
+    base_options,
+    checkpoint_step,
+    metadata,
+    parse_with_bundled,
+    split_scale,
+    upsampler_options,
+)
 from glide_jax.sample.options import add_sampling_arguments
 from glide_jax.sample.options import flags as sampling_flags
 
@@ -48,6 +56,8 @@ class EvaluateOptions(Options):
     upsampler: Annotated[str | None, option(
         "upsampler that enlarges what the base model generates (default: none, but checkpoints/emoji/upsample where"
         " --checkpoint is not given either)", metavar="DIR")] = None  # fmt: skip
+    lora: Annotated[tuple[str, ...], option(
+        "adapters (LoRA) for the base model, from runs that trained them", metavar="PATH[:SCALE]")] = ()  # fmt: skip
     prompts: Annotated[str | None, option("prompts with | between them", metavar="A|B")] = None
     prompt_file: Annotated[str | None, option("text file with one prompt a line", metavar="FILE")] = None
     negative_prompt: Annotated[str, option("what to avoid (with guidance)")] = ""
@@ -164,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text, image = options.clip or (None, None)
     pipeline = Pipeline.from_checkpoints(
         options.checkpoint, options.upsampler, clip_text=text, clip_image=image, dtype=options.dtype,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size, lora=options.lora,
     )  # fmt: skip
     for prompt in plan.job.prompts:
         if cut := pipeline.unseen_end(prompt):
@@ -236,6 +246,8 @@ def _absolute(options: EvaluateOptions) -> EvaluateOptions:
     for name in ("checkpoint", "upsampler"):
         if path := getattr(options, name):
             named[name] = str(checkpoint_step(path))
+    adapters = map(split_scale, options.lora)
+    named["lora"] = tuple(f"{checkpoint_step(path)}:{scale}" for path, scale in adapters)
     for name in ("clip_checkpoint", "inception_checkpoint"):
         if path := getattr(options, name):
             named[name] = str(Path(path).absolute())
@@ -261,6 +273,8 @@ def _how(plan: _Plan) -> dict[str, str]:
     named = {name: value for name in ("checkpoint", "negative_prompt", "dtype") if (value := getattr(options, name))}
     if options.upsampler is not None:
         named["upsampler"] = options.upsampler
+    if options.lora:
+        named["lora"] = " ".join(options.lora)
     return metadata(plan.job.options, plan.job.upsampler_options if options.upsampler else None) | named
 
 

@@ -4,6 +4,7 @@ from .loading import LoadedModel as LoadedModel
 from .loading import check_upsampler as check_upsampler
 from .loading import checkpoint_config as checkpoint_config
 from .loading import checkpoint_step as checkpoint_step
+from .lora import split_scale as split_scale
 from .options import BUNDLED_SETTINGS as BUNDLED_SETTINGS
 from .options import SAMPLERS as SAMPLERS
 from .options import SampleOptions as SampleOptions

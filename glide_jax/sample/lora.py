@@ -42,7 +42,7 @@ class Adapters:
         Raises:
             GlideError: no checkpoint there, one without adapters, or a scale that is not finite.
         """
-        path, scale = _split(str(text))
+        path, scale = split_scale(str(text))
         record = read_record(path)
         entry = record.get("lora")
         if not isinstance(entry, dict) or not isinstance(record.get("model"), dict):
@@ -56,7 +56,8 @@ class Adapters:
         return cls(path, config, adapters, base, base_sha256, scale)
 
 
-def _split(text: str) -> tuple[str, float]:
+def split_scale(text: str) -> tuple[str, float]:
+    """Path and scale of "PATH" or "PATH:SCALE"; raises `GlideError` where the scale is not finite."""
     path, colon, number = text.rpartition(":")
     try:
         scale = float(number) if colon and path and not Path(text).exists() else None

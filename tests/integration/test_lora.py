@@ -82,6 +82,20 @@ def test_sample_py_takes_several_and_notes_them_in_its_images(base, run, tmp_pat
     np.testing.assert_allclose(np.asarray(image, int), images(base, [f"{run}:0.5"])[0], atol=1)
 
 
+def test_evaluate_py_takes_them_and_a_resumed_run_keeps_them(base, run, tmp_path):
+    flags = ["--prompts", "a cat", "--num_steps", 2, "--seed", 1, "--output_dir", tmp_path, "--output_format", "png"]
+    assert call("evaluate.py", "--checkpoint", base, "--lora", f"{run}:0.5", *flags) == 0
+    (path,) = tmp_path.glob("00000/prompt_*/image_*.png")
+    image = Image.open(path)
+    assert image.info["lora"] == f"{run}/checkpoints/4:0.5"
+    np.testing.assert_array_equal(np.asarray(image, int), images(base, [f"{run}:0.5"])[0])
+    # Trained further, the run is another; what was begun goes on with the adapters of then.
+    again, before = tmp_path / "00000", path.read_bytes()
+    shutil.rmtree(path.parent)
+    assert call("evaluate.py", "--resume", again) == 0
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("program", ["sample.py", "merge", "to-torch", "resume", "start"])
 def test_adapters_of_other_weights_and_adapters_alone_are_refused_in_one_line(program, base, run, tmp_path, capsys):
     other = save_model(tmp_path / "other", MODEL, seed=2)
