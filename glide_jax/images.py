@@ -38,6 +38,8 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height; any other number is as 1
 
 _JPEG_QUALITY = 95
+_ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+_FRAME_MS, _LAST_FRAME_MS = 200, 2000
 _PADDING = 4
 _LINE_HEIGHT = 12
 _CAPTION_LINES = 2
@@ -208,6 +210,26 @@ def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = N
     readable = {key: valid_unicode(value) for key, value in (metadata or {}).items()}
     comment = json.dumps(readable).encode() if readable else b""
     _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
+
+
+def save_animation(path: Path, frames: Sequence[Pixels]) -> None:
+    """Writes frames of one size atomically as a GIF, WebP or animated PNG that runs for ever; the last stays longest.
+
+    Raises:
+        GlideError: another ending, or the folder cannot be written to.
+    """
+    kind = check_animation(path)
+    first, *others = map(Image.fromarray, frames)
+    milliseconds = [_FRAME_MS] * len(others) + [_LAST_FRAME_MS]
+    with written(path) as temporary:
+        first.save(temporary, kind, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def check_animation(path: Path) -> str:
+    """Pillow's name for the format of an animation; raises `GlideError` where the name of its file says none."""
+    if kind := _ANIMATIONS.get(path.suffix.lower()):
+        return kind
+    raise GlideError(f"cannot write an animation to {path}: its name must end with {', '.join(_ANIMATIONS)}")
 
 
 def _save(path: Path, pixels: Pixels, **options: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.images import from_uint8, grid, save_jpeg, save_png, to_uint8
+from glide_jax.images import from_uint8, grid, save_animation, save_jpeg, save_png, to_uint8
 
 
 def test_every_grey_level_survives_the_round_trip():
@@ -19,6 +19,27 @@ def test_every_grey_level_survives_the_round_trip():
 def test_values_are_rounded_and_clipped():
     x = np.array([-1.5, -1.0, 0.0, 1.0, 7.0], np.float32).reshape(1, 1, 5, 1)
     assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "PNG"])
+def test_an_animation_has_all_frames_and_rests_on_the_last(ending, tmp_path):
+    frames = [np.full((8, 12, 3), level, np.uint8) for level in (0, 100, 250)]
+    path = tmp_path / "folder" / f"forming.{ending}"
+    save_animation(path, frames)
+    with Image.open(path) as animation:
+        assert (animation.n_frames, animation.size, animation.info["loop"]) == (3, (12, 8), 0)
+        shown = []
+        for index in range(3):
+            animation.seek(index)
+            animation.load()  # a WebP's duration is known after that
+            shown.append((np.asarray(animation.convert("RGB"), int).mean(), animation.info["duration"]))
+    np.testing.assert_allclose([level for level, _ in shown], [0, 100, 250], atol=3)
+    assert [milliseconds for _, milliseconds in shown] == [200, 200, 2000]
+
+
+def test_an_animation_is_of_the_formats_that_move(tmp_path):
+    with pytest.raises(GlideError, match=r"must end with \.gif, \.webp, \.png"):
+        save_animation(tmp_path / "forming.mp4", [np.zeros((2, 2, 3), np.uint8)])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 9])

@@ -11,7 +11,7 @@ from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import keep_compiled_programs, lines, read_text
-from glide_jax.images import Pixels, grid, save_png
+from glide_jax.images import Pixels, check_animation, grid, save_animation, save_png, to_uint8
 from glide_jax.options import add_arguments
 from glide_jax.sample.options import (
     SampleOptions,
@@ -73,6 +73,8 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
     add("--output", type=Path, default=Path("out"), metavar="DIR",
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
+    add("--animate", type=Path, metavar="FILE",
+        help="also shows how the images form, the predicted clean ones on the way: .gif, .webp or .png")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
     add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
     add("--compare", metavar="A,B,...", help="generate the first prompt by each of these samplers in one labelled grid")
@@ -121,9 +123,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join([*figures, f"comparison.png is in {args.output}"]))
         return 0
     count = len(prompts) * args.num_samples
+    if args.animate is not None and check_animation(args.animate) and count > args.batch_size:
+        raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
+    frames: list[Any] = []
     with progress.bar("sampling", total) as bar:
-        on_steps = lambda done, _: bar.update(done)  # noqa: E731
+
+        def on_steps(done: int, x_0: Any) -> None:
+            bar.update(done)
+            if args.animate is not None:
+                frames.append(to_uint8(x_0))
+
         samples = pipeline(prompts, num_images=args.num_samples, options=options, on_steps=on_steps, **common)
     named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
     if args.upsampler:
@@ -131,6 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.lora:
         named["lora"] = " ".join(args.lora)
     _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
+    if args.animate is not None:
+        cell = max(_CELL, samples.images.shape[2])
+        sheets = [grid(list(images), samples.prompts, cell=cell) for images in (*frames, samples.images)]
+        save_animation(args.animate, sheets)
+        print(f"{args.animate} shows how they form")
     return 0
 
 

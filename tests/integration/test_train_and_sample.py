@@ -110,7 +110,7 @@ def test_a_run_is_sampled_from_a_picture_and_enlarged(whole_run, tmp_path):
         "sample.py", "--checkpoint", whole_run, "--output", tmp_path / "out", "--upsampler", upsampler,
         "--prompt", "a 3d render of a banana", "--prompt", "a 3d render of a cherry", "--num_samples", 2, "--seed", 5,
         "--init_image", tmp_path / "red.png", "--strength", 0.5, "--sampler", "dpmpp_2m", "--num_steps", 4,
-        "--guidance_scale", 2, "--upsampler_num_steps", 2,
+        "--guidance_scale", 2, "--upsampler_num_steps", 2, "--animate", tmp_path / "forming.webp",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     pictures = [Image.open(tmp_path / "out" / f"{number:04d}.png") for number in range(4)]
@@ -121,7 +121,11 @@ def test_a_run_is_sampled_from_a_picture_and_enlarged(whole_run, tmp_path):
                 "upsampler": upsampler, "upsampler_num_steps": "2"}  # fmt: skip
     written = pictures[2].text
     assert {name: written[name] for name in expected} == expected
-    assert (tmp_path / "out" / "grid.png").exists()
+    with Image.open(tmp_path / "forming.webp") as animation, Image.open(tmp_path / "out" / "grid.png") as last:
+        assert animation.n_frames > 1  # equal ones become one
+        assert animation.size == last.size
+        animation.seek(animation.n_frames - 1)
+        assert np.abs(np.asarray(animation.convert("RGB"), int) - np.asarray(last, int)).mean() < 10
 
 
 def sample(checkpoint, output, *arguments):
