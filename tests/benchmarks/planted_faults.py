@@ -89,6 +89,9 @@ MODELS = (
           ("tests/models/test_glide.py::test_dropout_needs_a_key_and_drops_the_given_share",)),
     Fault("adapters count alpha times rank", "glide_jax/models/lora.py", "rank) / self.rank", "rank) * self.rank",
           ("tests/models/test_lora.py::test_fresh_adapters_change_nothing_and_others_do",)),
+    Fault("evaluate.py forgets adapters", "glide_jax/evaluate/cli.py",
+          "lora=options.lora,", "",
+          ("tests/integration/test_lora.py::test_evaluate_py_takes_them_and_a_resumed_run_keeps_them",)),
     Fault("adapters of any weights are taken", "glide_jax/sample/lora.py", "each.base_sha256 != found", "not found",
           ("tests/integration/test_lora.py::test_adapters_of_other_weights_and_adapters_alone_are_refused_in_one_line",)),
 )
@@ -206,6 +209,13 @@ TRAIN = (
     Fault("gradients are clipped after Adam", "glide_jax/train/state.py",
           "optax.chain(clip, adamw)", "optax.chain(adamw, clip)",
           ("tests/train/test_state.py::test_first_update_is_a_clipped_adamw_step",)),
+    Fault("Muon takes embeddings too", "glide_jax/train/state.py",
+          'path.endswith("/kernel") and path not in _OUTER', "path not in _OUTER",
+          ("tests/train/test_state.py::test_muon_takes_the_kernels_between_the_first_layer_and_the_last",)),
+    Fault("a kernel's output is its first axis for Muon", "glide_jax/train/state.py",
+          "MuonDimensionNumbers(range(axes - 1), axes - 1)", "MuonDimensionNumbers(range(1, axes), 0)",
+          ("tests/train/test_state.py::"
+           "test_first_update_of_muon_is_an_orthogonal_matrix_as_large_as_an_update_of_adam",)),
     Fault("the warm-up ends a step late", "glide_jax/train/state.py",
           "linear_schedule(peak / warmup, peak, warmup - 1)", "linear_schedule(peak / warmup, peak, warmup)",
           ("tests/train/test_state.py::test_warmup_rises_from_the_first_update_to_the_peak",)),
