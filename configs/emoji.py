@@ -2,7 +2,7 @@
 
     python train.py --config configs/emoji.py
 
-68 minutes on two CPU cores (jax 0.12). Final training loss (noise MSE) 0.038, validation loss 0.0516.
+70 minutes on two slow CPU cores (jax 0.12). Final training loss (noise MSE) 0.039, validation loss 0.0647.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.diffusion.prediction_type = "v_prediction"
 
     config.train.batch_size = 32
-    config.train.max_steps = 2800
+    config.train.max_steps = 2807
     config.train.loss.kind = "hybrid"
     config.train.optimizer.kind = "muon"
     config.train.optimizer.learning_rate = 2e-3
