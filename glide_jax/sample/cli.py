@@ -104,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
     options, up_options = base_options(vars(args)), upsampler_options(vars(args))
     samplers, steps = _comparison(args)
+    count = len(prompts) * args.num_samples
+    if args.animate is not None:
+        _check_animated(args, count)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
@@ -122,9 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_png(args.output / "comparison.png", sheet)
         print("\n".join([*figures, f"comparison.png is in {args.output}"]))
         return 0
-    count = len(prompts) * args.num_samples
-    if args.animate is not None and check_animation(args.animate) and count > args.batch_size:
-        raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
     with progress.bar("sampling", total) as bar:
@@ -147,6 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_animation(args.animate, sheets)
         print(f"{args.animate} shows how they form")
     return 0
+
+
+def _check_animated(args: argparse.Namespace, count: int) -> None:
+    check_animation(args.animate)
+    if args.checkpoint is None or args.compare is not None:
+        raise GlideError("--animate shows how images of a base model form: give --checkpoint, and leave out --compare")
+    if count > args.batch_size:
+        raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
 
 
 def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:

@@ -89,7 +89,7 @@ def test_evaluate_py_takes_them_and_a_resumed_run_keeps_them(base, run, tmp_path
     image = Image.open(path)
     assert image.info["lora"] == f"{run}/checkpoints/4:0.5"
     np.testing.assert_array_equal(np.asarray(image, int), images(base, [f"{run}:0.5"])[0])
-    # Trained further, the run is another; what was begun goes on with the adapters of then.
+    # An image that is missing is generated again with the same adapters, from the settings alone.
     again, before = tmp_path / "00000", path.read_bytes()
     shutil.rmtree(path.parent)
     assert call("evaluate.py", "--resume", again) == 0

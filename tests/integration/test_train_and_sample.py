@@ -132,6 +132,18 @@ def sample(checkpoint, output, *arguments):
     return call("sample.py", "--checkpoint", checkpoint, "--output", output, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--animate", "a.mp4"], "its name must end with .gif"),
+        (["--animate", "a.gif", "--compare", "ddim"], "leave out --compare"),
+        (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
+    ],
+)
+def test_what_cannot_be_animated_is_one_line(given, said, whole_run, tmp_path, capsys):
+    assert_one_clear_line(sample(whole_run, tmp_path, "--prompt", "a", *given), said, capsys)
+
+
 def test_at_strength_0_the_picture_stays(whole_run, tmp_path):
     Image.new("RGB", (50, 30), (255, 0, 0)).save(tmp_path / "red.png")
     assert sample(whole_run, tmp_path, "--prompt", "a", "--init_image", tmp_path / "red.png", "--strength", 0) == 0
