@@ -12,6 +12,8 @@ from convert.shrink import shrink
 from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import architecture_of, check_tensors, to_flax
 from convert.to_torch import to_torch
+from glide_jax.sample import Pipeline, Settings, base_options, upsampler_options
+from glide_jax.sample.options import add_sampling_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
 
+    folder = commands.add_parser("bundle", help="base model and upsampler into one folder to hand on, with settings")
+    folder.set_defaults(run=_bundle)
+    folder.add_argument("--checkpoint", metavar="DIR", help="the base model, as for sample.py")
+    folder.add_argument("--upsampler", metavar="DIR", help="the upsampler")
+    folder.add_argument(
+        "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="adapters to merge into the base model"
+    )
+    folder.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new folder")
+    folder.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored weights")
+    add_sampling_arguments(folder)
+
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
     inspect.set_defaults(run=_inspect)
     _add_source(inspect)
@@ -106,6 +119,14 @@ def _shrink(given: argparse.Namespace) -> None:
 def _merge(given: argparse.Namespace) -> None:
     architecture = merge(given.checkpoint, given.lora, given.output)
     print(f"{architecture.kind} model written to {given.output}")
+
+
+def _bundle(given: argparse.Namespace) -> None:
+    pipeline = Pipeline.from_checkpoints(given.checkpoint, given.upsampler, lora=given.lora)
+    pipeline.settings = Settings(base_options(vars(given)), upsampler_options(vars(given)))
+    pipeline.save_pretrained(given.output, dtype=given.dtype)
+    size = sum(file.stat().st_size for file in given.output.rglob("*") if file.is_file())
+    print(f"pipeline of {size / 1e6:.1f} MB written to {given.output}")
 
 
 def _inspect(given: argparse.Namespace) -> None:

@@ -88,7 +88,9 @@ def step_folder(directory: Path, step: int | None = None) -> Path:
     """
     steps = _numbered(directory)
     if not steps:
-        raise GlideError(f"no complete checkpoint in {directory}")
+        inside = sorted(folder.name for folder in directory.iterdir() if is_step(folder)) if directory.is_dir() else []
+        hint = f"; name the one that you mean: {', '.join(inside[:5])}" if inside else ""
+        raise GlideError(f"no complete checkpoint in {directory}{hint}")
     if step is not None and step not in steps:
         raise GlideError(f"no checkpoint of step {step} in {directory}; there are {', '.join(map(str, steps))}")
     folder = directory / str(steps[-1] if step is None else step)

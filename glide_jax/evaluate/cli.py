@@ -25,7 +25,7 @@ from glide_jax.sample import (
     base_options,
     checkpoint_step,
     metadata,
-    parse_with_bundled,
+    parse_with_settings,
     split_scale,
     upsampler_options,
 )
@@ -51,11 +51,11 @@ class EvaluateOptions(Options):
     """Options of one evaluation beside those of sampling."""
 
     checkpoint: Annotated[str | None, option(
-        "base model: a run folder, one of its checkpoints, or a converted model (default: the small model in"
-        " checkpoints/emoji/base)", metavar="DIR")] = None  # fmt: skip
+        "base model: a run folder, one of its checkpoints, or a converted model; or a whole pipeline: a folder, or"
+        " hf://USER/NAME of the Hugging Face Hub (default: checkpoints/emoji)", metavar="DIR")] = None  # fmt: skip
     upsampler: Annotated[str | None, option(
-        "upsampler that enlarges what the base model generates (default: none, but checkpoints/emoji/upsample where"
-        " --checkpoint is not given either)", metavar="DIR")] = None  # fmt: skip
+        "upsampler that enlarges what the base model generates (default: that of the pipeline, if --checkpoint is one)",
+        metavar="DIR")] = None  # fmt: skip
     lora: Annotated[tuple[str, ...], option(
         "adapters (LoRA) for the base model, from runs that trained them", metavar="PATH[:SCALE]")] = ()  # fmt: skip
     prompts: Annotated[str | None, option("prompts with | between them", metavar="A|B")] = None
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     if args.resume is None:
-        folder, settings = None, _by_flag(parse_with_bundled(parser(), argv))
+        folder, settings = None, _by_flag(parse_with_settings(parser(), argv))
     else:
         folder = RunFolder.open(Path(args.resume))
         settings = _resumed(_by_flag(args), folder)

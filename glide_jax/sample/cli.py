@@ -18,14 +18,15 @@ from glide_jax.sample.options import (
     add_sampling_arguments,
     base_options,
     metadata,
-    parse_with_bundled,
     upsampler_options,
 )
+from glide_jax.sample.pretrained import parse_with_settings
 
 _EXAMPLES = """\
 examples:
   python sample.py --prompt "a 3d render of a turtle" --num_samples 4
   python sample.py --checkpoint glide/base --upsampler glide/upsample --prompt "a red bicycle" --sampler dpmpp_2m
+  python sample.py --checkpoint hf://someone/their-glide --prompt "a red bicycle"
   python sample.py --checkpoint glide/base --prompt "a hedgehog" --compare ddim,plms,dpmpp_2m --steps 10,20,50
   python sample.py --checkpoint glide/base --prompt "the same in snow" --init_image house.jpg --strength 0.6
   python sample.py --checkpoint glide/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
@@ -53,11 +54,11 @@ def parser() -> argparse.ArgumentParser:
 def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("models and prompts").add_argument
     add("--checkpoint", metavar="DIR",
-        help="base model: a run folder, one of its checkpoints, or a converted model (default: the small model in "
-        "checkpoints/emoji/base)")  # fmt: skip
+        help="base model: a run folder, one of its checkpoints, or a converted model; or a whole pipeline: a folder, "
+        "or hf://USER/NAME of the Hugging Face Hub (default: checkpoints/emoji)")  # fmt: skip
     add("--upsampler", metavar="DIR",
-        help="upsampler that enlarges what the base model generates (default: none, but checkpoints/emoji/upsample "
-        "where --checkpoint is not given either)")  # fmt: skip
+        help="upsampler that enlarges what the base model generates (default: that of the pipeline, if "
+        "--checkpoint is one)")  # fmt: skip
     add(
         "--lora",
         action="append",
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         GlideError: no prompts, unreadable files, no such checkpoint, invalid options, unwritable folder.
     """
-    args = parse_with_bundled(parser(), argv)
+    args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
     prompts = [*args.prompt, *(lines(read_text(args.prompt_file, "--prompt_file")) if args.prompt_file else [])]
     if not prompts and args.checkpoint is not None:

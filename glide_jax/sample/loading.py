@@ -1,11 +1,13 @@
 """Models out of checkpoints: what they are is in their records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from glide_jax.checkpoint import load_weights, read_record, resolve
+import jax
+
+from glide_jax.checkpoint import load_weights, read_record, resolve, save_weights
 from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
@@ -74,6 +76,12 @@ class LoadedModel:
         params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
         mesh = make_mesh(ParallelConfig())
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+
+    def save(self, path: str | Path, dtype: str = "float32") -> None:
+        """Writes the weights as a checkpoint of their own, rounded to `dtype`; `path` must not exist."""
+        record = {"model": asdict(self.stage.model.config), "diffusion": asdict(self.stage.diffusion)}
+        rounded = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
+        save_weights(path, rounded, record, compress=True)
 
 
 def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:

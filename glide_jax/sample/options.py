@@ -1,10 +1,9 @@
 """How images are generated: the options of both models, as command lines and image files say them."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from glide_jax.diffusion.options import (
     SAMPLERS,
@@ -21,9 +20,9 @@ from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Options, add_arguments, build, flat, given, option
 
 __all__ = [
-    "BUNDLED_SETTINGS", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_options",
-    "bundled_models", "default_schedule", "flags", "level_options", "metadata", "parse_with_bundled", "sampler_options",
-    "upsampler_options", "upsampling",
+    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "Settings", "add_sampling_arguments", "base_options",
+    "changed_flags", "default_schedule", "flags", "level_options", "metadata", "sampler_options", "upsampler_options",
+    "upsampling",
 ]  # fmt: skip
 
 
@@ -81,14 +80,21 @@ _GROUPS = {"sampler": SolverOptions, "noise levels": LevelOptions, "guidance": G
            "thresholding": ThresholdingOptions}  # fmt: skip
 
 
-def upsampling(changes: Mapping[str, Any]) -> SampleOptions:
-    """The options of an upsampler: GLIDE's own ("fast27" DDIM, no guidance) with changes by name.
+class Settings(NamedTuple):
+    """The options of both models where a request names none."""
+
+    options: SampleOptions = SampleOptions()
+    upsampler_options: SampleOptions = UPSAMPLER_DEFAULTS
+
+
+def upsampling(changes: Mapping[str, Any], base: SampleOptions = UPSAMPLER_DEFAULTS) -> SampleOptions:
+    """The options of an upsampler: GLIDE's own ("fast27" DDIM, no guidance), or `base`, with changes by name.
 
     Raises:
         GlideError: invalid options.
     """
     respaced = {"timestep_respacing": ""} if {"num_steps", "schedule"} & changes.keys() else {}
-    return build(SampleOptions, {**respaced, **changes}, base=UPSAMPLER_DEFAULTS)
+    return build(SampleOptions, {**respaced, **changes}, base=base)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +122,12 @@ def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str,
     return flat(options) | {_NAMES.get(name, _PREFIX + name): value for name, value in flat(upsampler_options).items()}
 
 
+def changed_flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
+    """Those of `flags` that differ from what they are by default."""
+    usual = flags(*Settings())
+    return {name: value for name, value in flags(options, upsampler_options).items() if value != usual[name]}
+
+
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:
     """What tells how an image was generated: the flags that differ from the defaults, and the main ones.
 
@@ -137,34 +149,3 @@ def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | N
 def _changed(options: SampleOptions, base: SampleOptions, also: Collection[str] = ()) -> dict[str, Any]:
     usual = flat(base)
     return {k: v for k, v in flat(options).items() if k in also or (v != usual[k] and v not in (None, ""))}
-
-
-_FOLDER = Path("checkpoints/emoji")
-# Flags. They are small and were trained for hours, not weeks: fresh noise at every step mends many mistakes of the base
-# model, and the upsampler is not precise enough at high noise to keep an image's colours.
-BUNDLED_SETTINGS: Mapping[str, Any] = {"sampler": "ddpm", "upsampler_strength": 0.5}
-
-
-def bundled_models() -> tuple[str, str]:
-    """The checkpoints of the base model and of the upsampler in `checkpoints/emoji`, for when none is given.
-
-    Raises:
-        GlideError: the working directory is not the repository's.
-    """
-    if not _FOLDER.is_dir():
-        raise GlideError(f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_FOLDER}")
-    return str(_FOLDER / "base"), str(_FOLDER / "upsample")
-
-
-def parse_with_bundled(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line; where it names no model, it means the bundled ones, by their settings if it gives none.
-
-    The bundled upsampler has its strength behind other base models too.
-    """
-    args = parse.parse_args(argv)
-    if args.checkpoint is None and args.upsampler is None:
-        base, upsampler = bundled_models()
-        parse.set_defaults(checkpoint=base, upsampler=upsampler, **BUNDLED_SETTINGS)
-    elif args.upsampler is not None and Path(args.upsampler).resolve() == (_FOLDER / "upsample").resolve():
-        parse.set_defaults(upsampler_strength=BUNDLED_SETTINGS["upsampler_strength"])
-    return parse.parse_args(argv)

@@ -16,7 +16,8 @@ from glide_jax.options import build
 from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
-from glide_jax.sample.options import SampleOptions, upsampling
+from glide_jax.sample.options import SampleOptions, Settings, upsampling
+from glide_jax.sample.pretrained import Pretrained, write_index
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -54,6 +55,7 @@ class Pipeline:
         upsampler: enlarges them.
         clip: the noised CLIP, for `clip_guidance_scale`.
         batch_size: images generated at once; longer requests are split.
+        settings: the options of both where a request names none.
 
     Raises:
         GlideError: neither model, a model in the wrong place, or two that do not fit each other.
@@ -65,6 +67,7 @@ class Pipeline:
         upsampler: LoadedModel | None = None,
         clip: LoadedClip | None = None,
         batch_size: int = 16,
+        settings: Settings = Settings(),  # noqa: B008 (immutable)
     ) -> None:
         if base is None and upsampler is None:
             raise GlideError("no model: give a base checkpoint, an upsampler, or both")
@@ -75,6 +78,7 @@ class Pipeline:
         if batch_size < 1:
             raise GlideError(f"batch_size must be at least 1, not {batch_size}")
         self.base, self.upsampler, self.clip, self.batch_size = base, upsampler, clip, batch_size
+        self.settings = settings
 
     @classmethod
     def from_checkpoints(
@@ -104,6 +108,46 @@ class Pipeline:
             batch_size,
         )
 
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, dtype: str = "float32", batch_size: int = 16, lora: Sequence[str | Path] = ()
+    ) -> Self:
+        """Loads a pipeline that `save_pretrained` wrote, with its settings.
+
+        Args:
+            name: its folder; or hf://USER/NAME, hf://USER/NAME@REVISION of the Hugging Face Hub.
+            dtype: compute type.
+            batch_size: images generated at once.
+            lora: adapters, as for `from_checkpoints`.
+
+        Raises:
+            GlideError: there is none, it cannot be downloaded, or it does not hold what its index says.
+        """
+        whole = Pretrained.open(name)
+        loaded = cls.from_checkpoints(whole.base, whole.upsampler, dtype=dtype, batch_size=batch_size, lora=lora)
+        loaded.settings = whole.in_force
+        return loaded
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
+        """Writes models, adapters merged into them, and settings as one folder; the noised CLIP is left out.
+
+        Args:
+            folder: a new one.
+            dtype: of the stored weights; bfloat16 halves them, rounded to the nearest.
+
+        Raises:
+            GlideError: something is there already, or it cannot be written.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists():
+            raise GlideError(f"{folder} exists already; choose another folder or remove it")
+        parts = {"base": self.base, "upsampler": self.upsampler}
+        models = {part: model for part, model in parts.items() if model is not None}
+        for part, model in models.items():
+            model.save(folder / part, dtype)
+        # The index last, so that a folder with one is whole.
+        write_index(folder, list(models), self.settings)
+
     def __call__(
         self,
         prompts: str | Sequence[str],
@@ -126,8 +170,9 @@ class Pipeline:
         Args:
             prompts: one or several.
             num_images: images per prompt.
-            options: of the base model; None is the defaults.
-            upsampler_options: of the upsampler, or changes of GLIDE's own ("fast27" DDIM, no guidance) by name.
+            options: of the base model; None is `settings.options`.
+            upsampler_options: of the upsampler, or changes by name of `settings.upsampler_options`, which are GLIDE's own
+                ("fast27" DDIM, no guidance) unless there are others.
             seed: in [0, 2^31); image i of the request is the same whatever the batch size.
             on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
                 images as predicted by then, in [-1, 1]; what it raises ends the sampling.
@@ -145,7 +190,8 @@ class Pipeline:
         batches = list(
             self.batches(
                 rows, range(len(rows)) if indices is None else indices,
-                options=build(SampleOptions, changes, base=options), upsampler_options=upsampler_options, seed=seed,
+                options=build(SampleOptions, changes, base=options or self.settings.options),
+                upsampler_options=upsampler_options, seed=seed,
                 on_steps=on_steps, negative_prompt=negative_prompt, init_image=init_image, image=image, mask=mask,
                 x_t=x_t,
             )
@@ -184,7 +230,7 @@ class Pipeline:
             raise GlideError("inpainting needs both an image and a mask")
         if image is not None and not base.stage.model.config.inpaint:
             raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
-        up_options = _upsampler_options(upsampler_options)
+        up_options = self._upsampler_options(upsampler_options)
         start = None if init_image is None else load_image(init_image, base.stage.model.config.image_size)
 
         known = _known(base, image, mask)
@@ -227,7 +273,7 @@ class Pipeline:
         Args:
             images: files, PIL images or uint8 arrays.
             prompts: what they show, one for all or one each.
-            options: of the upsampler; None is GLIDE's own.
+            options: of the upsampler; None is `settings.upsampler_options`.
             seed, on_steps: as in a call.
             **changes: of `options`, by name.
         """
@@ -237,7 +283,7 @@ class Pipeline:
         if len(rows) != len(images) or not rows:
             raise GlideError(f"{len(rows)} prompts for {len(images)} images: give one for all, or one each")
         _check_seed(seed)
-        up_options = build(SampleOptions, changes, base=options) if options else upsampling(changes)
+        up_options = build(SampleOptions, changes, base=options) if options else self._upsampler_options(changes)
         size = self.upsampler.stage.model.config.low_res_size
         low_res = np.stack([load_image(image, size) for image in images])
         batches = []
@@ -284,15 +330,16 @@ class Pipeline:
         """How many image evaluations `on_steps` will report for so many images; arguments as for a call."""
         total = 0
         if self.base is not None:
-            options = options or SampleOptions()
+            options = options or self.settings.options
             total += self.base.stage.count_evaluations(options, from_image=from_image and options.strength < 1)
         if self.upsampler is not None:
-            total += self.upsampler.stage.count_evaluations(_upsampler_options(upsampler_options), from_image=True)
+            total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options), from_image=True)
         return images * total
 
-
-def _upsampler_options(options: SampleOptions | Mapping[str, Any] | None) -> SampleOptions:
-    return options if isinstance(options, SampleOptions) else upsampling(options or {})
+    def _upsampler_options(self, options: SampleOptions | Mapping[str, Any] | None) -> SampleOptions:
+        if isinstance(options, SampleOptions):
+            return options
+        return upsampling(options or {}, self.settings.upsampler_options)
 
 
 def _known(model: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> dict[str, np.ndarray]:

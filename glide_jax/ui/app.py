@@ -17,7 +17,7 @@ from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, given, option
-from glide_jax.sample import BUNDLED_SETTINGS, LoadedClip, bundled_models
+from glide_jax.sample import LoadedClip, choose
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument_group("models").add_argument
     add("--checkpoint", metavar="DIR", action="append", default=[],
-        help="base model, as for sample.py; may be given several times")  # fmt: skip
+        help="base model or pipeline, as for sample.py; may be given several times")  # fmt: skip
     add("--upsampler", metavar="DIR", action="append", default=[], help="the same for upsamplers")
     add("--models", metavar="FOLDER", action="append", default=[], help="folder to search for more of both")
     add("--clip_model", metavar="NAME[/TAG]",
@@ -115,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _service(args: argparse.Namespace, limits: Limits) -> Service:
     """Finds the models, loads the first ones; with none given, the bundled ones."""
     bundled = not (args.checkpoint or args.upsampler or args.models)
-    checkpoints, upsamplers = args.checkpoint, args.upsampler
-    if bundled:
-        checkpoints, upsamplers = ([path] for path in bundled_models())
+    named = [choose(path, None) for path in args.checkpoint] + [choose(None, path) for path in args.upsampler]
+    chosen = named or ([choose(None, None)] if bundled else [])
+    checkpoints = [each.base for each in chosen if each.base is not None]
+    upsamplers = [each.upsampler for each in chosen if each.upsampler is not None]
+    settings = {name: value for each in reversed(chosen) for name, value in each.settings.items()}
     scorer = None
     if args.clip_model is not None:
         scorer = scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, limits.batch_size, print)()
@@ -133,7 +135,7 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
     names = (base.name if base else "", fitting[0].name if fitting else "")
     models.pipeline(names[0] or None, names[1] or None)
     prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
-    return Service(models, *names, limits, scorer, prompts, BUNDLED_SETTINGS if bundled else {})
+    return Service(models, *names, limits, scorer, prompts, settings)
 
 
 def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:

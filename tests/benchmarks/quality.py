@@ -31,7 +31,7 @@ from PIL import Image
 from glide_jax.data import DataConfig, open_validation
 from glide_jax.evaluate.distances import frechet, kernel
 from glide_jax.images import grid, save_png
-from glide_jax.sample import BUNDLED_SETTINGS, Pipeline, bundled_models
+from glide_jax.sample import Pipeline, choose
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets" / "emoji"))
 
@@ -59,13 +59,13 @@ class Pictures(NamedTuple):
 def main() -> None:
     """Generates, measures, prints the tables."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    base, upsampler = bundled_models()
+    base, upsampler, settings = choose(None, None)
     parse.add_argument("--checkpoint", default=base)
     parse.add_argument("--upsampler", default=upsampler)
-    parse.add_argument("--upsampler_strength", type=float, default=BUNDLED_SETTINGS["upsampler_strength"])
+    parse.add_argument("--upsampler_strength", type=float, default=settings["upsampler_strength"])
     parse.add_argument("--groups", default="{animals,food}", help="of the embedded set (default: %(default)s)")
     parse.add_argument("--captions", type=int, default=200, help="of the training set (default: %(default)s)")
-    parse.add_argument("--sampler", default="ddpm")
+    parse.add_argument("--sampler", default=settings["sampler"])
     parse.add_argument("--num_steps", type=int, default=50)
     parse.add_argument("--guidance_scale", type=float, default=3.0)
     parse.add_argument("--output", type=Path, default=Path("out/quality"), help="folder for the grids")

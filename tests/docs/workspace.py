@@ -77,7 +77,8 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
     (folder / "checkpoints" / "emoji").mkdir(parents=True)
     shutil.copytree(models / "upsample", folder / "runs" / "emoji_upsample")
     shutil.copytree(models / "parts", folder / "runs" / "emoji_upsample_parts")
-    shutil.copy(ROOT / "checkpoints/emoji/captions.txt", folder / "checkpoints" / "emoji")
+    for name in ("captions.txt", "model_index.json"):
+        shutil.copy(ROOT / "checkpoints/emoji" / name, folder / "checkpoints" / "emoji")
     (folder / "checkpoints" / "emoji" / "base").symlink_to(run)
     (folder / "checkpoints" / "emoji" / "upsample").symlink_to(models / "upsample")
     (folder / "wide.json").write_text(json.dumps({"options": {"image_size": 128, "noise_schedule": "linear"}}))

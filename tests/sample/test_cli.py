@@ -4,7 +4,7 @@ import pytest
 
 from glide_jax.sample import base_options, metadata, upsampler_options
 from glide_jax.sample.cli import parser
-from glide_jax.sample.options import parse_with_bundled
+from glide_jax.sample.pretrained import parse_with_settings
 from tests.parallel.processes import ROOT
 
 BUNDLED = "checkpoints/emoji/upsample"
@@ -19,11 +19,13 @@ BUNDLED = "checkpoints/emoji/upsample"
         (["--checkpoint", "runs/emoji_finetune", "--upsampler", BUNDLED], "ddim", 0.5),
         (["--upsampler", str(ROOT / BUNDLED), "--image", "small.png"], "ddim", 0.5),
         (["--upsampler", BUNDLED, "--upsampler_strength", "1"], "ddim", 1.0),
+        (["--checkpoint", "checkpoints/emoji/base"], "ddpm", 1.0),
+        (["--upsampler", "checkpoints/emoji", "--image", "small.png"], "ddim", 0.5),
     ],
 )
 def test_the_bundled_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
     monkeypatch.chdir(ROOT)
-    args = parse_with_bundled(parser(), given)
+    args = parse_with_settings(parser(), given)
     assert (base_options(vars(args)).solver.sampler, upsampler_options(vars(args)).strength) == (sampler, strength)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.ui import app
-from tests.programs import call, run
+from tests.programs import ROOT, call, run
 
 HAS_GRADIO = find_spec("gradio") is not None
 
@@ -52,6 +52,7 @@ def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder / "base", "checkpoints/emoji/base")
     shutil.copytree(folder / "more" / "up", "checkpoints/emoji/upsample")
+    shutil.copy(ROOT / "checkpoints/emoji/model_index.json", "checkpoints/emoji")
     app.main([])
     [(service, server, _)] = started
     assert server == app.Server("127.0.0.1", 7860, (), None)

@@ -1,0 +1,85 @@
+"""A stand-in for the Hugging Face Hub on this machine: one public repository out of a folder."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "1" * 40
+
+
+@contextmanager
+def served(folder: Path, repository: str) -> Iterator[tuple[str, list[str]]]:
+    """Serves `folder` as `repository`; gives the address, and the paths of the files that are fetched."""
+    fetched: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(with_body=False)
+
+        def do_GET(self):
+            self.answer(with_body=True)
+
+        def answer(self, *, with_body):
+            path = self.path.split("?")[0].strip("/")
+            if path.startswith(f"api/models/{repository}/"):
+                self.list_files(path.removeprefix(f"api/models/{repository}/").split("/"))
+                return
+            if not path.startswith(f"{repository}/resolve/"):
+                self.refuse("RepoNotFound")
+                return
+            revision, _, name = path.removeprefix(f"{repository}/resolve/").partition("/")
+            if revision not in ("main", COMMIT):
+                self.refuse("RevisionNotFound")
+            elif not (folder / name).is_file():
+                self.refuse("EntryNotFound")
+            else:
+                data = (folder / name).read_bytes()
+                if with_body:
+                    fetched.append(name)
+                self.send(200, data if with_body else b"", size=len(data), ETag=f'"{hashlib.sha1(data).hexdigest()}"')
+
+        def list_files(self, what):
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            if what[1] not in ("main", COMMIT):
+                self.refuse("RevisionNotFound")
+            elif what[0] == "tree":
+                listed = [
+                    {"type": "file", "path": file.relative_to(folder).as_posix(), "size": file.stat().st_size,
+                     "oid": hashlib.sha1(file.read_bytes()).hexdigest()}
+                    for file in files
+                ]  # fmt: skip
+                self.send_json(listed)
+            else:
+                siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in files]
+                self.send_json({"id": repository, "sha": COMMIT, "siblings": siblings})
+
+        def send_json(self, content):
+            self.send(200, json.dumps(content).encode(), kind="application/json")
+
+        def refuse(self, code):
+            self.send(404, b"", **{"X-Error-Code": code})
+
+        def send(self, status, body, *, size=None, kind="application/octet-stream", **headers):
+            self.send_response(status)
+            headers |= {"X-Repo-Commit": COMMIT, "Content-Type": kind, "Content-Length": str(size or len(body))}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", fetched
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
