@@ -171,8 +171,8 @@ class Pipeline:
             prompts: one or several.
             num_images: images per prompt.
             options: of the base model; None is `settings.options`.
-            upsampler_options: of the upsampler, or changes by name of `settings.upsampler_options`, which are GLIDE's own
-                ("fast27" DDIM, no guidance) unless there are others.
+            upsampler_options: of the upsampler, or changes by name of `settings.upsampler_options`, which are GLIDE's
+                own ("fast27" DDIM, no guidance) unless there are others.
             seed: in [0, 2^31); image i of the request is the same whatever the batch size.
             on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
                 images as predicted by then, in [-1, 1]; what it raises ends the sampling.
