@@ -1,18 +1,17 @@
 """The command line of `sample.py`."""
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glide_jax import progress, sample
 from glide_jax.compute import COMPUTE_TYPES, HELP
-from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import keep_compiled_programs, lines, read_text
-from glide_jax.images import Pixels, check_animation, grid, save_animation, save_png, to_uint8
+from glide_jax.images import check_animation, grid, save_animation, save_png, to_uint8
 from glide_jax.options import add_arguments
+from glide_jax.sample.compare import Axis, cells, compare
 from glide_jax.sample.options import (
     SampleOptions,
     add_sampling_arguments,
@@ -27,7 +26,7 @@ examples:
   python sample.py --prompt "a 3d render of a turtle" --num_samples 4
   python sample.py --checkpoint glide/base --upsampler glide/upsample --prompt "a red bicycle" --sampler dpmpp_2m
   python sample.py --checkpoint hf://someone/their-glide --prompt "a red bicycle"
-  python sample.py --checkpoint glide/base --prompt "a hedgehog" --compare ddim,plms,dpmpp_2m --steps 10,20,50
+  python sample.py --checkpoint glide/base --prompt "a hedgehog" --xy num_steps=10,20,50 sampler=ddim,plms,dpmpp_2m
   python sample.py --checkpoint glide/base --prompt "the same in snow" --init_image house.jpg --strength 0.6
   python sample.py --checkpoint glide/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
   python sample.py --upsampler glide/upsample --prompt "a corgi" --image small.png
@@ -78,8 +77,8 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         help="also shows how the images form, the predicted clean ones on the way: .gif, .webp or .png")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
     add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
-    add("--compare", metavar="A,B,...", help="generate the first prompt by each of these samplers in one labelled grid")
-    add("--steps", metavar="N,M,...", default="10,20,50", help="with --compare: step counts (default: %(default)s)")
+    add("--xy", nargs="+", metavar="OPTION=A,B,...",
+        help="generate the first prompt with these values of one option, or of two, in one labelled grid")  # fmt: skip
 
 
 def _add_images(parse: argparse.ArgumentParser) -> None:
@@ -104,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
     options, up_options = base_options(vars(args)), upsampler_options(vars(args))
-    samplers, steps = _comparison(args)
+    axes = [Axis.parse(text) for text in args.xy or ()]
+    compared = cells(axes, vars(args)) if axes else []
     count = len(prompts) * args.num_samples
     if args.animate is not None:
         _check_animated(args, count)
@@ -119,10 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples = _enlarge(pipeline, args, prompts, up_options)
         _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, up_options))
         return 0
-    common: dict[str, Any] = {"upsampler_options": up_options, "seed": args.seed}
-    common |= {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
-    if samplers:
-        sheet, figures = compare(pipeline, prompts[0], samplers, steps, options=options, **common)
+    inputs = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
+    if compared:
+        sheet, figures = compare(pipeline, prompts[0], compared, len(axes[0].values), **inputs)
         save_png(args.output / "comparison.png", sheet)
         print("\n".join([*figures, f"comparison.png is in {args.output}"]))
         return 0
@@ -135,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.animate is not None:
                 frames.append(to_uint8(x_0))
 
-        samples = pipeline(prompts, num_images=args.num_samples, options=options, on_steps=on_steps, **common)
+        samples = pipeline(
+            prompts, num_images=args.num_samples, options=options, upsampler_options=up_options, seed=args.seed,
+            on_steps=on_steps, **inputs,
+        )  # fmt: skip
     named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
     if args.upsampler:
         named["upsampler"] = args.upsampler
@@ -152,54 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_animated(args: argparse.Namespace, count: int) -> None:
     check_animation(args.animate)
-    if args.checkpoint is None or args.compare is not None:
-        raise GlideError("--animate shows how images of a base model form: give --checkpoint, and leave out --compare")
+    if args.checkpoint is None or args.xy is not None:
+        raise GlideError("--animate shows how images of a base model form: give --checkpoint, and leave out --xy")
     if count > args.batch_size:
         raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
-
-
-def _comparison(args: argparse.Namespace) -> tuple[list[str], list[int]]:
-    if args.compare is None:
-        return [], []
-    try:
-        steps = [int(part) for part in args.steps.split(",")]
-    except ValueError:
-        raise GlideError(f"--steps {args.steps!r} must be numbers with commas between, as 10,20,50") from None
-    if args.timestep_respacing:
-        raise GlideError("--compare varies --num_steps: leave out --timestep_respacing")
-    samplers = args.compare.split(",")
-    for sampler in samplers:
-        canonical_name(sampler)
-    return samplers, steps
-
-
-def compare(
-    pipeline: "sample.Pipeline", prompt: str, samplers: Sequence[str], steps: Sequence[int], **options: Any
-) -> tuple[Pixels, list[str]]:
-    """Generates an image of `prompt` from the same noise by every sampler and number of steps.
-
-    Args:
-        pipeline: the models; the base model's sampler is what varies.
-        prompt: the text.
-        samplers: names, a row of the grid each.
-        steps: values of num_steps, a column each.
-        **options: of a pipeline call, the same for all.
-
-    Returns:
-        A labelled grid, and a line of text with the seconds of each image. Compilation is not counted: all step counts
-        of a sampler share a program, which a short run compiles first.
-    """
-    images, labels = [], []
-    with progress.bar("comparing", len(samplers) * len(steps)) as bar:
-        for sampler in samplers:
-            pipeline(prompt, **options, sampler=sampler, num_steps=min(steps))
-            for count in steps:
-                begun = time.monotonic()
-                samples = pipeline(prompt, **options, sampler=sampler, num_steps=count)
-                labels.append(f"{sampler} {count} steps {time.monotonic() - begun:.1f} s")
-                images.append(samples.images[0])
-                bar.update(figures=labels[-1])
-    return grid(images, labels, columns=len(steps), cell=_CELL), labels
 
 
 def _enlarge(

@@ -17,12 +17,12 @@ from glide_jax.diffusion.options import (
     sampler_options,
 )
 from glide_jax.errors import GlideError
-from glide_jax.options import INLINE, Options, add_arguments, build, flat, given, option
+from glide_jax.options import INLINE, Field, Options, add_arguments, build, fields, flat, given, option
 
 __all__ = [
-    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "Settings", "add_sampling_arguments", "base_options",
-    "changed_flags", "default_schedule", "flags", "level_options", "metadata", "sampler_options", "upsampler_options",
-    "upsampling",
+    "OF_UPSAMPLER", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "Settings", "add_sampling_arguments",
+    "base_options", "changed_flags", "default_schedule", "flag_fields", "flags", "level_options", "metadata",
+    "sampler_options", "upsampler_options", "upsampling",
 ]  # fmt: skip
 
 
@@ -75,6 +75,7 @@ UPSAMPLER_DEFAULTS = SampleOptions(
 )
 _PREFIX = "upsampler_"
 _NAMES = {"temperature": "upsample_temp"}
+OF_UPSAMPLER = (_PREFIX, *_NAMES.values())  # beginnings of the flags that are about the upsampler
 _LISTED = ("sampler", "num_steps", "schedule", "guidance_scale", "strength", "temperature")
 _GROUPS = {"sampler": SolverOptions, "noise levels": LevelOptions, "guidance": GuidanceOptions,
            "thresholding": ThresholdingOptions}  # fmt: skip
@@ -120,6 +121,12 @@ def upsampler_options(flags: Mapping[str, Any]) -> SampleOptions:
 def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
     """All options of both models by the flags that ask for them."""
     return flat(options) | {_NAMES.get(name, _PREFIX + name): value for name, value in flat(upsampler_options).items()}
+
+
+def flag_fields() -> dict[str, Field]:
+    """The options of both models by the flags that ask for them."""
+    known = fields(SampleOptions)
+    return dict(known) | {_NAMES.get(name, _PREFIX + name): field for name, field in known.items()}
 
 
 def changed_flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
-from glide_jax.sample.options import Settings, base_options, changed_flags, flags, upsampler_options
+from glide_jax.sample.options import OF_UPSAMPLER, Settings, base_options, changed_flags, flags, upsampler_options
 
 INDEX = "model_index.json"
 _BUNDLED = "checkpoints/emoji"
@@ -28,7 +28,6 @@ _PARTS = ("base", "upsampler")
 _HUB = "hf://"
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _PART = re.compile(r"\w[\w.-]*", re.ASCII)
-_OF_UPSAMPLER = ("upsampler_", "upsample_")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Pretrained:
         return {
             name: value
             for name, value in self.settings.items()
-            if name.startswith(_OF_UPSAMPLER) == (part == "upsampler")
+            if name.startswith(OF_UPSAMPLER) == (part == "upsampler")
         }
 
     @property

@@ -97,7 +97,7 @@ def shortened(command):
         return [*words, *(f"--config.{name}={value}" for name, value in options.items())]
     upsampler = ["--upsampler_num_steps", "2"]
     if words[0] == "sample.py":
-        return [*words, *(["--steps", "4"] if "--compare" in words else ["--num_steps", "3", *upsampler])]
+        return [*words, *([] if "--xy" in words else ["--num_steps", "3"]), *upsampler]
     if words[0] == "evaluate.py" and "--resume" not in words:
         return [*words, "--num_images", "2", "--batch_size", "4", "--num_steps", "3", *upsampler]
     return words

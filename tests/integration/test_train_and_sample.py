@@ -136,7 +136,7 @@ def sample(checkpoint, output, *arguments):
     ("given", "said"),
     [
         (["--animate", "a.mp4"], "its name must end with .gif"),
-        (["--animate", "a.gif", "--compare", "ddim"], "leave out --compare"),
+        (["--animate", "a.gif", "--xy", "num_steps=2,3"], "leave out --xy"),
         (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
     ],
 )
@@ -151,10 +151,13 @@ def test_at_strength_0_the_picture_stays(whole_run, tmp_path):
 
 
 def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys):
-    assert sample(whole_run, tmp_path, "--prompt", "a banana", "--compare", "ddim,dpm++", "--steps", "2,4,5") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " steps " in line]
-    assert [line.rsplit(maxsplit=2)[0] for line in lines] == [
-        f"{sampler} {steps} steps" for sampler in ("ddim", "dpm++") for steps in (2, 4, 5)
+    axes = ["--xy", "num_steps=2,4,5", "sampler=ddim,dpm++"]
+    assert sample(whole_run, tmp_path, "--prompt", "a banana", *axes) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "evaluations" in line]
+    assert lines == [
+        f"num_steps {steps} sampler {sampler}: {steps} model evaluations"
+        for sampler in ("ddim", "dpm++")
+        for steps in (2, 4, 5)
     ]
     height, width, _ = np.asarray(Image.open(tmp_path / "comparison.png")).shape
     assert width > 3 * 128
@@ -241,7 +244,7 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
         ([], "nothing to generate"),
         (["--prompt_file", "/nowhere.txt"], "/nowhere.txt"),
         (["--prompt", "x", "--eta", "0.5", "--sampler", "dpmpp_2m"], "has no eta"),
-        (["--prompt", "x", "--compare", "ddim", "--steps", "ten"], "--steps"),
+        (["--prompt", "x", "--xy", "num_steps=ten"], "--xy num_steps cannot be 'ten'"),
         (["--prompt", "x", "--image", "/nowhere.png", "--mask", "/nowhere.png"], "cannot inpaint"),
     ],
 )
