@@ -97,6 +97,18 @@ class PreviewConfig(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class PriorConfig(Options):
+    """Prior preservation for few images (DreamBooth, arXiv:2208.12242): half of what is trained on are images that the
+    starting weights generate, as the previews are sampled.
+    """
+
+    PREFIX: ClassVar[str] = "train.prior."
+
+    prompts: Annotated[tuple[str, ...], option("what the model is to go on generating; empty: off")] = ()
+    count: Annotated[int, option("number of images of them", low=1, high=9999)] = 100
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig(Options):
     """How a model is trained.
 
@@ -134,6 +146,7 @@ class TrainConfig(Options):
     keep_best_checkpoints: Annotated[int, option("also keeps so many with the lowest validation loss", low=0)] = 0
     peak_tflops: Annotated[float, option("of one device, for the MFU; 0: the vendor's figure", low=0)] = 0.0
     wandb_project: Annotated[str, option("Weights & Biases project; empty: off. WANDB_MODE=offline works")] = ""
+    prior: Annotated[PriorConfig, option("what few images are not to displace")] = PriorConfig()
     preview: Annotated[PreviewConfig, option("the sample grids")] = PreviewConfig()
 
     def __post_init__(self) -> None:
@@ -178,3 +191,14 @@ class RunConfig(Options):
     data: Annotated[DataConfig, option("training data")] = DataConfig()
     train: Annotated[TrainConfig, option("how the model is trained")] = TrainConfig()
     parallel: Annotated[ParallelConfig, option("device mesh")] = ParallelConfig()
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        if not self.train.prior.prompts:
+            return
+        if self.model.super_res or self.model.inpaint:
+            raise GlideError("train.prior goes with a base model that does not inpaint")
+        if self.data.source != "folder" or "txt" not in (self.data.caption_key or "txt").split(";"):
+            raise GlideError(
+                "train.prior goes with data.source=folder, and captions in text files (data.caption_key=txt)"
+            )

@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from glide_jax.train.memory import OutOfMemory, fitting
 from glide_jax.train.meter import Goodput, Meter, peak_flops
 from glide_jax.train.packing import averaged
 from glide_jax.train.previews import Previews, load_preview_upsampler
+from glide_jax.train.prior import with_prior
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
 from glide_jax.train.state import learning_rate, share_left
@@ -64,8 +65,9 @@ class Trainer:
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
         with _phase("laying out the model"):
             self.program = Program(config, self.mesh)
+        data = with_prior(config) if train.prior.prompts else config.data
         with _phase("opening the data"):
-            self.data = training_data(config, self.start.position)
+            self.data = training_data(replace(config, data=data), self.start.position)
             self.validation = validation_data(config)
             upsampler = load_preview_upsampler(train.preview, config.model)
             stage = Stage(self.program.model, config.diffusion)

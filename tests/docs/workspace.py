@@ -85,8 +85,8 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
     for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
         Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)
     Image.new("L", (50, 40), 255).save(folder / "sofa-mask.png")
-    for name in ("my-images", "my-held-out"):
-        _unpack(folder / name, samples=12)
+    for name, samples in {"my-images": 12, "my-held-out": 12, "my-kite": 3}.items():
+        _unpack(folder / name, samples=samples)
     for number in range(2):
         (folder / "laion").mkdir(exist_ok=True)
         (folder / "laion" / f"{number:05}.tar").symlink_to(FOOD)

@@ -28,7 +28,7 @@ FOOD = "datasets/emoji/train-food-3d.tar"
 # What the host alone deals with.
 _HOSTS = (
     "max_steps", "max_skipped_updates", "log_every", "sample_every", "validate_every", "save_every", "keep_checkpoints",
-    "preview",
+    "preview", "prior",
 )  # fmt: skip
 
 

@@ -83,6 +83,23 @@ def test_a_run_ends_by_time_with_its_cosine_and_goes_on_when_given_more(tmp_path
     assert read_record(tmp_path)["minutes"] > record["minutes"]
 
 
+def test_few_images_are_trained_on_beside_what_the_model_knows(whole_run, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    Image.new("RGB", (SIDE, SIDE), (200, 0, 0)).save(mine / "a.png")
+    (mine / "a.txt").write_text("a zwx")
+    given = ["--config.data.source=folder", f"--config.data.path={mine}", "--config.data.validation_path="]
+    given += [f"--config.init_from={whole_run}", "--config.train.prior.prompts=('a cat', 'a dog')"]
+    given += ["--config.train.prior.count=3", "--config.train.preview.options.num_steps=2"]
+    assert train(tmp_path / "run", *given, "--config.train.max_steps=1") == 0
+    assert len(list((tmp_path / "run" / "prior").iterdir())) == 6
+    assert train(tmp_path / "run", *given, "--config.train.max_steps=2") == 0
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
+    record = read_record(tmp_path / "run")
+    assert record["config"]["data"]["path"] == str(mine)
+    assert "done: 2 steps" in capsys.readouterr().out
+
+
 def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_LOG_SECONDS", 0.0)
     assert train(tmp_path, "--config.train.max_steps=3", "--config.train.log_every=1000") == 0

@@ -1,0 +1,69 @@
+"""Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv:2208.12242), so that few images do not displace the rest.
+
+The starting weights generate images of what they know, once, into RUN/prior. These are then half of the training
+images: the given ones are repeated until there are as many, so that both halves of the loss weigh alike.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+from PIL import Image
+
+from glide_jax import progress
+from glide_jax.data import DataConfig, open_indexed
+from glide_jax.errors import GlideError
+from glide_jax.files import written
+from glide_jax.images import save_png
+from glide_jax.sample import Pipeline
+from glide_jax.train.config import RunConfig
+
+_BATCH = 16
+
+
+def with_prior(config: RunConfig) -> DataConfig:
+    """The training data of a run with `train.prior.prompts`: the given folders and RUN/prior, whose images are made.
+
+    Image i, of prompt i modulo their number, depends on the weights, `train.seed` and `train.preview.options` alone.
+    What an interrupted run has made is kept.
+
+    Raises:
+        GlideError: there are several processes and images to make, no weights to make them, or an unwritable folder.
+    """
+    prior, folder = config.train.prior, Path(config.run_dir).expanduser() / "prior"
+    wanted = {number: prior.prompts[number % len(prior.prompts)] for number in range(prior.count)}
+    if missing := [number for number, prompt in wanted.items() if not _is_there(folder, number, prompt)]:
+        if jax.process_count() > 1:
+            raise GlideError(f"{folder} lacks {len(missing)} images: begin the run with one process, which makes them")
+        _make(config, folder, {number: wanted[number] for number in missing})
+    given = (config.data.path,) if isinstance(config.data.path, str) else config.data.path
+    copies = max(1, round(prior.count / len(open_indexed(config.data))))
+    return replace(config.data, path=(*given * copies, str(folder)))
+
+
+def _is_there(folder: Path, number: int, prompt: str) -> bool:
+    image, text = folder / f"{number:04}.png", folder / f"{number:04}.txt"
+    try:
+        with Image.open(image) as opened:
+            return text.read_text(encoding="utf-8") == opened.text["prompt"] == prompt  # type: ignore[attr-defined]
+    except (OSError, ValueError, KeyError, SyntaxError):
+        return False
+
+
+def _make(config: RunConfig, folder: Path, prompts: dict[int, str]) -> None:
+    if not config.init_from:
+        raise GlideError(
+            f"{folder} lacks {len(prompts)} images, which the starting weights make: give --config.init_from"
+        )
+    options = config.train.preview.options
+    pipeline = Pipeline.from_checkpoints(config.init_from, batch_size=_BATCH)
+    with progress.bar("generating what the model knows", pipeline.count_evaluations(len(prompts), options)) as bar:
+        batches = pipeline.batches(
+            list(prompts.values()), list(prompts), options=options, seed=config.train.seed,
+            on_steps=lambda done, _: bar.update(done), batch_size=_BATCH,
+        )  # fmt: skip
+        for samples in batches:
+            for image, prompt, number in zip(samples.images, samples.prompts, samples.indices, strict=True):
+                with written(folder / f"{number:04}.txt") as partial:
+                    partial.write_text(prompt, encoding="utf-8")
+                save_png(folder / f"{number:04}.png", image, {"prompt": prompt})
