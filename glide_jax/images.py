@@ -247,7 +247,7 @@ def grid(
 
     Args:
         images: at least one uint8 image.
-        captions: text under each image, shortened to two lines.
+        captions: text under each image, shortened to two lines; they may be cut where one line ends.
         columns: images a row; by default the squarest layout.
         cell: width of a cell in pixels; smaller images are enlarged by whole factors (nearest neighbour).
     """
@@ -275,6 +275,8 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    if "\n" in text:
+        return [_shorten(draw, line, width) for line in text.split("\n")[:_CAPTION_LINES]]
     lines = [""]
     for word in text[: _CAPTION_LINES * width].split():  # a letter is wider than a pixel
         longer = f"{lines[-1]} {word}".strip()

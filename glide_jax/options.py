@@ -183,7 +183,10 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         value = tuple(value)
     if not any(_fits(each, value) for each in _alternatives(hint)):
         raise GlideError(f"{where} cannot be {value!r}: it takes {' or '.join(map(_name, _alternatives(hint)))}")
-    return float(value) if float in _alternatives(hint) and isinstance(value, int) else value
+    try:
+        return float(value) if float in _alternatives(hint) and isinstance(value, int) else value
+    except OverflowError:
+        raise GlideError(f"{where} is too large") from None
 
 
 def parse(hint: Any, text: str, where: str) -> Any:
@@ -213,7 +216,9 @@ def _fits(hint: Any, value: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(typing.get_args(hint)[0], item) for item in value)
+        parts = typing.get_args(hint)
+        wanted = len(value) if ... in parts else len(parts)
+        return isinstance(value, tuple) and len(value) == wanted and all(_fits(parts[0], item) for item in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else hint)

@@ -12,13 +12,14 @@ from tests.programs import ROOT
 FOLDERS = ("glide_jax", "convert", "configs", "datasets", "tests")
 ENTRY_POINTS = ("train.py", "sample.py", "evaluate.py", "app.py")
 
-LEAVES = {"compute", "errors", "files", "options", "randomness", "images", "progress"}
+LEAVES = {"compute", "errors", "hub", "files", "options", "randomness", "images", "progress"}
 # What each part may import of ours, beside itself; tests may import anything.
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
     "compute": {"errors"},
     "files": {"errors"},
+    "hub": {"errors"},
     "randomness": {"errors"},
     "images": {"errors", "files"},
     "options": {"errors"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from glide_jax import hub
 from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
 
@@ -60,13 +61,14 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
     """The folder of one complete step that `path` means: of a run, a checkpoints folder or a step.
 
     Args:
-        path: any of the three; PATH@STEP names a step of the first two.
+        path: any of the three; PATH@STEP names a step of the first two. hf://USER/NAME@REVISION/FOLDER is a step in a
+            repository of the Hugging Face Hub, whose files are downloaded if they are not yet.
         step: which step, by default the newest; of no use with a path that is one step already.
 
     Raises:
         GlideError: there is no such checkpoint, or a part of it is missing.
     """
-    directory = Path(path).expanduser()
+    directory = hub.fetch_folder(hub.parse(path)) if hub.is_name(path) else Path(path).expanduser()
     if not directory.is_dir() and step is None and (match := _WITH_STEP.fullmatch(str(directory))):
         directory, step = Path(match[1]), int(match[2])
     if not directory.is_dir():

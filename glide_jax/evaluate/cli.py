@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from glide_jax import hub
 from glide_jax.compute import HELP, ComputeType
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
@@ -24,6 +25,7 @@ from glide_jax.sample import (
     Pipeline,
     base_options,
     checkpoint_step,
+    located,
     metadata,
     parse_with_settings,
     split_scale,
@@ -43,7 +45,7 @@ examples:
 # What may differ when a run is resumed: nothing of it changes images by more than rounding.
 _FREE = {"batch_size", "clip_batch_size", "reference", "features", "inception_checkpoint"}
 _OF_CLIP = {"clip", "clip_model", "clip_checkpoint"}
-_COMMANDS = ("resume", "dry_run")  # they are about the command, not about the run
+_COMMANDS = ("resume", "dry_run", "settings")  # they are about the command, not about the run
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     if args.resume is None:
-        folder, settings = None, _by_flag(parse_with_settings(parser(), argv))
+        args = parse_with_settings(parser(), argv)
+        folder, settings = None, _by_flag(args) | _sampling(args)
     else:
         folder = RunFolder.open(Path(args.resume))
         settings = _resumed(_by_flag(args), folder)
@@ -190,6 +193,11 @@ def _by_flag(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if value is not None and name not in _COMMANDS}
 
 
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """All options of sampling, by flag: those given, over the settings of the models' pipelines."""
+    return sampling_flags(base_options(vars(args), args.settings), upsampler_options(vars(args), args.settings))
+
+
 def _resumed(flags: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The settings of `folder` with what `flags` may change; raises `GlideError` where they say otherwise."""
     stored = {name: _restored(value) for name, value in folder.config.items() if value is not None}
@@ -211,7 +219,9 @@ def _restored(value: Any) -> Any:
 
 def _same(name: str, given: Any, stored: Any) -> bool:
     if name in ("checkpoint", "upsampler"):
-        step = Path(str(stored))
+        step, given = Path(str(stored)), located(given, "base" if name == "checkpoint" else name)[0]
+        if hub.is_name(given):
+            return bool(given == stored)
         return Path(given).resolve() in (step, *step.parents) or ("@" in str(given) and checkpoint_step(given) == step)
     return bool(plain(given) == plain(stored))
 
@@ -244,7 +254,8 @@ def _absolute(options: EvaluateOptions) -> EvaluateOptions:
     """The same with files by their whole paths and checkpoints by their steps: a run in training has others later."""
     named: dict[str, Any] = {}
     for name in ("checkpoint", "upsampler"):
-        if path := getattr(options, name):
+        path = getattr(options, name)
+        if path and not hub.is_name(path):  # which names a commit
             named[name] = str(checkpoint_step(path))
     adapters = map(split_scale, options.lora)
     named["lora"] = tuple(f"{checkpoint_step(path)}:{scale}" for path, scale in adapters)

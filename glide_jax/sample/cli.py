@@ -77,7 +77,7 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         help="also shows how the images form, the predicted clean ones on the way: .gif, .webp or .png")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
     add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
-    add("--xy", nargs="+", metavar="OPTION=A,B,...",
+    add("--xy", nargs="+", action="extend", metavar="OPTION=A,B,...",
         help="generate the first prompt with these values of one option, or of two, in one labelled grid")  # fmt: skip
 
 
@@ -102,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
-    options, up_options = base_options(vars(args)), upsampler_options(vars(args))
+    options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
     axes = [Axis.parse(text) for text in args.xy or ()]
-    compared = cells(axes, vars(args)) if axes else []
+    compared = cells(axes, vars(args), args.settings) if axes else []
     count = len(prompts) * args.num_samples
     if args.animate is not None:
         _check_animated(args, count)

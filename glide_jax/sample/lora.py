@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 
+from glide_jax import hub
 from glide_jax.checkpoint import load_weights, read_record
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
@@ -80,7 +81,7 @@ def base_of(path: str | Path) -> str | None:
     if not isinstance(entry, dict):
         return None
     base = str(entry.get("base", ""))
-    if not base or not Path(base).exists():
+    if not base or not (hub.is_name(base) or Path(base).exists()):
         raise GlideError(f"{path} has adapters of {base}, which is not there: give --checkpoint BASE --lora {path}")
     return base
 

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Self
 
 from glide_jax.diffusion.options import (
     SAMPLERS,
@@ -20,9 +21,9 @@ from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Field, Options, add_arguments, build, fields, flat, given, option
 
 __all__ = [
-    "OF_UPSAMPLER", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "Settings", "add_sampling_arguments",
-    "base_options", "changed_flags", "default_schedule", "flag_fields", "flags", "level_options", "metadata",
-    "sampler_options", "upsampler_options", "upsampling",
+    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_flags", "base_options",
+    "default_schedule", "flag_fields", "flags", "level_options", "metadata", "of_upsampler", "overruled",
+    "sampler_options", "upsampler_flags", "upsampler_options", "upsampling",
 ]  # fmt: skip
 
 
@@ -75,27 +76,42 @@ UPSAMPLER_DEFAULTS = SampleOptions(
 )
 _PREFIX = "upsampler_"
 _NAMES = {"temperature": "upsample_temp"}
-OF_UPSAMPLER = (_PREFIX, *_NAMES.values())  # beginnings of the flags that are about the upsampler
+# What decides which of the others have a meaning, and the groups that those are in.
+_DECIDES = {
+    "sampler": ("solver", "levels"), "schedule": ("levels",), "timestep_respacing": ("levels",),
+    "guidance": ("guidance",), "thresholding": ("thresholding",),
+}  # fmt: skip
 _LISTED = ("sampler", "num_steps", "schedule", "guidance_scale", "strength", "temperature")
 _GROUPS = {"sampler": SolverOptions, "noise levels": LevelOptions, "guidance": GuidanceOptions,
            "thresholding": ThresholdingOptions}  # fmt: skip
 
 
-class Settings(NamedTuple):
-    """The options of both models where a request names none."""
+def overruled(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a pipeline with changes in their place, options of one model by name.
 
-    options: SampleOptions = SampleOptions()
-    upsampler_options: SampleOptions = UPSAMPLER_DEFAULTS
+    What decides which others there are (sampler, schedule, ...) takes away the settings that were chosen along with it,
+    but for num_steps and guidance_scale.
+    """
+    known = fields(SampleOptions)
+    gone = {
+        name for decides, groups in _DECIDES.items() if decides in changes
+        for name in known if known[name].within in groups and name not in ("num_steps", "guidance_scale")
+    }  # fmt: skip
+    if "num_steps" in changes:
+        gone.add("timestep_respacing")
+    if changes.get("timestep_respacing"):
+        gone.add("num_steps")
+    return {name: value for name, value in settings.items() if name not in gone} | dict(changes)
 
 
-def upsampling(changes: Mapping[str, Any], base: SampleOptions = UPSAMPLER_DEFAULTS) -> SampleOptions:
-    """The options of an upsampler: GLIDE's own ("fast27" DDIM, no guidance), or `base`, with changes by name.
+def upsampling(changes: Mapping[str, Any]) -> SampleOptions:
+    """The options of an upsampler: GLIDE's own ("fast27" DDIM, no guidance) with changes by name.
 
     Raises:
         GlideError: invalid options.
     """
     respaced = {"timestep_respacing": ""} if {"num_steps", "schedule"} & changes.keys() else {}
-    return build(SampleOptions, {**respaced, **changes}, base=base)
+    return build(SampleOptions, {**respaced, **changes}, base=UPSAMPLER_DEFAULTS)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,14 +124,33 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(group, SampleOptions, _PREFIX, names=_NAMES, hide=hidden, base=UPSAMPLER_DEFAULTS)
 
 
-def base_options(flags: Mapping[str, Any]) -> SampleOptions:
-    """The base model's options that flags (`vars(args)`) ask for; raises `GlideError` where they are invalid."""
-    return build(SampleOptions, given(flags, SampleOptions))
+def base_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})) -> SampleOptions:
+    """The base model's options that flags (`vars(args)`) ask for, over those of its pipeline.
+
+    Raises:
+        GlideError: they are invalid.
+    """
+    return build(SampleOptions, overruled(base_flags(settings), base_flags(flags)))
 
 
-def upsampler_options(flags: Mapping[str, Any]) -> SampleOptions:
-    """The upsampler's options that flags (`vars(args)`) ask for; raises `GlideError` where they are invalid."""
-    return upsampling(given(flags, SampleOptions, _PREFIX, names=_NAMES))
+def upsampler_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})) -> SampleOptions:
+    """The upsampler's options; arguments and errors as for `base_options`."""
+    return upsampling(overruled(upsampler_flags(settings), upsampler_flags(flags)))
+
+
+def base_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the base model among flags."""
+    return given(flags, SampleOptions)
+
+
+def upsampler_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the upsampler among flags, by the names that a base model's have."""
+    return given(flags, SampleOptions, _PREFIX, names=_NAMES)
+
+
+def of_upsampler(flag: str) -> bool:
+    """Whether a flag is about the upsampler."""
+    return flag.startswith((_PREFIX, *_NAMES.values()))
 
 
 def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
@@ -127,12 +162,6 @@ def flag_fields() -> dict[str, Field]:
     """The options of both models by the flags that ask for them."""
     known = fields(SampleOptions)
     return dict(known) | {_NAMES.get(name, _PREFIX + name): field for name, field in known.items()}
-
-
-def changed_flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
-    """Those of `flags` that differ from what they are by default."""
-    usual = flags(*Settings())
-    return {name: value for name, value in flags(options, upsampler_options).items() if value != usual[name]}
 
 
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:

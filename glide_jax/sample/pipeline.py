@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -16,8 +17,8 @@ from glide_jax.options import build
 from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
-from glide_jax.sample.options import SampleOptions, Settings, upsampling
-from glide_jax.sample.pretrained import Pretrained, write_index
+from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
+from glide_jax.sample.pretrained import Pretrained, check_settings, write_index
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -55,7 +56,7 @@ class Pipeline:
         upsampler: enlarges them.
         clip: the noised CLIP, for `clip_guidance_scale`.
         batch_size: images generated at once; longer requests are split.
-        settings: the options of both where a request names none.
+        settings: options of both models where a request names none, by the flags of `sample.py`.
 
     Raises:
         GlideError: neither model, a model in the wrong place, or two that do not fit each other.
@@ -67,7 +68,7 @@ class Pipeline:
         upsampler: LoadedModel | None = None,
         clip: LoadedClip | None = None,
         batch_size: int = 16,
-        settings: Settings = Settings(),  # noqa: B008 (immutable)
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         if base is None and upsampler is None:
             raise GlideError("no model: give a base checkpoint, an upsampler, or both")
@@ -78,7 +79,8 @@ class Pipeline:
         if batch_size < 1:
             raise GlideError(f"batch_size must be at least 1, not {batch_size}")
         self.base, self.upsampler, self.clip, self.batch_size = base, upsampler, clip, batch_size
-        self.settings = settings
+        check_settings(settings)
+        self.settings = dict(settings)
 
     @classmethod
     def from_checkpoints(
@@ -110,22 +112,22 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype: str = "float32", batch_size: int = 16, lora: Sequence[str | Path] = ()
+        cls,
+        name: str | Path,
+        **options: Any,
     ) -> Self:
         """Loads a pipeline that `save_pretrained` wrote, with its settings.
 
         Args:
             name: its folder; or hf://USER/NAME, hf://USER/NAME@REVISION of the Hugging Face Hub.
-            dtype: compute type.
-            batch_size: images generated at once.
-            lora: adapters, as for `from_checkpoints`.
+            **options: of `from_checkpoints`.
 
         Raises:
             GlideError: there is none, it cannot be downloaded, or it does not hold what its index says.
         """
         whole = Pretrained.open(name)
-        loaded = cls.from_checkpoints(whole.base, whole.upsampler, dtype=dtype, batch_size=batch_size, lora=lora)
-        loaded.settings = whole.in_force
+        loaded = cls.from_checkpoints(whole.base, whole.upsampler, **options)
+        loaded.settings = dict(whole.settings)
         return loaded
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
@@ -139,6 +141,7 @@ class Pipeline:
             GlideError: something is there already, or it cannot be written.
         """
         folder = Path(folder).expanduser()
+        check_settings(self.settings)
         if folder.exists():
             raise GlideError(f"{folder} exists already; choose another folder or remove it")
         parts = {"base": self.base, "upsampler": self.upsampler}
@@ -170,9 +173,9 @@ class Pipeline:
         Args:
             prompts: one or several.
             num_images: images per prompt.
-            options: of the base model; None is `settings.options`.
-            upsampler_options: of the upsampler, or changes by name of `settings.upsampler_options`, which are GLIDE's
-                own ("fast27" DDIM, no guidance) unless there are others.
+            options: of the base model; None is `settings`.
+            upsampler_options: of the upsampler, or changes by name of those in `settings`, and where these say nothing
+                of GLIDE's own ("fast27" DDIM, no guidance).
             seed: in [0, 2^31); image i of the request is the same whatever the batch size.
             on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
                 images as predicted by then, in [-1, 1]; what it raises ends the sampling.
@@ -190,7 +193,7 @@ class Pipeline:
         batches = list(
             self.batches(
                 rows, range(len(rows)) if indices is None else indices,
-                options=build(SampleOptions, changes, base=options or self.settings.options),
+                options=self._base_options(options, changes),
                 upsampler_options=upsampler_options, seed=seed,
                 on_steps=on_steps, negative_prompt=negative_prompt, init_image=init_image, image=image, mask=mask,
                 x_t=x_t,
@@ -273,7 +276,7 @@ class Pipeline:
         Args:
             images: files, PIL images or uint8 arrays.
             prompts: what they show, one for all or one each.
-            options: of the upsampler; None is `settings.upsampler_options`.
+            options: of the upsampler; None is `settings`.
             seed, on_steps: as in a call.
             **changes: of `options`, by name.
         """
@@ -310,7 +313,8 @@ class Pipeline:
             raise GlideError("no base model was given")
         stage = self.base.stage
         start = load_image(image, stage.model.config.image_size)[None]
-        sample_options = build(SampleOptions, changes if options else {"guidance_scale": 1.0, **changes}, base=options)
+        usual = {} if options else {"sampler": "ddim", "guidance_scale": 1.0}
+        sample_options = self._base_options(options, usual | changes)
         return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
 
     def unseen_end(self, prompt: str) -> str:
@@ -330,16 +334,21 @@ class Pipeline:
         """How many image evaluations `on_steps` will report for so many images; arguments as for a call."""
         total = 0
         if self.base is not None:
-            options = options or self.settings.options
+            options = self._base_options(options, {})
             total += self.base.stage.count_evaluations(options, from_image=from_image and options.strength < 1)
         if self.upsampler is not None:
             total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options), from_image=True)
         return images * total
 
+    def _base_options(self, options: SampleOptions | None, changes: Mapping[str, Any]) -> SampleOptions:
+        if options is not None:
+            return build(SampleOptions, changes, base=options)
+        return build(SampleOptions, overruled(base_flags(self.settings), changes))
+
     def _upsampler_options(self, options: SampleOptions | Mapping[str, Any] | None) -> SampleOptions:
         if isinstance(options, SampleOptions):
             return options
-        return upsampling(options or {}, self.settings.upsampler_options)
+        return upsampling(overruled(upsampler_flags(self.settings), options or {}))
 
 
 def _known(model: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> dict[str, np.ndarray]:

@@ -1,33 +1,34 @@
 """A pipeline in one folder, to hand on: its models, and the settings they were chosen to be used with.
 
-    FOLDER/model_index.json   the names of the parts, and the settings
+    FOLDER/model_index.json   the folders of the models, and the settings
     FOLDER/base               the base model, a checkpoint of weights
     FOLDER/upsampler          the upsampler, the same
 
-A part may be missing. A folder may also be a repository of the Hugging Face Hub, written hf://USER/NAME or
-hf://USER/NAME@REVISION, of which the parts alone are downloaded, once.
+A model may be missing, and have a folder of another name. A folder may also be a repository of the Hugging Face Hub,
+hf://USER/NAME or hf://USER/NAME@REVISION, of which the models that are used are downloaded, once.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from glide_jax import hub
+from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
-from glide_jax.sample.options import OF_UPSAMPLER, Settings, base_options, changed_flags, flags, upsampler_options
+from glide_jax.sample.options import base_options, flag_fields, of_upsampler, upsampler_options
 
 INDEX = "model_index.json"
 _BUNDLED = "checkpoints/emoji"
 _PARTS = ("base", "upsampler")
-_HUB = "hf://"
-_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _PART = re.compile(r"\w[\w.-]*", re.ASCII)
+# The image to start from and the noised CLIP are no part of a pipeline in a folder.
+_NO_SETTINGS = {"strength", "clip_guidance_scale", "upsampler_clip_guidance_scale"}
 
 
 @dataclass(frozen=True)
@@ -35,89 +36,92 @@ class Pretrained:
     """What a folder holds.
 
     Attributes:
-        folder: where it is on this machine.
-        base, upsampler: its models; None where there is none.
+        where: its path, or its name and commit on the Hub.
+        base, upsampler: its models, as every program takes checkpoints; None where there is none.
         settings: those that differ from the usual ones, by the flags of `sample.py`.
     """
 
-    folder: Path
-    base: Path | None = None
-    upsampler: Path | None = None
+    where: str
+    base: str | None = None
+    upsampler: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, name: str | Path) -> Self:
-        """Reads what a folder, or a repository of the Hub, holds; the latter is downloaded if it is not yet.
+    def open(cls, name: str | Path | hub.Name) -> Self:
+        """Reads the index of a folder, or of a repository of the Hub in the commit that it is of today.
 
         Raises:
             GlideError: there is no such folder or repository, or its index cannot be used.
         """
-        folder = _download(str(name)) if str(name).startswith(_HUB) else Path(name).expanduser()
-        if not (folder / INDEX).is_file():
-            hint = f"; a repository of the Hugging Face Hub is {_HUB}{name}" if _REPOSITORY.fullmatch(str(name)) else ""
-            raise GlideError(f"no pipeline at {name}: it has no {INDEX}{hint}")
-        index = _read_index(folder / INDEX)
-        parts = {part: folder / index[part] for part in _PARTS if part in index}
-        return cls(folder, settings=index.get("settings", {}), **parts)
+        if isinstance(name, hub.Name) or hub.is_name(name):
+            repository = name if isinstance(name, hub.Name) else hub.parse(name)
+            path, commit = hub.fetch_file(repository, INDEX)
+            where = str(repository._replace(revision=commit))
+        else:
+            path, where = Path(name).expanduser() / INDEX, str(Path(name).expanduser())
+            if not path.is_file():
+                looks_so = str(name).count("/") == 1 and not Path(name).exists()
+                raise GlideError(f"no pipeline at {name}: it has no {INDEX}" + (
+                    f"; a repository of the Hugging Face Hub is hf://{name}" if looks_so else ""))  # fmt: skip
+        index = _read_index(path)
+        parts = {part: f"{where}/{index[part]}" for part in _PARTS if part in index}
+        return cls(where, settings=index.get("settings", {}), **parts)
 
     def of(self, part: str) -> dict[str, Any]:
-        """The settings of one part, base or upsampler."""
-        return {
-            name: value
-            for name, value in self.settings.items()
-            if name.startswith(OF_UPSAMPLER) == (part == "upsampler")
-        }
-
-    @property
-    def in_force(self) -> Settings:
-        """The settings as options, the usual ones where the folder has none."""
-        return Settings(base_options(self.settings), upsampler_options(self.settings))
+        """The settings of one model, base or upsampler."""
+        return {name: value for name, value in self.settings.items() if of_upsampler(name) == (part == "upsampler")}
 
 
-def write_index(folder: Path, parts: Sequence[str], settings: Settings) -> None:
-    """Writes the index of a folder whose parts, base and upsampler, have folders of these names."""
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises `GlideError` where settings of a pipeline are unknown, or not as the flags of `sample.py` may be."""
+    if unknown := sorted(settings.keys() - (flag_fields().keys() - _NO_SETTINGS)):
+        raise GlideError(f"{unknown[0]!r:.100} is no setting of a pipeline")
+    base_options({}, settings)
+    upsampler_options({}, settings)
+
+
+def write_index(folder: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Writes the index of a folder whose models, base and upsampler, have folders of these names."""
+    samplers = {name: canonical_name(value) for name, value in settings.items() if name.endswith("sampler")}
     index = {
         "_class_name": "GlidePipeline",
         "_glide_jax_version": version("glide-jax"),
         **{part: part for part in parts},
-        "settings": changed_flags(*settings),
+        "settings": {**settings, **samplers},
     }
     with written(folder / INDEX) as partial:
         partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def bundled() -> Pretrained:
-    """The small models in `checkpoints/emoji`, for when none is given.
-
-    Raises:
-        GlideError: the working directory is not the repository's.
-    """
-    if not Path(_BUNDLED).is_dir():
-        raise GlideError(f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_BUNDLED}")
-    return Pretrained.open(_BUNDLED)
-
-
 def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
-    """The checkpoint that is meant by the path of one, or by a whole pipeline; and the pipeline that it belongs to.
+    """The checkpoint that is meant by the name of one, or of a whole pipeline; and the pipeline that it belongs to.
 
     Args:
         name: a checkpoint, or a pipeline as `Pretrained.open` takes it.
         part: base or upsampler.
 
     Raises:
-        GlideError: the pipeline has no such part, or cannot be read.
+        GlideError: the pipeline has no such model, or cannot be read.
     """
-    path = Path(name).expanduser()
-    if str(name).startswith(_HUB) or (path / INDEX).is_file():
-        whole = Pretrained.open(name)
+    if hub.is_name(name):
+        repository = hub.parse(name)
+        whole = Pretrained.open(repository._replace(inside=""))
         found = getattr(whole, part)
-        if found is None:
-            raise GlideError(f"{name} has no {part}")
-        return str(found), whole
-    if (path.absolute().parent / INDEX).is_file():
-        whole = Pretrained.open(path.absolute().parent)
+        if not repository.inside:
+            return _present(found, name, part), whole
+        pinned = f"{whole.where}/{repository.inside}"
+        return pinned, whole if pinned == found else None
+    path = Path(name).expanduser()
+    if (path / INDEX).is_file():
+        whole = Pretrained.open(path)
+        return _present(getattr(whole, part), name, part), whole
+    for parent in (path.absolute().parent, path.resolve().parent):
+        try:
+            whole = Pretrained.open(parent)
+        except GlideError:  # none, or not ours: nobody asked for it
+            continue
         own = getattr(whole, part)
-        if own is not None and own.resolve() == path.resolve():
+        if own is not None and Path(own).resolve() == path.resolve():
             return str(name), whole
     return str(name), None
 
@@ -136,17 +140,22 @@ def choose(base: str | None, upsampler: str | None) -> Chosen:
     A pipeline as --checkpoint brings its upsampler too where none is given.
 
     Raises:
-        GlideError: a pipeline that cannot be read, or lacks the model that is asked for.
+        GlideError: a pipeline that cannot be read, or lacks the model that is asked for; or no model is given, and the
+            working directory is not the repository's, which has the bundled ones.
     """
     if base is None and upsampler is None:
-        base = str(bundled().folder)
+        if not Path(_BUNDLED).is_dir():
+            raise GlideError(
+                f"no model: give --checkpoint DIR, or work in the repository's folder, which has {_BUNDLED}"
+            )
+        base = _BUNDLED
     settings: dict[str, Any] = {}
     if base is not None:
         given, (base, whole) = base, located(base, "base")
         if whole is not None:
             settings |= whole.of("base")
-            if upsampler is None and base != given and whole.upsampler is not None:
-                upsampler = str(whole.upsampler)
+            if upsampler is None and base != given:
+                upsampler = whole.upsampler
     if upsampler is not None:
         upsampler, whole = located(upsampler, "upsampler")
         settings |= {} if whole is None else whole.of("upsampler")
@@ -154,13 +163,16 @@ def choose(base: str | None, upsampler: str | None) -> Chosen:
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings it may overrule."""
-    given = parse.parse_args(argv)
-    base, upsampler, settings = choose(given.checkpoint, given.upsampler)
-    parse.set_defaults(**settings)
+    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`."""
     args = parse.parse_args(argv)
-    args.checkpoint, args.upsampler = base, upsampler
+    args.checkpoint, args.upsampler, args.settings = choose(args.checkpoint, args.upsampler)
     return args
+
+
+def _present(found: str | None, name: str | Path, part: str) -> str:
+    if found is None:
+        raise GlideError(f"{name} has no {part}")
+    return found
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -175,48 +187,10 @@ def _read_index(path: Path) -> dict[str, Any]:
         if not isinstance(name, str) or not _PART.fullmatch(name):
             raise GlideError(f"{path}: {part} must be the name of a folder beside it, not {name!r:.100}")
     settings = index.get("settings", {})
-    known = flags(*Settings()).keys() - {"strength"}
-    if not isinstance(settings, dict) or (unknown := sorted(settings.keys() - known)):
-        what = f"unknown {unknown[0]!r:.100}" if isinstance(settings, dict) else f"{settings!r:.100}, not an object"
-        raise GlideError(f"{path}: its settings are {what}")
+    if not isinstance(settings, dict):
+        raise GlideError(f"{path}: its settings are {settings!r:.100}, not an object")
     try:
-        base_options(settings), upsampler_options(settings)
+        check_settings(settings)
     except GlideError as error:
         raise GlideError(f"{path}: its settings cannot be used: {error}") from error
     return index
-
-
-def _download(name: str) -> Path:
-    """The folder of a repository of the Hub on this machine, with its index and parts."""
-    match = _REPOSITORY.fullmatch(name.removeprefix(_HUB))
-    if match is None:
-        raise GlideError(f"{name} is no repository: it must be {_HUB}USER/NAME or {_HUB}USER/NAME@REVISION")
-    repository, revision = match.groups()
-    # The index first: a repository may hold much else.
-    with _hub(name) as hub:
-        index = Path(hub.hf_hub_download(repository, INDEX, revision=revision))
-    wanted = [INDEX, *(f"{part}/*" for part in _PARTS if part in _read_index(index))]
-    with _hub(name) as hub:
-        return Path(hub.snapshot_download(repository, revision=index.parent.name, allow_patterns=wanted))
-
-
-@contextmanager
-def _hub(name: str) -> Iterator[Any]:
-    """The Hub's library, its errors said in one line."""
-    try:
-        import huggingface_hub  # noqa: PLC0415
-        from huggingface_hub import errors  # noqa: PLC0415
-    except ImportError as error:
-        raise GlideError(f"{name} needs huggingface_hub: install the extra with `uv sync --extra hub`") from error
-    try:
-        yield huggingface_hub
-    except Exception as error:  # of its own, of its HTTP library, of the disk
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        reasons: dict[type[Exception], str] = {
-            errors.RepositoryNotFoundError: "there is no such repository, or it is private (`hf auth login`)",
-            errors.RevisionNotFoundError: "the repository has no such revision",
-            errors.RemoteEntryNotFoundError: f"it has no {INDEX}, so it is of another library",
-            errors.LocalEntryNotFoundError: "the Hub cannot be reached, and it was not downloaded before",
-        }
-        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), said)
-        raise GlideError(f"cannot get {name}: {reason}") from error

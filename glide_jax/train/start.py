@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from glide_jax import hub
 from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
 from glide_jax.data.examples import Batch
@@ -161,7 +162,7 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
     params = program.packing.unpack(state["params"])
     base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
     entry = asdict(config.train.lora) | {
-        "base": str(Path(config.init_from).expanduser().resolve()),
+        "base": config.init_from if hub.is_name(config.init_from) else _absolute(config.init_from),
         "base_sha256": fingerprint(base),
     }
     before = record.get("lora", {}).get("base_sha256", entry["base_sha256"])
@@ -171,6 +172,10 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
             f" --config.init_from={config.init_from} ({entry['base_sha256'][:12]})"
         )
     return {"lora": entry}
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _whole(x: Array) -> np.ndarray:

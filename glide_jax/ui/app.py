@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, given, option
-from glide_jax.sample import LoadedClip, choose
+from glide_jax.sample import Chosen, LoadedClip, choose, of_upsampler
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits
@@ -115,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _service(args: argparse.Namespace, limits: Limits) -> Service:
     """Finds the models, loads the first ones; with none given, the bundled ones."""
     bundled = not (args.checkpoint or args.upsampler or args.models)
-    named = [choose(path, None) for path in args.checkpoint] + [choose(None, path) for path in args.upsampler]
-    chosen = named or ([choose(None, None)] if bundled else [])
+    chosen = [choose(None, path) for path in args.upsampler] + [choose(path, None) for path in args.checkpoint]
+    if bundled:
+        chosen = [choose(None, None)]
     checkpoints = [each.base for each in chosen if each.base is not None]
     upsamplers = [each.upsampler for each in chosen if each.upsampler is not None]
-    settings = {name: value for each in reversed(chosen) for name, value in each.settings.items()}
     scorer = None
     if args.clip_model is not None:
         scorer = scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, limits.batch_size, print)()
@@ -132,10 +132,25 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
     fitting = [up for up in wanted if base is None or up.enlarges == base.image_size]
     if base is None and not models.upsamplers:
         raise GlideError(f"no model in {', '.join(map(str, args.models))}: give --checkpoint DIR")
-    names = (base.name if base else "", fitting[0].name if fitting else "")
+    upsampler = fitting[0] if fitting else None
+    names = (base.name if base else "", upsampler.name if upsampler else "")
     models.pipeline(names[0] or None, names[1] or None)
+    settings = _settings(chosen, *(None if found is None else found.path for found in (base, upsampler)))
     prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
-    return Service(models, *names, limits, scorer, prompts, settings)
+    service = Service(models, *names, limits, scorer, prompts, settings)
+    if unknown := sorted(settings.keys() - service.fields.keys() - {"guidance_interval"}):
+        print(f"warning: the page has no field for {', '.join(unknown)}, which the pipeline sets", file=sys.stderr)
+    return service
+
+
+def _settings(chosen: Sequence[Chosen], base: Path | None, upsampler: Path | None) -> dict[str, Any]:
+    """The settings that two models were given with."""
+    settings: dict[str, Any] = {}
+    for each in reversed(chosen):
+        ours = {False: each.base is not None and Path(each.base) == base,
+                True: each.upsampler is not None and Path(each.upsampler) == upsampler}  # fmt: skip
+        settings |= {name: value for name, value in each.settings.items() if ours[of_upsampler(name)]}
+    return settings
 
 
 def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:

@@ -96,7 +96,8 @@ def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Fie
     del found["guidance_interval"]  # interval_low and interval_high
     most = {"num_images": limits.max_images, "candidates": limits.max_candidates, "top_k": limits.max_candidates}
     most |= dict.fromkeys(("num_steps", "upsampler_num_steps"), limits.max_steps)
-    usual = {"strength": 0.6, **defaults}
+    low, high = defaults.get("guidance_interval", (None, None))
+    usual = {"strength": 0.6, "interval_low": low, "interval_high": None if high == math.inf else high, **defaults}
     return {name: _bounded(name, field, most.get(name), usual) for name, field in found.items()}
 
 
@@ -110,7 +111,8 @@ def _bounded(name: str, field: Field, most: int | None, defaults: Mapping[str, A
     """A field as clients may set it: samplers are a menu, and every number has an upper bound."""
     default, option = defaults.get(name, field.default), field.option
     if name.endswith("sampler"):
-        option = option._replace(choices=("", *SAMPLER_MENU) if name in UPSAMPLER else SAMPLER_MENU)
+        menu = ("", *SAMPLER_MENU) if name in UPSAMPLER else SAMPLER_MENU
+        option = option._replace(choices=menu if default in menu else (*menu, default))
     elif not option.choices and str not in kinds(field):
         high = next(each for each in (most, option.high, option.most, _LARGEST) if each is not None)
         default = default if default is None else min(default, high)

@@ -172,7 +172,7 @@ def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys)
     assert sample(whole_run, tmp_path, "--prompt", "a banana", *axes) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "evaluations" in line]
     assert lines == [
-        f"num_steps {steps} sampler {sampler}: {steps} model evaluations"
+        f"num_steps {steps}, sampler {sampler}: {steps} model evaluations"
         for sampler in ("ddim", "dpm++")
         for steps in (2, 4, 5)
     ]

@@ -26,7 +26,8 @@ BUNDLED = "checkpoints/emoji/upsample"
 def test_the_bundled_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = parse_with_settings(parser(), given)
-    assert (base_options(vars(args)).solver.sampler, upsampler_options(vars(args)).strength) == (sampler, strength)
+    options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
+    assert (options.solver.sampler, up_options.strength) == (sampler, strength)
 
 
 def test_images_say_how_they_were_enlarged_if_they_were():

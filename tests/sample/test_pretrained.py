@@ -2,21 +2,31 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.cli import main as convert
 from glide_jax.errors import GlideError
-from glide_jax.sample import Pipeline, Pretrained, SampleOptions, Settings, choose, upsampling
+from glide_jax.sample import (
+    Pipeline,
+    Pretrained,
+    SampleOptions,
+    base_options,
+    choose,
+    upsampler_options,
+    upsampling,
+)
 from glide_jax.sample.pretrained import INDEX
 from tests.programs import ROOT
 from tests.sample.hub import COMMIT, served
 from tests.tiny.models import UPSAMPLER, random_model
 
-SETTINGS = Settings(SampleOptions.of(sampler="ddpm", num_steps=4), upsampling({"num_steps": 3, "strength": 0.5}))
+SETTINGS = {"sampler": "ddpm", "num_steps": 4, "upsampler_num_steps": 3, "upsampler_strength": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +48,52 @@ def test_it_comes_back_with_its_settings_and_draws_the_same(pipeline, folder):
     np.testing.assert_array_equal(drawn.images, again.images)
     np.testing.assert_array_equal(drawn.small, again.small)
     alone = Pipeline.from_checkpoints(folder / "base", folder / "upsampler")
-    asked = alone("a cat", seed=3, options=SETTINGS.options, upsampler_options=SETTINGS.upsampler_options)
+    asked = alone("a cat", seed=3, sampler="ddpm", num_steps=4, upsampler_options={"num_steps": 3, "strength": 0.5})
     np.testing.assert_array_equal(asked.images, drawn.images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "expected"),
+    [
+        ({"timestep_respacing": "fast27"}, {"num_steps": 9}, {"num_steps": 9}),
+        ({"num_steps": 25}, {"timestep_respacing": "fast27"}, {"timestep_respacing": "fast27"}),
+        ({"eta": 0.5, "num_steps": 7}, {"sampler": "dpmpp_2m"}, {"sampler": "dpmpp_2m", "num_steps": 7}),
+        ({"eta": 0.5}, {"guidance_scale": 2.0}, {"eta": 0.5, "guidance_scale": 2.0}),
+        ({"schedule": "karras", "rho": 5.0}, {"schedule": "leading"}, {"schedule": "leading"}),
+        ({"guidance": "apg", "apg_eta": 0.5, "guidance_scale": 2.0}, {"guidance": "cfg"},
+         {"guidance": "cfg", "guidance_scale": 2.0}),
+    ],
+)  # fmt: skip
+def test_what_is_given_comes_before_settings_and_what_they_chose_along_with_it(settings, changes, expected):
+    assert base_options(changes, settings) == SampleOptions.of(**expected)
+    own = {f"upsampler_{name}": value for name, value in settings.items()}
+    given = {f"upsampler_{name}": value for name, value in changes.items()}
+    assert upsampler_options(given, own) == upsampling(expected)
+
+
+def test_a_call_changes_settings(pipeline):
+    seen = []
+    pipeline("a cat", num_steps=2, upsampler_options={"num_steps": 2}, on_steps=lambda done, _: seen.append(done))
+    assert sum(seen) == pipeline.count_evaluations(1, SampleOptions.of(sampler="ddpm", num_steps=2), {"num_steps": 2})
+    assert sum(seen) < pipeline.count_evaluations(1)
 
 
 def test_its_index_says_what_differs_from_the_usual(folder):
     index = json.loads((folder / INDEX).read_text())
-    assert (index["base"], index["upsampler"]) == ("base", "upsampler")
-    assert index["settings"] == {
-        "sampler": "ddpm", "num_steps": 4, "upsampler_num_steps": 3, "upsampler_timestep_respacing": "",
-        "upsampler_strength": 0.5,
-    }  # fmt: skip
+    assert (index["base"], index["upsampler"], index["settings"]) == ("base", "upsampler", SETTINGS)
 
 
 def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
-    command = ["bundle", "--checkpoint", folder / "base", "--dtype", "bfloat16", "--sampler", "plms"]
+    command = ["bundle", "--checkpoint", folder / "base", "--dtype", "bfloat16", "--sampler", "dpm++"]
     convert([*map(str, command), "--output", str(tmp_path / "half")])
     assert "written to" in capsys.readouterr().out
     half = Pretrained.open(tmp_path / "half")
-    assert (half.upsampler, half.settings) == (None, {"sampler": "plms"})
-    whole, small = (
-        sum(file.stat().st_size for file in path.glob("state/d/*")) for path in (folder / "base", half.base)
-    )
-    assert small < 0.7 * whole
+    assert (half.upsampler, half.settings) == (None, {"sampler": "dpmpp_2m", "num_steps": 4})
+    size = lambda path: sum(file.stat().st_size for file in Path(path).glob("state/d/*"))  # noqa: E731
+    assert size(half.base) < 0.7 * size(folder / "base")
 
 
-def test_models_bring_the_settings_of_their_pipeline(folder):
+def test_models_bring_the_settings_of_their_pipeline(folder, tmp_path):
     base, upsampler = str(folder / "base"), str(folder / "upsampler")
     of_base = {"sampler": "ddpm", "num_steps": 4}
     everything = Pretrained.open(folder).settings
@@ -73,6 +103,14 @@ def test_models_bring_the_settings_of_their_pipeline(folder):
     assert choose("elsewhere", str(folder)) == ("elsewhere", upsampler, {
         name: value for name, value in everything.items() if name not in of_base})  # fmt: skip
     assert choose(str(folder), "elsewhere") == (base, "elsewhere", of_base)
+    (tmp_path / "link").symlink_to(folder / "base")
+    assert choose(str(tmp_path / "link"), None) == (str(tmp_path / "link"), None, of_base)
+
+
+def test_an_index_that_nobody_asked_for_is_no_hindrance(folder, tmp_path):
+    (tmp_path / INDEX).write_text('{"unet": ["diffusers", "UNet"]}')
+    (tmp_path / "mine").symlink_to(folder.parent)
+    assert choose(str(tmp_path / "mine"), None) == (str(tmp_path / "mine"), None, {})
 
 
 def test_a_part_that_is_missing_is_named(folder, tmp_path):
@@ -94,11 +132,14 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}', "it is of another library"),
         ('{"base": "../../etc"}', "base must be the name of a folder beside it, not '../../etc'"),
         ('{"base": ["a"]}', "base must be the name of a folder beside it"),
-        ('{"base": "base", "settings": {"sampeler": "ddim"}}', "its settings are unknown 'sampeler'"),
-        ('{"base": "base", "settings": {"strength": 0.1}}', "its settings are unknown 'strength'"),
+        ('{"base": "base", "settings": {"sampeler": "ddim"}}', "'sampeler' is no setting of a pipeline"),
+        ('{"base": "base", "settings": {"strength": 0.1}}', "'strength' is no setting of a pipeline"),
         ('{"base": "base", "settings": [1]}', r"its settings are \[1\], not an object"),
         ('{"base": "base", "settings": {"num_steps": "many"}}', "its settings cannot be used: num_steps cannot be"),
         ('{"base": "base", "settings": {"upsampler_strength": 2}}', "its settings cannot be used: .*strength must be"),
+        ('{"base": "base", "settings": {"guidance_interval": [1]}}', "its settings cannot be used: guidance_interval"),
+        ('{"base": "base", "settings": {"guidance_scale": 1%s}}' % ("0" * 400), "guidance_scale is too large"),
+        ('{"base": "base", "settings": {"clip_guidance_scale": 1}}', "'clip_guidance_scale' is no setting"),
     ],
 )
 def test_an_index_that_cannot_be_used_is_one_line(index, message, tmp_path):
@@ -111,29 +152,35 @@ def test_an_index_that_cannot_be_used_is_one_line(index, message, tmp_path):
 def fetched(folder, tmp_path_factory):
     """What comes of names, in a process that takes a stand-in for the Hub, where someone/tiny is; all it fetched."""
     pytest.importorskip("huggingface_hub")
-    (folder / "training.log").write_text("long")
-    names = ["someone/tiny", f"someone/tiny@{COMMIT}", "someone/else", "someone/tiny@v7", "tiny"]
-    cache = tmp_path_factory.mktemp("hub")
-    with served(folder, "someone/tiny") as (address, files):
-        found = opened(names, HF_ENDPOINT=address, HF_HUB_CACHE=str(cache))
-        (folder / INDEX).rename(folder / "renamed.json")
-        found["another library"] = opened(names[:1], HF_ENDPOINT=address, HF_HUB_CACHE=str(cache / "2"))[names[0]]
-        (folder / "renamed.json").rename(folder / INDEX)
-    offline = opened(names[:3], HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache))
+    other = tmp_path_factory.mktemp("hub")
+    shutil.copytree(folder, other / "repository")
+    (other / "repository" / "base").rename(other / "repository" / "mine")
+    (other / "repository" / "training.log").write_text("long")
+    index = other / "repository" / INDEX
+    index.write_text(index.read_text().replace('"base": "base"', '"base": "mine"'))
+    names = ["someone/tiny", f"someone/tiny@{COMMIT}/mine", "someone/else", "someone/tiny@v7", "tiny", "someone/../x"]
+    with served(other / "repository", "someone/tiny") as (address, files):
+        found = opened(names, HF_ENDPOINT=address, HF_HUB_CACHE=str(other / "cache"))
+        index.unlink()
+        none = opened(names[:1], HF_ENDPOINT=address, HF_HUB_CACHE=str(other / "empty"))
+        found["another library"] = none[names[0]]
+    offline = opened(names[:3], HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(other / "cache"))
     return found | {f"offline {name}": told for name, told in offline.items()}, files
 
 
 def opened(names, **environment):
-    """The folder of each name, or the error, in a process with an environment of its own: the library reads it once."""
+    """The base model that each name means and its folder, or the error; in a process of its own environment."""
     program = """
 import json, sys
+from glide_jax.checkpoint import resolve
 from glide_jax.errors import GlideError
-from glide_jax.sample.pretrained import Pretrained
+from glide_jax.sample.pretrained import choose
 
 found = {}
 for name in sys.argv[1:]:
     try:
-        found[name] = str(Pretrained.open("hf://" + name).folder)
+        chosen = choose("hf://" + name, None)
+        found[name] = [*chosen, str(resolve(chosen.base))]
     except GlideError as error:
         found[name] = f"error: {error}"
 print(json.dumps(found))
@@ -147,11 +194,17 @@ print(json.dumps(found))
 
 def test_a_repository_of_the_hub_is_fetched_once_and_in_part(fetched, pipeline):
     found, files = fetched
-    assert found["someone/tiny"] == found[f"someone/tiny@{COMMIT}"] == found["offline someone/tiny"]
+    base, upsampler, settings, step = found["someone/tiny"]
+    pinned = f"hf://someone/tiny@{COMMIT}"
+    assert (base, upsampler, settings) == (f"{pinned}/mine", f"{pinned}/upsampler", SETTINGS)
+    assert found["offline someone/tiny"] == found["someone/tiny"]
+    of_base = {name: value for name, value in SETTINGS.items() if not name.startswith("upsampler")}
+    assert found[f"someone/tiny@{COMMIT}/mine"] == [base, None, of_base, step]
     assert files.count(INDEX) == 1
-    assert not any("training.log" in name for name in files)
-    back = Pipeline.from_pretrained(found["someone/tiny"])
-    np.testing.assert_array_equal(back("a cat", seed=3).images, pipeline("a cat", seed=3).images)
+    assert {name.split("/")[0] for name in files} == {INDEX, "mine"}
+    loaded = Pipeline.from_checkpoints(step)
+    drawn = loaded("a cat", seed=3, sampler="ddpm", num_steps=4).images
+    np.testing.assert_array_equal(drawn, pipeline("a cat", seed=3).small)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +213,7 @@ def test_a_repository_of_the_hub_is_fetched_once_and_in_part(fetched, pipeline):
         ("someone/else", "cannot get hf://someone/else: there is no such repository, or it is private"),
         ("someone/tiny@v7", "cannot get hf://someone/tiny@v7: the repository has no such revision"),
         ("tiny", "hf://tiny is no repository: it must be hf://USER/NAME"),
+        ("someone/../x", "hf://someone/../x is no repository: it must be hf://USER/NAME"),
         ("another library", f"it has no {INDEX}, so it is of another library"),
         ("offline someone/else", "the Hub cannot be reached, and it was not downloaded before"),
     ],

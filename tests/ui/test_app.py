@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import socket
@@ -59,6 +60,28 @@ def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch)
     assert (service.base, service.upsampler) == ("emoji/base", "emoji/upsample")
     assert (service.fields["sampler"].default, service.fields["upsampler_strength"].default) == ("ddpm", 0.5)
     assert "a 3d render of a banana" in service.examples
+
+
+def test_the_settings_are_those_of_the_models_that_it_opens_with(started, folder, tmp_path, capsys):
+    shutil.copytree(folder / "base", tmp_path / "mine" / "base")
+    shutil.copytree(folder / "more" / "up", tmp_path / "mine" / "up")
+    settings = {"sampler": "lms", "guidance_interval": [1, 5], "upsampler_eta": 0.5, "upsample_temp": 0.9}
+    index = {"base": "base", "upsampler": "up", "settings": settings}
+    (tmp_path / "mine" / "model_index.json").write_text(json.dumps(index))
+    mine, other, up = (str(path) for path in (tmp_path / "mine", folder / "base", folder / "more" / "up"))
+    app.main(["--checkpoint", mine])
+    assert capsys.readouterr().err == "warning: the page has no field for upsampler_eta, which the pipeline sets\n"
+    app.main(["--checkpoint", mine, "--upsampler", up])
+    app.main(["--checkpoint", other, "--checkpoint", mine])
+    (alone, *_), (with_other, *_), (behind, *_) = started
+    shown = lambda service, *names: [service.fields[name].default for name in names]  # noqa: E731
+    assert (alone.base, alone.upsampler) == ("mine/base", "mine/up")
+    assert shown(alone, "sampler", "interval_low", "interval_high", "upsample_temp") == ["lms", 1, 5, 0.9]
+    assert "lms" in alone.fields["sampler"].option.choices
+    assert (with_other.base, with_other.upsampler) == ("mine/base", "more/up")
+    assert shown(with_other, "sampler", "upsample_temp") == ["lms", None]
+    assert behind.base == f"{folder.name}/base"
+    assert shown(behind, "sampler") == ["ddim"]
 
 
 def test_what_is_given_comes_first(started, folder, tmp_path):

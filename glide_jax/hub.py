@@ -1,0 +1,85 @@
+"""Folders of the Hugging Face Hub, named hf://USER/NAME@REVISION/FOLDER; the revision may be left out."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glide_jax.errors import GlideError
+
+# One slash where the name was a path in between.
+_NAME = re.compile(r"hf://?([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?/?", re.ASCII)
+
+
+class Name(NamedTuple):
+    """A repository, its revision (None is the newest), and a folder in it ("" is all of it)."""
+
+    repository: str
+    revision: str | None
+    inside: str
+
+    def __str__(self) -> str:
+        return (
+            f"hf://{self.repository}{f'@{self.revision}' * bool(self.revision)}{f'/{self.inside}' * bool(self.inside)}"
+        )
+
+
+def is_name(path: str | PathLike[str]) -> bool:
+    """Whether it names a repository, or part of one, rather than a path of this machine."""
+    return str(path).startswith("hf:/")
+
+
+def parse(name: str | PathLike[str]) -> Name:
+    """The parts of a name; raises `GlideError` where it is none."""
+    match = _NAME.fullmatch(str(name))
+    if match is None or ".." in str(name):
+        raise GlideError(f"{name} is no repository: it must be hf://USER/NAME or hf://USER/NAME@REVISION")
+    return Name(match[1], match[2], match[3] or "")
+
+
+def fetch_file(name: Name, file: str) -> tuple[Path, str]:
+    """A file of a repository on this machine, and the commit that it is of.
+
+    Raises:
+        GlideError: there is no such repository, revision or file, or the Hub cannot be reached.
+    """
+    with _library(name, f"it has no {file}, so it is of another library") as hub:
+        path = Path(hub.hf_hub_download(name.repository, file, revision=name.revision))
+    return path, path.parent.name
+
+
+@cache
+def fetch_folder(name: Name) -> Path:
+    """A folder of a repository on this machine; nothing else of it is downloaded. Errors as for `fetch_file`."""
+    if not name.inside:
+        raise GlideError(f"{name} is a whole repository: name the model's folder in it, as {name}/base")
+    with _library(name, "it has no such folder") as hub:
+        root = Path(hub.snapshot_download(
+            name.repository, revision=name.revision, allow_patterns=f"{name.inside}/*"
+        ))  # fmt: skip
+    return root / name.inside
+
+
+@contextmanager
+def _library(name: Name, missing: str) -> Iterator[Any]:
+    """huggingface_hub, its errors said in one line; `missing` says what it means that a file is not there."""
+    try:
+        import huggingface_hub  # noqa: PLC0415
+        from huggingface_hub import errors  # noqa: PLC0415
+    except ImportError as error:
+        raise GlideError(f"{name} needs huggingface_hub: install the extra with `uv sync --extra hub`") from error
+    try:
+        yield huggingface_hub
+    except Exception as error:  # of its own, of its HTTP library, of the disk
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reasons: dict[type[Exception], str] = {
+            errors.RepositoryNotFoundError: "there is no such repository, or it is private (`hf auth login`)",
+            errors.RevisionNotFoundError: "the repository has no such revision",
+            errors.RemoteEntryNotFoundError: missing,
+            errors.LocalEntryNotFoundError: "the Hub cannot be reached, and it was not downloaded before",
+        }
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), said)
+        raise GlideError(f"cannot get {name}: {reason}") from error
