@@ -125,8 +125,20 @@ def pack_shard(samples: list[dict[str, Any]]) -> bytes:
     return stream.getvalue()
 
 
-def build_shards(things: list[Thing], images: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, int, bytes]]:
-    """Yields (file name, number of samples, bytes) for every style, group and split."""
+def caption_lines(samples: list[dict[str, Any]], style: Style) -> bytes:
+    """Returns a JSON line a sample, sorted by key: its caption, and the same without the style's words."""
+    lines = []
+    for sample in sorted(samples, key=lambda s: s["__key__"]):
+        caption = sample["txt"].decode()
+        captions = [caption, caption.removeprefix(f"{style.words} ")]
+        lines.append(json.dumps({"key": sample["__key__"], "captions": captions}) + "\n")
+    return "".join(lines).encode()
+
+
+def build_shards(
+    things: list[Thing], images: dict[str, dict[str, bytes]]
+) -> Iterator[tuple[str, Style, list[dict[str, Any]]]]:
+    """Yields (file name, style, samples) for every style, group and split."""
     members = {group: [t.codepoints for t in things if t.group == group] for group in GROUPS.values()}
     held = hold_out(members, [style.key for style in STYLES])
     for style in STYLES:
@@ -136,7 +148,7 @@ def build_shards(things: list[Thing], images: dict[str, dict[str, bytes]]) -> It
                 split = "val" if held.get(thing.codepoints) == style.key else "train"
                 samples[split].append(make_sample(thing, style, split, images[style.key][thing.codepoints]))
             for split, chosen in samples.items():
-                yield f"{split}-{group}-{style.key}.tar", len(chosen), pack_shard(chosen)
+                yield f"{split}-{group}-{style.key}.tar", style, chosen
 
 
 def draw_preview(images: dict[str, dict[str, bytes]], side: int = 96) -> Image.Image:
@@ -158,18 +170,22 @@ def write(path: Path, data: bytes) -> None:
 
 
 def build(output: Path, work: Path) -> None:
-    """Fetches the packages into `work`; writes the shards, index.json and preview.webp into `output`."""
+    """Fetches the packages into `work`; writes shards, captions.jsonl, index.json and preview.webp to `output`."""
     for folder in (output, work):
         folder.mkdir(parents=True, exist_ok=True)
     images = {style.key: read_images(style, fetch(style.package, work)) for style in STYLES}
     wording = tomllib.loads((HERE / "wording.toml").read_text(encoding="utf-8"))
     things = read_things(fetch(LABELS, work), wording, set.intersection(*map(set, images.values())))
     shards: list[dict[str, Any]] = []
-    for name, samples, data in build_shards(things, images):
+    captions = b""
+    for name, style, samples in build_shards(things, images):
+        data = pack_shard(samples)
         write(output / name, data)
+        captions += caption_lines(samples, style)
         digest = hashlib.sha256(data).hexdigest()
-        shards.append({"file": name, "samples": samples, "bytes": len(data), "sha256": digest})
-        print(f"{name:28s} {samples:4d} samples {len(data) / 2**20:6.2f} MiB")
+        shards.append({"file": name, "samples": len(samples), "bytes": len(data), "sha256": digest})
+        print(f"{name:28s} {len(samples):4d} samples {len(data) / 2**20:6.2f} MiB")
+    write(output / "captions.jsonl", captions)
     index = {
         "things": len(things),
         "samples": sum(shard["samples"] for shard in shards),

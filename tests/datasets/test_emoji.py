@@ -194,6 +194,22 @@ def test_the_split_follows_from_the_code_points(records, script):
     assert held == {r["codepoints"]: r["style"] for r in records if r["split"] == "val"}
 
 
+def test_the_other_captions_name_the_thing_alone(samples, script):
+    build = script("build")
+    lines = (EMOJI / "captions.jsonl").read_bytes()
+    found = {line["key"]: line["captions"] for line in map(json.loads, lines.splitlines())}
+    assert set(found) == {sample["__key__"] for sample in samples}
+    for sample in samples:
+        first, second = found[sample["__key__"]]
+        style = json.loads(sample["json"])["style"]
+        assert (first, f"{WORDS[style]} {second}") == (sample["txt"].decode(), first)
+    style = build.STYLES[0]
+    ours = [s for s in samples if json.loads(s["json"])["style"] == style.key and s["__key__"] < "b"]
+    made = build.caption_lines(ours[::-1], style).splitlines()
+    assert made == sorted(made)
+    assert set(made) <= set(lines.splitlines())
+
+
 @pytest.mark.parametrize("shard", ["val-animals-3d.tar", "train-activities-flat.tar"])
 def test_packing_the_samples_again_gives_the_same_bytes(shards, script, shard):
     members = [{k: s[k] for k in ("__key__", "webp", "txt", "json")} for s in reversed(shards[shard])]
