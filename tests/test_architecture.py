@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "data": LEAVES | {"tokenizer"},
     "checkpoint": LEAVES | {"parallel"},
     "sample": LEAVES | {"models", "diffusion", "tokenizer", "parallel", "checkpoint"},
+    "export": LEAVES | {"tokenizer", "sample"},
     "train": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample"},
     "evaluate": LEAVES | {"sample", "models", "tokenizer", "data"},
     "ui": LEAVES | {"sample", "evaluate"},

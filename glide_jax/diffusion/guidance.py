@@ -154,7 +154,7 @@ def guided(guidance: Guidance | None, conditional: Network, paired: PairedNetwor
         return plain
 
     def within(x_t: Image, level: Level, memory: Any) -> tuple[GuidedNoise, Any]:
-        t = jnp.broadcast_to(level.t, (2 * len(x_t),))
+        t = jnp.broadcast_to(level.t, (2 * x_t.shape[0],))
         with_condition, without = jnp.split(paired(jnp.concatenate([x_t, x_t]), t).astype(jnp.float32), 2)
         eps_c, variance = jnp.split(with_condition, 2, axis=-1)
         eps_u, _ = jnp.split(without, 2, axis=-1)

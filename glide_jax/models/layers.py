@@ -86,7 +86,7 @@ class _GroupNorm(nnx.GroupNorm):
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
         def group_mean(values: Float[Array, "batch height width channels"]) -> Float[Array, "batch 1 1 channels"]:
-            groups = values.mean((1, 2)).reshape(len(values), self.num_groups, -1).mean(-1)
+            groups = values.mean((1, 2)).reshape(values.shape[0], self.num_groups, -1).mean(-1)
             return jnp.repeat(groups, self.group_size, axis=-1)[:, None, None]
 
         centred = x.astype(jnp.float32)

@@ -17,7 +17,8 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddpm import ddim_inversion
 from glide_jax.diffusion.solvers.solver import Carry, Plan, Row, Solver, Start, run_steps, start
-from glide_jax.models import Conditioning, Glide, NoisedClip, Params
+from glide_jax.errors import GlideError
+from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Params
 from glide_jax.randomness import fold, normal_per_example, stream_key
 from glide_jax.sample.conditioning import Arguments, ClipGuide, Conditioner, Inputs
 from glide_jax.sample.options import SampleOptions
@@ -102,6 +103,49 @@ class Stage:
         carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
         return jnp.clip(carry.state[0], -1.0, 1.0)
 
+    def generate(
+        self,
+        params: Params,
+        text: EncodedText | None,
+        against: EncodedText | None,
+        options: SampleOptions,
+        *,
+        seed: Int[Array, ""],
+        indices: Int[Array, " batch"],
+        low_res: Float[Array, "batch low_height low_width 3"] | None = None,
+    ) -> Float[Array, "batch height width 3"]:
+        """`sample` as one function of arrays, to be traced as a whole; the batch may be symbolic.
+
+        Args:
+            params: the model's weights.
+            text: each row's own.
+            against: one row, what guidance leads away from.
+            options: sampler, levels, guidance.
+            seed, indices: what decides noise.
+            low_res: an upsampler's input.
+        """
+        if options.clip_guidance_scale:
+            raise GlideError("clip_guidance_scale needs the noised CLIP, which is no part of the function")
+        batch, how = indices.shape[0], self._guidance(options.guidance)
+        if how is not None:
+            rows = lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:]))  # noqa: E731
+            text = jax.tree.map(lambda own, other: jnp.concatenate([own, rows(other)]), text, against)
+        twice = low_res if low_res is None or how is None else jnp.concatenate([low_res, low_res])
+        image = None if options.strength == 1 or low_res is None else self._enlarged(low_res)
+        levels = self.levels(options, from_image=image is not None)
+        if levels is None:
+            assert image is not None
+            return image
+        solver, plan = plan_steps(options.solver, levels)
+        arguments = Arguments(params, Conditioning(text, twice), None, how, None, seed, indices)
+        scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
+        carry = self._start_impl(solver, arguments, image, None, *scales)
+        table = jax.tree.map(jnp.asarray, plan.on_device())
+        carry = self._run_impl(
+            solver, options.thresholding, arguments, carry, table, jnp.int32(0), jnp.int32(len(plan))
+        )
+        return jnp.clip(carry.state[0], -1.0, 1.0)
+
     def invert(
         self, params: Params, inputs: Inputs, options: SampleOptions, *, on_steps: OnSteps | None = None
     ) -> Float[Array, "batch height width 3"]:
@@ -125,13 +169,15 @@ class Stage:
         if inputs.init_image is not None:
             image = put(inputs.init_image)
         elif inputs.low_res is not None:
-            shape = (len(inputs.low_res), *self._shape)
-            image = jnp.clip(jax.image.resize(put(inputs.low_res), shape, "cubic"), -1.0, 1.0)
+            image = self._enlarged(put(inputs.low_res))
         else:
             return None
         if inputs.inpaint_image is None or inputs.inpaint_mask is None:
             return image
         return paste(image, put(inputs.inpaint_image), put(inputs.inpaint_mask))
+
+    def _enlarged(self, low_res: Float[Array, "batch low_height low_width 3"]) -> Float[Array, "batch height width 3"]:
+        return jnp.clip(jax.image.resize(low_res, (low_res.shape[0], *self._shape), "cubic"), -1.0, 1.0)
 
     def _loop(
         self,
@@ -185,7 +231,7 @@ class Stage:
         first: Int[Array, ""],
         end: Int[Array, ""],
     ) -> Carry:
-        conditional = jax.tree.map(lambda x: x[: len(arguments.indices)], arguments.conditioning)
+        conditional = jax.tree.map(lambda x: x[: arguments.indices.shape[0]], arguments.conditioning)
         predict = guided(
             arguments.guidance,
             partial(self._network, arguments.params, conditional),

@@ -218,6 +218,8 @@ def test_python_blocks_run(workspace):
     # Clients of the running page are in tests/ui.
     blocks = [content for _, _, content in fenced("python") if "gradio_client" not in content]
     assert blocks
+    exported = ["--checkpoint", "models/base", "--num_steps", "2", "--platforms", "cpu", "--output", "my-program"]
+    assert call("-m", "glide_jax.export", *exported, folder=workspace) == 0
     for content in blocks:
         shorter = content.replace("num_steps=25", "num_steps=2, upsampler_options={'num_steps': 2}")
         with chdir(workspace):
