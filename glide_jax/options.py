@@ -217,8 +217,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
-        wanted = len(value) if ... in parts else len(parts)
-        return isinstance(value, tuple) and len(value) == wanted and all(_fits(parts[0], item) for item in value)
+        right = isinstance(value, tuple) and (... in parts or len(value) == len(parts))
+        return right and all(_fits(parts[0], item) for item in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else hint)

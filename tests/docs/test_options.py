@@ -9,7 +9,8 @@ from tests.docs.blocks import PAGES, without_blocks
 from tests.programs import call
 
 _PROGRAMS = [["train.py"], ["sample.py"], ["evaluate.py"], ["app.py"], ["-m", "glide_jax.data", "check"]]
-_PROGRAMS += [["-m", "convert", command] for command in ("to-flax", "to-torch", "shrink", "inspect")]
+_PROGRAMS += [["-m", "glide_jax.export"]]
+_PROGRAMS += [["-m", "convert", command] for command in ("to-flax", "to-torch", "shrink", "bundle", "inspect")]
 
 
 def described(page):
