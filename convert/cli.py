@@ -12,8 +12,10 @@ from convert.shrink import shrink
 from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import architecture_of, check_tensors, to_flax
 from convert.to_torch import to_torch
+from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, base_options, choose, flags, upsampler_options
 from glide_jax.sample.options import add_sampling_arguments
+from glide_jax.sample.pretrained import check_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,9 +126,13 @@ def _merge(given: argparse.Namespace) -> None:
 def _bundle(given: argparse.Namespace) -> None:
     base, upsampler, settings = choose(given.checkpoint, given.upsampler)
     options = base_options(vars(given), settings), upsampler_options(vars(given), settings)
-    pipeline = Pipeline.from_checkpoints(base, upsampler, lora=given.lora)
     usual = flags(base_options({}), upsampler_options({}))
-    pipeline.settings = {name: value for name, value in flags(*options).items() if value != usual[name]}
+    settings = {name: value for name, value in flags(*options).items() if value != usual[name]}
+    check_settings(settings)  # before minutes of loading
+    if given.output.exists():
+        raise GlideError(f"{given.output} exists already; choose another --output or remove it")
+    pipeline = Pipeline.from_checkpoints(base, upsampler, lora=given.lora)
+    pipeline.settings = settings
     pipeline.save_pretrained(given.output, dtype=given.dtype)
     size = sum(file.stat().st_size for file in given.output.rglob("*") if file.is_file())
     print(f"pipeline of {size / 1e6:.1f} MB written to {given.output}")

@@ -111,11 +111,7 @@ class Pipeline:
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        **options: Any,
-    ) -> Self:
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
         """Loads a pipeline that `save_pretrained` wrote, with its settings.
 
         Args:

@@ -47,14 +47,14 @@ class Pretrained:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, name: str | Path | hub.Name) -> Self:
+    def open(cls, name: str | Path) -> Self:
         """Reads the index of a folder, or of a repository of the Hub in the commit that it is of today.
 
         Raises:
             GlideError: there is no such folder or repository, or its index cannot be used.
         """
-        if isinstance(name, hub.Name) or hub.is_name(name):
-            repository = name if isinstance(name, hub.Name) else hub.parse(name)
+        if hub.is_name(name):
+            repository = hub.parse(name)
             path, commit = hub.fetch_file(repository, INDEX)
             where = str(repository._replace(revision=commit))
         else:
@@ -105,7 +105,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
     """
     if hub.is_name(name):
         repository = hub.parse(name)
-        whole = Pretrained.open(repository._replace(inside=""))
+        whole = Pretrained.open(str(repository._replace(inside="")))
         found = getattr(whole, part)
         if not repository.inside:
             return _present(found, name, part), whole

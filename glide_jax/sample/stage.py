@@ -93,15 +93,11 @@ class Stage:
         if levels is None:
             assert image is not None
             return image
-        solver, plan = plan_steps(options.solver, levels)
         arguments = self._conditioner.arguments(
             params, inputs, self._guidance(options.guidance), seed, options.clip_guidance_scale, clip_params
         )
         x_t = None if inputs.x_t is None else self._conditioner.put(inputs.x_t)
-        scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
-        carry = self._start(solver, arguments, image, x_t, *scales)
-        carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
-        return jnp.clip(carry.state[0], -1.0, 1.0)
+        return self._sampled(arguments, options, levels, image, x_t, on_steps)
 
     def generate(
         self,
@@ -136,15 +132,8 @@ class Stage:
         if levels is None:
             assert image is not None
             return image
-        solver, plan = plan_steps(options.solver, levels)
         arguments = Arguments(params, Conditioning(text, twice), None, how, None, seed, indices)
-        scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
-        carry = self._start_impl(solver, arguments, image, None, *scales)
-        table = jax.tree.map(jnp.asarray, plan.on_device())
-        carry = self._run_impl(
-            solver, options.thresholding, arguments, carry, table, jnp.int32(0), jnp.int32(len(plan))
-        )
-        return jnp.clip(carry.state[0], -1.0, 1.0)
+        return self._sampled(arguments, options, levels, image)
 
     def invert(
         self, params: Params, inputs: Inputs, options: SampleOptions, *, on_steps: OnSteps | None = None
@@ -178,6 +167,21 @@ class Stage:
 
     def _enlarged(self, low_res: Float[Array, "batch low_height low_width 3"]) -> Float[Array, "batch height width 3"]:
         return jnp.clip(jax.image.resize(low_res, (low_res.shape[0], *self._shape), "cubic"), -1.0, 1.0)
+
+    def _sampled(
+        self,
+        arguments: Arguments,
+        options: SampleOptions,
+        levels: NoiseLevels,
+        image: Image | None,
+        x_t: Image | None = None,
+        on_steps: OnSteps | None = None,
+    ) -> Image:
+        solver, plan = plan_steps(options.solver, levels)
+        scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
+        carry = self._start(solver, arguments, image, x_t, *scales)
+        carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
+        return jnp.clip(carry.state[0], -1.0, 1.0)
 
     def _loop(
         self,

@@ -161,8 +161,9 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
         return {}
     params = program.packing.unpack(state["params"])
     base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
+    where = config.init_from
     entry = asdict(config.train.lora) | {
-        "base": config.init_from if hub.is_name(config.init_from) else _absolute(config.init_from),
+        "base": where if hub.is_name(where) else str(Path(where).expanduser().resolve()),
         "base_sha256": fingerprint(base),
     }
     before = record.get("lora", {}).get("base_sha256", entry["base_sha256"])
@@ -172,10 +173,6 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
             f" --config.init_from={config.init_from} ({entry['base_sha256'][:12]})"
         )
     return {"lora": entry}
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
 
 
 def _whole(x: Array) -> np.ndarray:
