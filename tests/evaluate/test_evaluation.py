@@ -179,6 +179,19 @@ def test_a_step_of_a_run_is_evaluated_and_resumed_by_its_number(base, tmp_path):
         main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(base)])
 
 
+def test_a_pipeline_brings_its_settings_and_is_resumed_by_its_name(base, tmp_path):
+    shutil.copytree(base, tmp_path / "mine" / "base")
+    index = {"base": "base", "settings": {"sampler": "ddpm", "num_steps": 9, "guidance_scale": 2.0}}
+    (tmp_path / "mine" / "model_index.json").write_text(json.dumps(index))
+    run(tmp_path / "mine", tmp_path, prompts="a cat")
+    config = read(tmp_path / "00000" / "metadata.json")["config"]
+    assert (config["sampler"], config["num_steps"], config["guidance_scale"]) == ("ddpm", 3, 2.0)
+    assert config["checkpoint"] == str(tmp_path / "mine" / "base")
+    main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(tmp_path / "mine")])
+    with pytest.raises(GlideError, match="--checkpoint is"):
+        main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(base)])
+
+
 NO_TEXT = os.fsdecode(b"caf\xe9")  # as Linux allows it in paths, and as a command line in another encoding gives it
 
 
