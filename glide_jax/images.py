@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -193,23 +193,31 @@ def from_uint8(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return np.asarray(pixels).astype(np.float32) / 127.5 - 1.0
 
 
+def png(pixels: Pixels, metadata: Mapping[str, str] | None = None) -> bytes:
+    """One image as a PNG file, with `metadata` as its text entries."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, valid_unicode(value))
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
 def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one image atomically, with `metadata` as PNG text entries.
+    """Writes one image atomically as a PNG file: see `png`.
 
     Raises:
         GlideError: the folder cannot be written to.
     """
-    info = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
-        info.add_itxt(key, valid_unicode(value))
-    _save(path, pixels, format="PNG", pnginfo=info)
+    with written(path) as temporary:
+        temporary.write_bytes(png(pixels, metadata))
 
 
 def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
     """Writes one image atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
     readable = {key: valid_unicode(value) for key, value in (metadata or {}).items()}
     comment = json.dumps(readable).encode() if readable else b""
-    _save(path, pixels, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
+    with written(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="JPEG", quality=_JPEG_QUALITY, comment=comment)
 
 
 def save_animation(path: Path, frames: Sequence[Pixels]) -> None:
@@ -230,11 +238,6 @@ def check_animation(path: Path) -> str:
     if kind := _ANIMATIONS.get(path.suffix.lower()):
         return kind
     raise GlideError(f"cannot write an animation to {path}: its name must end with {', '.join(_ANIMATIONS)}")
-
-
-def _save(path: Path, pixels: Pixels, **options: Any) -> None:
-    with written(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options)
 
 
 def grid(

@@ -214,6 +214,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
     import gradio as gr  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415
 
+    from glide_jax.ui.images_api import PATH, ImagesApi  # noqa: PLC0415
     from glide_jax.ui.page import CSS, build_page  # noqa: PLC0415
 
     tidy = partial(bound_folder, folder)
@@ -223,7 +224,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
     )
     guard = Middleware(Guard, hosts=Hosts(server.host, server.allowed_host), tidy=tidy)
     try:
-        _, url, _ = blocks.launch(
+        application, url, _ = blocks.launch(
             server_name=f"[{server.host}]" if ":" in server.host else server.host, server_port=server.port, share=False,
             quiet=True, prevent_thread_lock=True, ssr_mode=False, theme=theme, css=CSS,
             footer_links=["api", "settings"], run_history=False, max_file_size=FILE_SIZE, enable_monitoring=False,
@@ -232,6 +233,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
         )  # fmt: skip
     except OSError as error:
         raise GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port") from error
+    application.add_route(PATH, ImagesApi(service, server.accounts).answer, methods=["POST"])
     print(f"open {url} (Ctrl-C stops)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     blocks.block_thread()

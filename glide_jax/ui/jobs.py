@@ -3,14 +3,13 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-# One request at a time has the accelerator; the next waits until a stopped one has really ended.
-_DEVICE = threading.Lock()
 _PATIENCE = 0.1
 
 T = TypeVar("T")
@@ -20,6 +19,35 @@ Report = Callable[[int, Images], None]
 
 class Stopped(Exception):
     """Raised in the thread at work when nobody wants the result any more."""
+
+
+class Turns:
+    """A lock that is had in the order in which it was asked for, which `threading.Lock` does not promise."""
+
+    def __init__(self) -> None:
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def mine(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the lock; while it waits it calls `check` now and then, which may raise."""
+        me = object()
+        with self._changed:
+            self._queue.append(me)
+        try:
+            with self._changed:
+                while self._queue[0] is not me:
+                    self._changed.wait(_PATIENCE)
+                    check()
+            yield
+        finally:
+            with self._changed:
+                self._queue.remove(me)
+                self._changed.notify_all()
+
+
+# One request at a time has the accelerator; the next waits until a stopped one has really ended.
+DEVICE = Turns()
 
 
 class Progress(NamedTuple):
@@ -74,13 +102,9 @@ class Worker(Generic[T]):
 
     def _run(self) -> None:
         try:
-            while not _DEVICE.acquire(timeout=_PATIENCE):
-                self._check()
-            try:
+            with DEVICE.mine(self._check):
                 self._check()
                 self._future.set_result(self._work(self._report))
-            finally:
-                _DEVICE.release()
         except BaseException as error:
             self._future.set_exception(error)
         self._news.put(None)

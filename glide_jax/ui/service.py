@@ -197,11 +197,12 @@ def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> lis
     for rank, each in enumerate(generated, 1):
         ranked = f"-rank{rank}" if each.score is not None else ""
         paths.append(folder / f"glide-{request.seed}-{each.number:02d}{ranked}.png")
-        save_png(paths[-1], each.pixels, _entries(request, each))
+        save_png(paths[-1], each.pixels, entries(request, each))
     return paths
 
 
-def _entries(request: Request, each: Generated) -> dict[str, str]:
+def entries(request: Request, each: Generated) -> dict[str, str]:
+    """What an image file says of itself: prompt, seed and settings, as those of sample.py do."""
     own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
     if each.score is not None:
         own["clip_score"] = f"{each.score:.6f}"

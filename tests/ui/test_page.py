@@ -1,5 +1,6 @@
 """The page's endpoints over plain HTTP: what a browser sends, and what else anyone may."""
 
+import base64
 import io
 import json
 import os
@@ -243,6 +244,17 @@ def test_only_the_tasks_are_offered_to_clients_with_all_settings_by_name(app):
     own = {"inpaint": {"editor"}, "redraw": {"picture", "strength"}, "enlarge": {"picture"}}
     own |= {"draw": set(), "rank": {"candidates", "top_k"}}
     assert names == {f"/{task}": common | fields for task, fields in own.items()}
+
+
+def test_clients_of_openai_are_served_too(app):
+    asked = {"prompt": "a cat", "n": 2, "size": "8x8", "num_steps": 3, "seed": 5}
+    sent = urllib.request.Request(f"{app}/v1/images/generations", json.dumps(asked).encode())
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        images = [Image.open(io.BytesIO(base64.b64decode(each["b64_json"]))) for each in json.load(answer)["data"]]
+    assert [(image.size, image.text["index"]) for image in images] == [((8, 8), "0"), ((8, 8), "1")]
+    sent.add_header("Origin", "http://evil.example")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(sent)
 
 
 def test_nothing_is_fetched_from_elsewhere(app):
