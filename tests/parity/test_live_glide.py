@@ -1,5 +1,6 @@
 """All four GLIDE models against the live PyTorch reference: weights, every block, the text transformer, the whole."""
 
+import copy
 from itertools import takewhile
 
 import jax
@@ -7,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.architecture import parse_options
+from convert.architecture import glide_architecture, parse_options
 from convert.download import open_source
 from convert.state_dict import read_state_dict
 from convert.to_flax import to_flax
 from convert.to_torch import to_torch
-from glide_jax.models import Conditioning
+from glide_jax.models import Conditioning, Glide, LoraConfig
 from glide_jax.models.layers import timestep_embedding
+from glide_jax.models.lora import GROUP, abstract_adapters, with_adapters
 from tests.convert.state_dicts import assert_same_state_dict
-from tests.parity.live import SKIP, glide_pair, to_nhwc
+from tests.parity.live import DIFFUSION, SKIP, glide_pair, to_nhwc, torch_weights
 from tests.parity.recipe import KINDS, draw, inpaint_mask, manifest
 
 torch = pytest.importorskip("torch", reason=SKIP)
@@ -53,19 +55,44 @@ def inputs(pair):
     return theirs | {"timesteps": timesteps, "tokens": tokens, "mask": mask}
 
 
+def forward(model, params, given):
+    """Our output in PyTorch's layout, for what the reference is given."""
+
+    @jax.jit
+    def run(params, x, t, tokens, mask, pictures):
+        return model(params, x, t, Conditioning(model.encode_text(params, tokens, mask), **pictures))
+
+    pictures = {name: to_nhwc(given[name]) for name in ("low_res", "inpaint_image", "inpaint_mask") if name in given}
+    t, tokens, mask = (given[name].numpy() for name in ("timesteps", "tokens", "mask"))
+    return run(params, to_nhwc(given["x"]), t, tokens, mask, pictures).transpose(0, 3, 1, 2)
+
+
 def test_the_whole_model(pair, comparison):
     given = inputs(pair)
     with torch.no_grad():
         theirs = pair.theirs(**given)
+    ours = forward(pair.ours, pair.params, given)
+    comparison.check(f"whole model, {pair.kind}", pair.size, ours, theirs, TOLERANCE)
 
-    @jax.jit
-    def forward(params, x, t, tokens, mask, pictures):
-        return pair.ours(params, x, t, Conditioning(pair.ours.encode_text(params, tokens, mask), **pictures))
 
-    pictures = {name: to_nhwc(given[name]) for name in ("low_res", "inpaint_image", "inpaint_mask") if name in given}
-    t, tokens, mask = (given[name].numpy() for name in ("timesteps", "tokens", "mask"))
-    ours = forward(pair.params, to_nhwc(given["x"]), t, tokens, mask, pictures)
-    comparison.check(f"whole model, {pair.kind}", pair.size, ours.transpose(0, 3, 1, 2), theirs, TOLERANCE)
+def test_adapters_merged(pair, comparison, tmp_path):
+    """Ours runs them beside frozen weights, the reference has them in its own."""
+    if pair.size != "tiny":
+        pytest.skip("adapters have the same place at any width")
+    lora = LoraConfig(rank=2, alpha=6.0, targets=("unet/*/attn/*", "unet/*/*conv", "text/*"))
+    model, architecture = Glide(pair.ours.config, lora=lora), glide_architecture(pair.ours.config, DIFFUSION)
+    adapters = jax.tree.map(lambda leaf: 0.1 * draw(f"live/lora/{leaf.shape}", leaf.shape), abstract_adapters(
+        lora, pair.ours.abstract_params()))  # fmt: skip
+    merged = jax.device_get(jax.jit(with_adapters)(pair.params, adapters, lora.scale))
+    given, before = inputs(pair), copy.deepcopy(pair.theirs.state_dict())
+    with torch.no_grad():
+        plain = pair.theirs(**given)
+        pair.theirs.load_state_dict(torch_weights(architecture, merged, tmp_path), strict=True)
+        theirs = pair.theirs(**given)
+    pair.theirs.load_state_dict(before)
+    assert (theirs - plain).abs().max() > 0.01 * plain.abs().max()
+    ours = forward(model, pair.params | {GROUP: adapters}, given)
+    comparison.check(f"adapters merged, {pair.kind}", pair.size, ours, theirs, TOLERANCE)
 
 
 def test_the_text_transformer(pair, comparison):
