@@ -124,7 +124,7 @@ def _merge(given: argparse.Namespace) -> None:
 
 
 def _bundle(given: argparse.Namespace) -> None:
-    base, upsampler, settings = choose(given.checkpoint, given.upsampler)
+    base, upsampler, settings = choose(given.checkpoint, given.upsampler, given.lora)
     options = base_options(vars(given), settings), upsampler_options(vars(given), settings)
     usual = flags(base_options({}), upsampler_options({}))
     settings = {name: value for name, value in flags(*options).items() if value != usual[name]}

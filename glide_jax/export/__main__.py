@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, required=True, metavar="DIR", help="the new folder")
     add_sampling_arguments(parse)
     args = parse.parse_args(argv)
-    base, upsampler, settings = choose(args.checkpoint, args.upsampler)
+    base, upsampler, settings = choose(args.checkpoint, args.upsampler, args.lora)
     options, up_options = (of(vars(args), settings) for of in (base_options, upsampler_options))
     pipeline = Pipeline.from_checkpoints(base, upsampler, dtype=args.dtype, lora=args.lora)
     about = {"checkpoint": base, "upsampler": upsampler, "lora": args.lora, "dtype": args.dtype}

@@ -23,7 +23,7 @@ from glide_jax.options import INLINE, Field, Options, add_arguments, build, fiel
 __all__ = [
     "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_flags", "base_options",
     "default_schedule", "flag_fields", "flags", "level_options", "metadata", "of_upsampler", "overruled",
-    "sampler_options", "upsampler_flags", "upsampler_options", "upsampling",
+    "sampler_options", "upsampler_flags", "upsampler_named", "upsampler_options", "upsampling",
 ]  # fmt: skip
 
 
@@ -155,13 +155,18 @@ def of_upsampler(flag: str) -> bool:
 
 def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
     """All options of both models by the flags that ask for them."""
-    return flat(options) | {_NAMES.get(name, _PREFIX + name): value for name, value in flat(upsampler_options).items()}
+    return flat(options) | upsampler_named(flat(upsampler_options))
+
+
+def upsampler_named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the upsampler by their flags."""
+    return {_NAMES.get(name, _PREFIX + name): value for name, value in options.items()}
 
 
 def flag_fields() -> dict[str, Field]:
     """The options of both models by the flags that ask for them."""
     known = fields(SampleOptions)
-    return dict(known) | {_NAMES.get(name, _PREFIX + name): field for name, field in known.items()}
+    return dict(known) | upsampler_named(known)
 
 
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:
@@ -178,7 +183,7 @@ def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | N
         named["schedule"] = options.levels_in_force.schedule
     if upsampler_options is not None:
         changed = _changed(upsampler_options, UPSAMPLER_DEFAULTS)
-        named |= {_NAMES.get(k, _PREFIX + k): v for k, v in changed.items()}
+        named |= upsampler_named(changed)
     return {name: str(value) for name, value in named.items()}
 
 

@@ -18,7 +18,7 @@ from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
-from glide_jax.sample.pretrained import Pretrained, check_settings, write_index
+from glide_jax.sample.pretrained import Pretrained, check_settings, recorded_settings, write_index
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -96,7 +96,8 @@ class Pipeline:
     ) -> Self:
         """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together.
 
-        `lora` are adapters of the base model, or of an upsampler alone, each as PATH or PATH:SCALE.
+        Models and adapters that learnt to do with few steps bring their settings. `lora` are adapters of the base
+        model, or of an upsampler alone, each as PATH or PATH:SCALE.
         """
         if (clip_text is None) != (clip_image is None):
             raise GlideError("the noised CLIP needs both clip_text and clip_image")
@@ -108,6 +109,7 @@ class Pipeline:
             else LoadedModel.from_checkpoint(upsampler, dtype, lora=() if base is not None else lora),
             clip,
             batch_size,
+            recorded_settings(base, upsampler, lora),
         )
 
     @classmethod

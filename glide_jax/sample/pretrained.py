@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from glide_jax import hub
+from glide_jax.checkpoint import read_record
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
-from glide_jax.sample.options import base_options, flag_fields, of_upsampler, upsampler_options
+from glide_jax.sample.lora import split_scale
+from glide_jax.sample.options import base_options, flag_fields, of_upsampler, upsampler_named, upsampler_options
 
 INDEX = "model_index.json"
 _BUNDLED = "checkpoints/emoji"
@@ -134,10 +136,11 @@ class Chosen(NamedTuple):
     settings: dict[str, Any]
 
 
-def choose(base: str | None, upsampler: str | None) -> Chosen:
+def choose(base: str | None, upsampler: str | None, lora: Sequence[str] = ()) -> Chosen:
     """The models meant by --checkpoint and --upsampler, each a checkpoint or a pipeline; none at all is the bundled.
 
-    A pipeline as --checkpoint brings its upsampler too where none is given.
+    A pipeline as --checkpoint brings its upsampler too where none is given. Settings are those of pipelines, and over
+    them those of checkpoints and adapters that learnt to do with few steps.
 
     Raises:
         GlideError: a pipeline that cannot be read, or lacks the model that is asked for; or no model is given, and the
@@ -159,13 +162,43 @@ def choose(base: str | None, upsampler: str | None) -> Chosen:
     if upsampler is not None:
         upsampler, whole = located(upsampler, "upsampler")
         settings |= {} if whole is None else whole.of("upsampler")
-    return Chosen(base, upsampler, settings)
+    return Chosen(base, upsampler, settings | recorded_settings(base, upsampler, lora))
+
+
+def recorded_settings(
+    base: str | Path | None, upsampler: str | Path | None, lora: Sequence[str | Path] = ()
+) -> dict[str, Any]:
+    """How checkpoints, and adapters of the first of them, say that their images are to be sampled, by flag."""
+    settings = {} if base is None else recorded_sampling(base)
+    settings |= {} if upsampler is None else upsampler_named(recorded_sampling(upsampler))
+    for text in lora:
+        own = recorded_sampling(split_scale(str(text))[0])
+        settings |= own if base is not None else upsampler_named(own)
+    return settings
+
+
+def recorded_sampling(path: str | Path) -> dict[str, Any]:
+    """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
+
+    One of the Hub is not looked at, for that would download it.
+
+    Raises:
+        GlideError: what it says cannot be used.
+    """
+    if hub.is_name(path):
+        return {}
+    settings = read_record(path).get("sampling", {})
+    try:
+        check_settings(settings)
+    except (GlideError, AttributeError) as error:
+        raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
+    return dict(settings)
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`."""
     args = parse.parse_args(argv)
-    args.checkpoint, args.upsampler, args.settings = choose(args.checkpoint, args.upsampler)
+    args.checkpoint, args.upsampler, args.settings = choose(args.checkpoint, args.upsampler, args.lora or ())
     return args
 
 

@@ -109,6 +109,23 @@ class PriorConfig(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class DistillConfig(Options):
+    """Few-step distillation: adapters learn to do in one step what the weights below them do, guided, in several.
+
+    Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512) of a guided model (Meng et al. 2022,
+    arXiv:2210.03142). Images are then sampled with `num_steps` steps of DDIM, schedule "trailing", and no guidance.
+    """
+
+    PREFIX: ClassVar[str] = "train.distill."
+
+    num_steps: Annotated[int, option("sampling steps that are to be enough; 0: off", low=0, high=64)] = 0
+    teacher_steps: Annotated[
+        int, option("steps of the weights below for each of them; 1 only takes guidance in", low=1, high=64)
+    ] = 4
+    guidance_scale: Annotated[float, option("guidance that the steps take in; 1: none", low=0, high=30)] = 3.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig(Options):
     """How a model is trained.
 
@@ -133,6 +150,7 @@ class TrainConfig(Options):
     lora: Annotated[LoraConfig, option("adapters to train in place of the weights")] = LoraConfig()
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
     loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
+    distill: Annotated[DistillConfig, option("few-step distillation")] = DistillConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
     optimizer: Annotated[OptimizerConfig, option("optimizer and EMA")] = OptimizerConfig()
     max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
@@ -161,6 +179,10 @@ class TrainConfig(Options):
             )
         if self.lora.rank and (self.trainable != "all" or self.reinitialize):
             raise GlideError("train.lora freezes the weights: choose layers by train.lora.targets, not train.trainable")
+        if self.distill.num_steps and not self.lora.rank:
+            raise GlideError("train.distill trains adapters beside the weights they learn from: give train.lora.rank")
+        if self.distill.num_steps and self.loss.kind != "simple":
+            raise GlideError("train.distill has no noise to learn a variance from: use train.loss.kind=simple")
         if 0.0 < self.loss_spike_threshold <= 1.0:
             raise GlideError(f"train.loss_spike_threshold must be above 1 (0 is off), not {self.loss_spike_threshold}")
         if self.keep_best_checkpoints and (not self.validate_every or self.save_every % self.validate_every):
@@ -194,6 +216,11 @@ class RunConfig(Options):
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)
+        if self.train.distill.num_steps and self.diffusion.prediction_type != "v_prediction":
+            raise GlideError(
+                "train.distill needs diffusion.prediction_type=v_prediction, for noise does not tell x_0 where there is"
+                " hardly anything else: fine-tune the model to predict v first"
+            )
         if not self.train.prior.prompts:
             return
         if self.model.super_res or self.model.inpaint:

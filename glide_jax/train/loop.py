@@ -21,6 +21,7 @@ from glide_jax.options import nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
 from glide_jax.sample import Stage
 from glide_jax.train.config import RunConfig
+from glide_jax.train.distill import student_settings
 from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
 from glide_jax.train.memory import OutOfMemory, fitting
@@ -247,6 +248,7 @@ class Trainer:
             "goodput": asdict(self.goodput),
             **self.start.source,
             **self.lora,
+            **({"sampling": settings} if (settings := student_settings(config.train.distill)) else {}),
             **({"validation_mse": losses[self.step]} if self.step in losses else {}),
             **({"first_mse": losses[0]} if 0 in losses else {}),
         }

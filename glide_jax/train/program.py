@@ -22,6 +22,7 @@ from glide_jax.parallel import (
 from glide_jax.parallel.sharding import MIN_SHARDED_BYTES
 from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
+from glide_jax.train.distill import Teacher
 from glide_jax.train.meter import product_flops
 from glide_jax.train.packing import Packed, Packing, initial_state
 from glide_jax.train.state import State, make_optimizer, merge, split
@@ -57,6 +58,8 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat, train.lora)
         self.schedule = Schedule.from_config(config.diffusion)
+        plain = Glide(config.model, train.dtype)
+        teacher = Teacher(plain, self.schedule, train.distill) if train.distill.num_steps else None
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.axes)
@@ -83,6 +86,7 @@ class Program:
                 training_noise(train.seed, steps, train.loss.timesteps),
                 self.packing,
                 self._gather,
+                teacher,
             ),
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, whole),

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from glide_jax.diffusion.forward import Level, as_noise_prediction, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
-from glide_jax.models import Glide, Params
+from glide_jax.models import Conditioning, EncodedText, Glide, Params
 from glide_jax.randomness import fold, keys_per_example, normal_per_example, stream_key, uniform_per_example
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
+from glide_jax.train.distill import Teacher
 from glide_jax.train.packing import Packing
 from glide_jax.train.state import State, choose, judge, merge, share_left, split, update_ema
 
@@ -95,16 +96,24 @@ def batch_losses(
     params: Params,
     batch: DeviceBatch,
     conditioning: ConditioningConfig | None = None,
+    teacher: Teacher | None = None,
 ) -> Losses:
-    """Losses of each image of a batch, with the given random numbers."""
+    """Losses of each image of a batch, with the given random numbers; a teacher says what is to be predicted."""
     x_0 = _as_float(batch["image"])
     low_res = _as_float(batch["low_res"]) if "low_res" in batch else None
     x_t = q_sample(x_0, random.noise, Level.table(schedule).at(random.t))
-    text = model.encode_text(params, batch["tokens"], batch["mask"])
-    given = condition(conditioning or ConditioningConfig(), model.config, text, x_0, low_res, random.condition_keys)
+
+    def conditioned(text: EncodedText | None, rows: int = 1) -> Conditioning:
+        images = jax.tree.map(lambda x: jnp.concatenate([x] * rows), (x_0, low_res, random.condition_keys))
+        return condition(conditioning or ConditioningConfig(), model.config, text, *images)
+
+    given = conditioned(model.encode_text(params, batch["tokens"], batch["mask"]))
     t = random.t.astype(jnp.float32)
     output = as_noise_prediction(schedule, model(params, x_t, t, given, random.dropout_keys), x_t, t)
-    return training_losses(config, schedule, output, x_0, x_t, random.noise, random.t)
+    noise = random.noise
+    if teacher is not None:
+        x_0, noise = teacher.target(params, batch["tokens"], batch["mask"], conditioned, x_t, random.t)
+    return training_losses(config, schedule, output, x_0, x_t, noise, random.t)
 
 
 def _as_float(pixels: Array) -> Array:
@@ -123,11 +132,12 @@ def make_train_step(
     noise_fn: NoiseFn,
     packing: Packing,
     gather: Gather = _as_they_are,
+    teacher: Teacher | None = None,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
     """The step as a function to jit with `donate_argnums=0`, from packed state to packed state.
 
-    `gather` brings split weights together for use. `state["step"]` counts batches, skipped ones too; learning rate and
-    EMA decay count updates.
+    `gather` brings split weights together for use; `teacher` is that of `config.distill`. `state["step"]` counts
+    batches, skipped ones too; learning rate and EMA decay count updates.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
@@ -135,8 +145,10 @@ def make_train_step(
 
         def mean_loss(trained: Params, micro: DeviceBatch) -> tuple[Array, tuple[Losses, Array]]:
             random = noise_fn(state["step"], micro["index"], micro["image"].shape[1:])
+            if teacher is not None:
+                random = random._replace(t=teacher.timesteps(random.t))
             whole = gather(merge(trained, frozen))
-            losses = batch_losses(model, schedule, config.loss, random, whole, micro, config.conditioning)
+            losses = batch_losses(model, schedule, config.loss, random, whole, micro, config.conditioning, teacher)
             return losses.total.mean(), (losses, random.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, trained, batch, config.gradient_accumulation_steps)

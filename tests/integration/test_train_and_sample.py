@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from glide_jax.checkpoint import complete_steps, read_record
+from glide_jax.sample import Pipeline, choose, cli, parse_with_settings
 from glide_jax.train import loop, program
 from tests.integration.runs import FOOD, log, losses, sent_after, train
 from tests.programs import ROOT, call, run
 from tests.tiny.models import UPSAMPLER, save_model
-from tests.tiny.training import SIDE, compiled_step, timed_config
+from tests.tiny.training import MODEL, SIDE, compiled_step, timed_config
 
 
 def test_a_run_leaves_log_grid_and_checkpoint(whole_run):
@@ -98,6 +99,25 @@ def test_few_images_are_trained_on_beside_what_the_model_knows(whole_run, tmp_pa
     record = read_record(tmp_path / "run")
     assert record["config"]["data"]["path"] == str(mine)
     assert "done: 2 steps" in capsys.readouterr().out
+
+
+def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path):
+    base = save_model(tmp_path / "base", MODEL, prediction_type="v_prediction")
+    run_dir, merged = tmp_path / "run", tmp_path / "merged"
+    given = [f"--config.init_from={base}", "--config.diffusion.prediction_type=v_prediction"]
+    given += ["--config.train.lora.rank=2", "--config.train.validate_every=0"]
+    given += [f"--config.train.distill.{name}=2" for name in ("num_steps", "teacher_steps")]
+    assert train(run_dir, *given, "--config.train.max_steps=2") == 0
+    assert sorted(losses(run_dir)) == [1, 2]
+    few = {"sampler": "ddim", "num_steps": 2, "schedule": "trailing", "guidance_scale": 1.0}
+    assert call("-m", "convert", "merge", run_dir, "--output", merged) == 0
+    for models in (["--checkpoint", run_dir], ["--checkpoint", merged], ["--checkpoint", base, "--lora", run_dir]):
+        assert parse_with_settings(cli.parser(), [*map(str, models), "--prompt", "a"]).settings == few
+    assert Pipeline.from_checkpoints(run_dir).settings == few
+    assert choose(None, str(merged)).settings == {f"upsampler_{name}": value for name, value in few.items()}
+    assert call("sample.py", "--checkpoint", merged, "--prompt", "a cat", "--output", tmp_path / "out") == 0
+    entries = Image.open(tmp_path / "out" / "0000.png").text
+    assert {name: entries[name] for name in few} == {name: str(value) for name, value in few.items()}
 
 
 def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatch):
