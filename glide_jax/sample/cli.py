@@ -71,6 +71,9 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--negative_prompt", default="", help="what to avoid (with guidance)")
     add("--num_samples", type=int, default=1, help="images per prompt (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
+    for name in ("height", "width"):
+        said = f"{name} of the base model's images, which an upsampler multiplies (default: what it was trained on)"
+        add(f"--{name}", type=int, metavar="N", help=said)
     add("--output", type=Path, default=Path("out"), metavar="DIR",
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
     add("--animate", type=Path, metavar="FILE",
@@ -116,10 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cut := pipeline.unseen_end(prompt):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     if args.checkpoint is None:
+        if args.height or args.width:
+            raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
         samples = _enlarge(pipeline, args, prompts, up_options)
         _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, up_options))
         return 0
     inputs = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
+    inputs["size"] = _size(pipeline, args)
     if compared:
         sheet, figures = compare(pipeline, prompts[0], compared, len(axes[0].values), **inputs)
         save_png(args.output / "comparison.png", sheet)
@@ -150,6 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_animation(args.animate, sheets)
         print(f"{args.animate} shows how they form")
     return 0
+
+
+def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, int] | None:
+    if args.height is None and args.width is None:
+        return None
+    assert pipeline.base is not None
+    side = pipeline.base.stage.model.config.image_size
+    return (side if args.height is None else args.height, side if args.width is None else args.width)
 
 
 def _check_animated(args: argparse.Namespace, count: int) -> None:

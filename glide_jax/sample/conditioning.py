@@ -34,6 +34,7 @@ class Inputs:
         init_image: images to start from, as far as `SampleOptions.strength` leaves them; an upsampler starts from its
             enlarged `low_res` where there is none.
         x_t: noise to start from, of unit variance, in place of the seed's.
+        size: (height, width) of the images; None is the model's own.
     """
 
     prompts: Sequence[str]
@@ -44,6 +45,7 @@ class Inputs:
     inpaint_mask: Images | None = None
     init_image: Images | None = None
     x_t: Images | None = None
+    size: tuple[int, int] | None = None
 
 
 class ClipGuide(NamedTuple):

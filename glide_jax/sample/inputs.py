@@ -10,16 +10,20 @@ from glide_jax.images import ImageSource, decode, eight_bits, from_uint8, on_whi
 _CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is inpainted"
 
 
-def load_image(given: ImageSource, size: int) -> Float[np.ndarray, "size size 3"]:
-    """An image in [-1, 1]: its middle square, resized; upright by EXIF, transparent parts on white.
+def load_image(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+    """An image in [-1, 1]: its middle of the shape wanted, resized; upright by EXIF, transparent parts on white.
+
+    Args:
+        given: a file, array or PIL image.
+        size: (height, width), or the side of a square.
 
     Raises:
         GlideError: not a readable image (`UnreadableImage`).
     """
-    return from_uint8(np.asarray(_square(open_image(given), size, Image.Resampling.BICUBIC)))
+    return from_uint8(np.asarray(_fitted(open_image(given), size, Image.Resampling.BICUBIC)))
 
 
-def load_mask(given: ImageSource, size: int) -> Float[np.ndarray, "size size 1"]:
+def load_mask(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarray, "height width 1"]:
     """A mask of 0 and 1 from a black and white image, cut and resized as the image is; white (1) is kept.
 
     Values of 0 and 1 are taken for 0 and 255, in arrays of any type too. Where the alpha channel varies over a single
@@ -33,11 +37,12 @@ def load_mask(given: ImageSource, size: int) -> Float[np.ndarray, "size size 1"]
     between = np.mean((values > 32) & (values < 223))
     if between > 0.05:
         raise GlideError(f"{_CONVENTION}; {between:.0%} of this one is neither")
-    kept = np.asarray(_square(grey, size, Image.Resampling.BOX)) > 127
+    kept = np.asarray(_fitted(grey, size, Image.Resampling.BOX)) > 127
     if (kept.all() or not kept.any()) and values.min() != values.max():
         everything = "kept" if kept.all() else "inpainted"
+        height, width = kept.shape
         raise GlideError(
-            f"{_CONVENTION}; at {size} x {size} pixels all would be {everything} by this one, whose values are"
+            f"{_CONVENTION}; at {width} x {height} pixels all would be {everything} by this one, whose values are"
             f" {values.min()} to {values.max()}: make the smaller part larger, or whiter or blacker"
         )
     return kept[..., None].astype(np.float32)
@@ -76,7 +81,10 @@ def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
     return (values.astype(np.int64) >> (8 if high > 255 else 0)).astype(np.uint8)
 
 
-def _square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((size, size), resample)
+def _fitted(image: Image.Image, size: int | tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    height, width = (size, size) if isinstance(size, int) else size
+    # The largest part of that shape, in whole pixels.
+    wide = min(image.width, image.height * width // height)
+    high = min(image.height, image.width * height // width)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return image.crop((left, top, left + wide, top + high)).resize((width, height), resample)

@@ -164,6 +164,7 @@ class Pipeline:
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
+        size: tuple[int, int] | None = None,
         **changes: Any,
     ) -> Samples:
         """Generates images of each prompt with the base model, and enlarges them if there is an upsampler.
@@ -182,6 +183,7 @@ class Pipeline:
             init_image: image to start from; `strength` says how far to leave it (image to image).
             image, mask: image to inpaint with an inpainting model, and where it is kept (white) or inpainted (black).
             x_t: noise to start from in place of the seed's, one for each image, as `invert` gives it.
+            size: (height, width) of the base model's images; None is the square that it was trained on.
             **changes: of `options`, by name: sampler, num_steps, guidance_scale, ...
 
         Raises:
@@ -194,7 +196,7 @@ class Pipeline:
                 options=self._base_options(options, changes),
                 upsampler_options=upsampler_options, seed=seed,
                 on_steps=on_steps, negative_prompt=negative_prompt, init_image=init_image, image=image, mask=mask,
-                x_t=x_t,
+                x_t=x_t, size=size,
             )
         )  # fmt: skip
         return _joined(batches)
@@ -213,6 +215,7 @@ class Pipeline:
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
+        size: tuple[int, int] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Samples]:
         """Generates batch by batch; arguments and errors as for a call, but for these.
@@ -232,21 +235,27 @@ class Pipeline:
         if image is not None and not base.stage.model.config.inpaint:
             raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
         up_options = self._upsampler_options(upsampler_options)
-        start = None if init_image is None else load_image(init_image, base.stage.model.config.image_size)
-
-        known = _known(base, image, mask)
-        known_large = {} if self.upsampler is None else _known(self.upsampler, image, mask)
+        if size is not None and options.clip_guidance_scale:
+            raise GlideError("the noised CLIP sees images of one size: leave out size or clip_guidance_scale")
+        base_size = _checked_size(base, size)
+        start = None if init_image is None else load_image(init_image, base_size)
+        known, known_large = _known(base, image, mask, base_size), {}
+        large: tuple[int, int] | None = None
+        if self.upsampler is not None:
+            up = self.upsampler.stage.model.config
+            height, width = (edge * up.image_size // up.low_res_size for edge in base_size)
+            large = _checked_size(self.upsampler, (height, width))
+            known_large = _known(self.upsampler, image, mask, large)
 
         def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
             more |= {name: _repeat(array, len(picked)) for name, array in known.items()}
             return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative_prompt, **more)
 
-        size = batch_size or min(self.batch_size, len(prompts))
-        for picked, real in _cut(len(prompts), size):
+        for picked, real in _cut(len(prompts), batch_size or min(self.batch_size, len(prompts))):
             report = _of_real(on_steps, real)
             given = inputs(
                 known, picked, x_t=None if x_t is None else np.asarray(x_t)[picked],
-                init_image=None if start is None else _repeat(start, len(picked)),
+                init_image=None if start is None else _repeat(start, len(picked)), size=base_size,
             )  # fmt: skip
             clip_params = None if self.clip is None else self.clip.params
             generated = base.stage.sample(
@@ -254,7 +263,7 @@ class Pipeline:
             )
             images, small = to_uint8(jax.device_get(generated)), None
             if self.upsampler is not None:
-                up_inputs = inputs(known_large, picked, low_res=from_uint8(images))
+                up_inputs = inputs(known_large, picked, low_res=from_uint8(images), size=large)
                 images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
             yield Samples(images[:real], [prompts[i] for i in mine], [indices[i] for i in mine], seed, small)
@@ -349,15 +358,23 @@ class Pipeline:
         return upsampling(overruled(upsampler_flags(self.settings), options or {}))
 
 
-def _known(model: LoadedModel, image: ImageSource | None, mask: ImageSource | None) -> dict[str, np.ndarray]:
+def _known(
+    model: LoadedModel, image: ImageSource | None, mask: ImageSource | None, size: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """What an inpainting model is given of the image to inpaint; nothing for others."""
-    config = model.stage.model.config
-    if image is None or mask is None or not config.inpaint:
+    if image is None or mask is None or not model.stage.model.config.inpaint:
         return {}
-    return {
-        "inpaint_image": load_image(image, config.image_size),
-        "inpaint_mask": load_mask(mask, config.image_size),
-    }
+    return {"inpaint_image": load_image(image, size), "inpaint_mask": load_mask(mask, size)}
+
+
+def _checked_size(model: LoadedModel, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width; raises `GlideError` where the UNet cannot halve them as often as it does."""
+    config = model.stage.model.config
+    height, width = size or 2 * (config.image_size,)
+    unit = 2 ** (len(config.channel_mult) - 1)
+    if height < unit or width < unit or height % unit or width % unit:
+        raise GlideError(f"height and width must be multiples of {unit} for this model, not {height} and {width}")
+    return height, width
 
 
 def _cut(count: int, size: int) -> Iterator[tuple[list[int], int]]:

@@ -180,14 +180,17 @@ def recorded_settings(
 def recorded_sampling(path: str | Path) -> dict[str, Any]:
     """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
 
-    One of the Hub is not looked at, for that would download it.
+    One of the Hub is not looked at, for that would download it; one that is not there is for its reader to complain of.
 
     Raises:
         GlideError: what it says cannot be used.
     """
     if hub.is_name(path):
         return {}
-    settings = read_record(path).get("sampling", {})
+    try:
+        settings = read_record(path).get("sampling", {})
+    except GlideError:
+        return {}
     try:
         check_settings(settings)
     except (GlideError, AttributeError) as error:

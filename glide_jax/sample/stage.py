@@ -46,7 +46,7 @@ class Stage:
         self.model, self.diffusion, self.clip = model, diffusion, clip
         self.schedule = Schedule.from_config(diffusion)
         self._conditioner = Conditioner(model, clip, mesh)
-        self._start = jax.jit(self._start_impl, static_argnums=0)
+        self._start = jax.jit(self._start_impl, static_argnums=(0, 1))
         self._run = jax.jit(self._run_impl, static_argnums=(0, 1), donate_argnums=3)
 
     def levels(self, options: SampleOptions, *, from_image: bool = False) -> NoiseLevels | None:
@@ -97,7 +97,7 @@ class Stage:
             params, inputs, self._guidance(options.guidance), seed, options.clip_guidance_scale, clip_params
         )
         x_t = None if inputs.x_t is None else self._conditioner.put(inputs.x_t)
-        return self._sampled(arguments, options, levels, image, x_t, on_steps)
+        return self._sampled(arguments, options, levels, image, x_t, inputs.size, on_steps)
 
     def generate(
         self,
@@ -166,7 +166,9 @@ class Stage:
         return paste(image, put(inputs.inpaint_image), put(inputs.inpaint_mask))
 
     def _enlarged(self, low_res: Float[Array, "batch low_height low_width 3"]) -> Float[Array, "batch height width 3"]:
-        return jnp.clip(jax.image.resize(low_res, (low_res.shape[0], *self._shape), "cubic"), -1.0, 1.0)
+        batch, height, width, _ = low_res.shape
+        times = self.model.config.image_size / self.model.config.low_res_size
+        return jnp.clip(jax.image.resize(low_res, (batch, int(times * height), int(times * width), 3), "cubic"), -1, 1)
 
     def _sampled(
         self,
@@ -175,11 +177,13 @@ class Stage:
         levels: NoiseLevels,
         image: Image | None,
         x_t: Image | None = None,
+        size: tuple[int, int] | None = None,
         on_steps: OnSteps | None = None,
     ) -> Image:
         solver, plan = plan_steps(options.solver, levels)
         scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
-        carry = self._start(solver, arguments, image, x_t, *scales)
+        shape = (*(size or 2 * (self.model.config.image_size,)), 3)
+        carry = self._start(solver, shape, arguments, image, x_t, *scales)
         carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
         return jnp.clip(carry.state[0], -1.0, 1.0)
 
@@ -205,13 +209,10 @@ class Stage:
         """A base model and its upsampler get different noise."""
         return stream_key(seed, f"{name}/{self.model.config.image_size}")
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return (self.model.config.image_size, self.model.config.image_size, 3)
-
     def _start_impl(
         self,
         solver: Solver,
+        shape: tuple[int, int, int],
         arguments: Arguments,
         image: Image | None,
         x_t: Image | None,
@@ -221,7 +222,7 @@ class Stage:
         noise = x_t
         if noise is None:
             key = self._stream(arguments.seed, "x_T")
-            noise = temperature * normal_per_example(key, arguments.indices, self._shape)
+            noise = temperature * normal_per_example(key, arguments.indices, shape)
         x = scales.noise_alone * noise if image is None else scales.image * image + scales.noise * noise
         return start(solver, x, initial_memory(arguments.guidance, x))
 
@@ -248,7 +249,8 @@ class Stage:
             return x_0 if arguments.known is None else paste(x_0, *arguments.known)
 
         key = self._stream(arguments.seed, "sampler")
-        noise = lambda number: normal_per_example(fold(key, number), arguments.indices, self._shape)  # noqa: E731
+        shape = carry.state[0].shape[1:]
+        noise = lambda number: normal_per_example(fold(key, number), arguments.indices, shape)  # noqa: E731
         denoise = denoiser(predict, process, self._gradient(arguments.clip))
         return run_steps(solver, denoise, noise, carry, rows, first, end)
 

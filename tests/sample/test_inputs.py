@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
+from glide_jax.images import to_uint8
 from glide_jax.sample.inputs import load_image, load_mask
 
 
@@ -16,6 +17,17 @@ def test_the_middle_square_is_taken_and_resized(tmp_path):
         picture = load_image(given, 8)
         assert picture.shape == (8, 8, 3)
         np.testing.assert_array_equal(picture, np.broadcast_to(np.float32([1, -1, -1]), (8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((4, 8), (0, 5, 40, 25)), ((8, 4), (12, 0, 27, 30)), ((3, 4), (0, 0, 40, 30))]
+)
+def test_of_another_shape_the_middle_of_that_shape_is_taken(size, box):
+    pixels = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
+    cut = Image.fromarray(pixels).crop(box).resize(size[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(to_uint8(load_image(pixels, size)), np.asarray(cut))
+    mask = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)[None].repeat(30, 0)
+    assert load_mask(mask, size).shape == (*size, 1)
 
 
 def test_transparent_parts_are_white():

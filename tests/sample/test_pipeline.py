@@ -80,6 +80,32 @@ def test_an_image_is_the_same_in_any_batch(loaded, sampler):
     assert (alone[0] != alone[1]).any()
 
 
+def test_images_may_be_of_another_size(loaded, upsampler, photo):
+    whole = Pipeline(loaded, upsampler)
+    how = {"seed": 3, "num_steps": 2, "upsampler_options": {"num_steps": 2, "strength": 0.5}}
+    wide = whole("a cat", size=(SIDE, 2 * SIDE), init_image=photo, strength=0.5, **how)
+    assert wide.images.shape == (1, 2 * SIDE, 4 * SIDE, 3)
+    assert wide.small.shape == (1, SIDE, 2 * SIDE, 3)
+    usual = Pipeline(loaded)("a cat", seed=3, num_steps=2).images
+    np.testing.assert_array_equal(Pipeline(loaded)("a cat", size=(SIDE, SIDE), seed=3, num_steps=2).images, usual)
+    halving = Pipeline(random_model(replace(BASE, channel_mult=(1, 2))))
+    for size in ((SIDE, 2 * SIDE + 1), (0, SIDE), (SIDE, -2)):
+        with pytest.raises(GlideError, match="height and width must be multiples of 2 for this model"):
+            halving("a cat", size=size)
+    with pytest.raises(GlideError, match="leave out size or clip_guidance_scale"):
+        whole("a cat", size=(SIDE, SIDE), clip_guidance_scale=1.0)
+
+
+def test_what_is_known_of_a_wide_image_is_kept(photo):
+    mask = np.full(photo.shape[:2], 255, np.uint8)
+    mask[:, :10] = 0
+    pipeline = Pipeline(random_model(INPAINT))
+    image = pipeline("a cat", size=(6, 8), image=photo, mask=mask, num_steps=2).images[0]
+    expected = to_uint8(load_image(photo, (6, 8)))
+    np.testing.assert_array_equal(image[:, 2:], expected[:, 2:])
+    assert (image[:, :2] != expected[:, :2]).any()
+
+
 def test_some_images_of_a_request_are_drawn_as_in_the_whole(loaded):
     whole = draw(loaded, ["a cat", "a dog", "a hat"])
     assert_close(draw(loaded, ["a hat", "a dog"], indices=[2, 1]), whole[[2, 1]])
