@@ -12,10 +12,12 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from glide_jax.errors import GlideError
@@ -165,6 +167,25 @@ def flat(options: Any) -> dict[str, Any]:
 def nested(options: Any) -> dict[str, Any]:
     """Values as a configuration page has them: groups are dicts, inline fields stand beside the others."""
     return {name: nested(value) if isinstance(value, Options) else value for name, value in flat(options).items()}
+
+
+def to_json(value: Any) -> Any:
+    """A value of an option, or a mapping of them, as JSON can hold it and `from_json` reads it.
+
+    Tuples become lists; paths, and numbers that are not finite, become text.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(value: Any) -> Any:
+    """An option's value out of JSON: lists are tuples, whose "inf" is infinite."""
+    return tuple(math.inf if each == "inf" else each for each in value) if isinstance(value, list) else value
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "checkpoint": LEAVES | {"parallel"},
     "sample": LEAVES | {"models", "diffusion", "tokenizer", "parallel", "checkpoint"},
     "export": LEAVES | {"tokenizer", "sample"},
-    "train": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample"},
+    "train": LEAVES | {"models", "diffusion", "tokenizer", "data", "parallel", "checkpoint", "sample"},
     "evaluate": LEAVES | {"sample", "models", "tokenizer", "data"},
     "ui": LEAVES | {"sample", "evaluate"},
     "config": LEAVES | {"models", "diffusion", "data", "parallel", "checkpoint", "sample", "train", "evaluate"},

@@ -1,7 +1,6 @@
 """The command line of `evaluate.py`."""
 
 import argparse
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,13 @@ from glide_jax.compute import HELP, ComputeType
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
-from glide_jax.evaluate.run_folder import RunFolder, plain, write_json
+from glide_jax.evaluate.run_folder import RunFolder, write_json
 from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
 from glide_jax.evaluate.scores import ClipFeatures, Extractor, clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.files import keep_compiled_programs, lines, read_text
-from glide_jax.options import Options, add_arguments, build, flat, given, option
+from glide_jax.options import Options, add_arguments, build, flat, from_json, given, option, to_json
 from glide_jax.sample import (
     Pipeline,
     base_options,
@@ -200,21 +199,16 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _resumed(flags: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The settings of `folder` with what `flags` may change; raises `GlideError` where they say otherwise."""
-    stored = {name: _restored(value) for name, value in folder.config.items() if value is not None}
+    stored = {name: from_json(value) for name, value in folder.config.items() if value is not None}
     judged = stored.get("clip_rerank") or stored.get("clip_guidance_scale")
     free = _FREE if judged else _FREE | _OF_CLIP
     for name, value in flags.items():
         if name not in free and not _same(name, value, stored.get(name)):
             raise GlideError(
-                f"--resume {folder.path} has its own settings, and --{name} is {plain(stored.get(name))!r} there: leave"
-                " it out, or start a new run"
+                f"--resume {folder.path} has its own settings, and --{name} is {to_json(stored.get(name))!r} there:"
+                " leave it out, or start a new run"
             )
     return stored | {name: value for name, value in flags.items() if name in free}
-
-
-def _restored(value: Any) -> Any:
-    """A setting as it was before `run_folder.plain` made it JSON."""
-    return tuple(math.inf if each == "inf" else each for each in value) if isinstance(value, list) else value
 
 
 def _same(name: str, given: Any, stored: Any) -> bool:
@@ -223,7 +217,7 @@ def _same(name: str, given: Any, stored: Any) -> bool:
         if hub.is_name(given):
             return bool(given == stored)
         return Path(given).resolve() in (step, *step.parents) or ("@" in str(given) and checkpoint_step(given) == step)
-    return bool(plain(given) == plain(stored))
+    return bool(to_json(given) == to_json(stored))
 
 
 def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:

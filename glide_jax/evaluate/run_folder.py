@@ -10,7 +10,6 @@ OUTPUT/00000/
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from jaxtyping import UInt8
 from glide_jax.errors import GlideError
 from glide_jax.files import valid_unicode, written
 from glide_jax.images import Pixels, UnreadableImage, open_image, save_jpeg, save_png
+from glide_jax.options import to_json
 
 METADATA = "metadata.json"
 Candidates = UInt8[np.ndarray, "num_images height width 3"]
@@ -214,7 +214,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Writes JSON that any reader takes: paths and infinities become strings."""
-    write_text(path, json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(to_json(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -248,14 +248,3 @@ def _read_image(path: Path) -> Pixels:
         return np.asarray(open_image(path))
     except UnreadableImage as error:
         raise GlideError(f"{error}; remove its folder, and --resume generates it again") from error
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON gives it back: lists for tuples, strings for paths and for infinite numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return str(value) if isinstance(value, Path) else value

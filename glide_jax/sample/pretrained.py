@@ -22,6 +22,7 @@ from glide_jax.checkpoint import read_record
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
+from glide_jax.options import from_json, to_json
 from glide_jax.sample.lora import split_scale
 from glide_jax.sample.options import base_options, flag_fields, of_upsampler, upsampler_named, upsampler_options
 
@@ -89,10 +90,10 @@ def write_index(folder: Path, parts: Sequence[str], settings: Mapping[str, Any])
         "_class_name": "GlidePipeline",
         "_glide_jax_version": version("glide-jax"),
         **{part: part for part in parts},
-        "settings": {**settings, **samplers},
+        "settings": to_json({**settings, **samplers}),
     }
     with written(folder / INDEX) as partial:
-        partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(index, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
@@ -225,8 +226,9 @@ def _read_index(path: Path) -> dict[str, Any]:
     settings = index.get("settings", {})
     if not isinstance(settings, dict):
         raise GlideError(f"{path}: its settings are {settings!r:.100}, not an object")
+    index["settings"] = {name: from_json(value) for name, value in settings.items()}
     try:
-        check_settings(settings)
+        check_settings(index["settings"])
     except GlideError as error:
         raise GlideError(f"{path}: its settings cannot be used: {error}") from error
     return index

@@ -1,6 +1,7 @@
 """A pipeline as one folder: written, read, chosen on command lines, fetched from a stand-in for the Hub."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from glide_jax.sample import (
     upsampler_options,
     upsampling,
 )
-from glide_jax.sample.pretrained import INDEX
+from glide_jax.sample.pretrained import INDEX, write_index
 from tests.programs import ROOT
 from tests.sample.hub import COMMIT, served
 from tests.tiny.models import UPSAMPLER, random_model
@@ -81,6 +82,14 @@ def test_a_call_changes_settings(pipeline):
 def test_its_index_says_what_differs_from_the_usual(folder):
     index = json.loads((folder / INDEX).read_text())
     assert (index["base"], index["upsampler"], index["settings"]) == ("base", "upsampler", SETTINGS)
+
+
+def test_an_interval_without_end_is_json_that_others_can_read(tmp_path):
+    settings = {"guidance_interval": (0.5, math.inf), "num_steps": 4}
+    write_index(tmp_path, ["base"], settings)
+    index = json.loads((tmp_path / INDEX).read_text(), parse_constant=pytest.fail)
+    assert index["settings"]["guidance_interval"] == [0.5, "inf"]
+    assert Pretrained.open(tmp_path).settings == settings
 
 
 def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
