@@ -35,11 +35,5 @@ def get_config(model: str = "glide") -> ConfigDict:
     config.train.lora.rank = 64
     config.train.lora.targets = ("unet/*",)
     config.train.distill.num_steps = 4
-    # A validation loss is one of noise at any timestep, of which a student knows only its own few.
     config.train.validate_every = 0
-    config.train.preview.options.sampler = "ddim"
-    config.train.preview.options.eta = 0.0
-    config.train.preview.options.num_steps = 4
-    config.train.preview.options.schedule = "trailing"
-    config.train.preview.options.guidance_scale = 1.0
     return config

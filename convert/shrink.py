@@ -30,7 +30,8 @@ def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tupl
     Raises:
         GlideError: the checkpoint or the captions cannot be read or are of no use, or `output` cannot be written.
     """
-    architecture = recorded_architecture(read_record(checkpoint), str(checkpoint))
+    record = read_record(checkpoint)
+    architecture = recorded_architecture(record, str(checkpoint))
     if captions is not None and not architecture.record.get("model", {}).get("xf_width"):
         raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
@@ -38,7 +39,8 @@ def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tupl
     if captions is not None:
         table = params["text"]["token_embedding"]
         params["text"]["token_embedding"] = jnp.where(_used_tokens(captions, len(table)), table, 0)
-    save_weights(output, params, architecture.record, compress=True)
+    sampling = {name: record[name] for name in ("sampling",) if name in record}
+    save_weights(output, params, architecture.record | sampling, compress=True)
     return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 

@@ -13,6 +13,7 @@ from .options import flags as flags
 from .options import level_options as level_options
 from .options import metadata as metadata
 from .options import of_upsampler as of_upsampler
+from .options import overruled as overruled
 from .options import sampler_options as sampler_options
 from .options import upsampler_options as upsampler_options
 from .options import upsampling as upsampling
@@ -23,4 +24,5 @@ from .pretrained import Pretrained as Pretrained
 from .pretrained import choose as choose
 from .pretrained import located as located
 from .pretrained import parse_with_settings as parse_with_settings
+from .pretrained import with_recorded as with_recorded
 from .stage import Stage as Stage

@@ -33,7 +33,7 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
-_BASE = ("checkpoint", "negative_prompt", "init_image", "image", "mask", "dtype")
+_BASE = ("checkpoint", "negative_prompt", "init_image", "image", "mask", "height", "width", "dtype")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cut := pipeline.unseen_end(prompt):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     if args.checkpoint is None:
-        if args.height or args.width:
+        if args.height is not None or args.width is not None:
             raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
         samples = _enlarge(pipeline, args, prompts, up_options)
         _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, up_options))
@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         named["lora"] = " ".join(args.lora)
     _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
     if args.animate is not None:
-        cell = max(_CELL, samples.images.shape[2])
+        width = samples.images.shape[2]
+        cell = -(-_CELL // width) * width  # of which the base model's width is a fraction too
         sheets = [grid(list(images), samples.prompts, cell=cell) for images in (*frames, samples.images)]
         save_animation(args.animate, sheets)
         print(f"{args.animate} shows how they form")

@@ -84,7 +84,7 @@ def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
 def _fitted(image: Image.Image, size: int | tuple[int, int], resample: Image.Resampling) -> Image.Image:
     height, width = (size, size) if isinstance(size, int) else size
     # The largest part of that shape, in whole pixels.
-    wide = min(image.width, image.height * width // height)
-    high = min(image.height, image.width * height // width)
+    wide = max(1, min(image.width, image.height * width // height))
+    high = max(1, min(image.height, image.width * height // width))
     left, top = (image.width - wide) // 2, (image.height - high) // 2
     return image.crop((left, top, left + wide, top + high)).resize((width, height), resample)

@@ -18,7 +18,7 @@ from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
-from glide_jax.sample.pretrained import Pretrained, check_settings, recorded_settings, write_index
+from glide_jax.sample.pretrained import Pretrained, check_settings, with_recorded, write_index
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -109,7 +109,7 @@ class Pipeline:
             else LoadedModel.from_checkpoint(upsampler, dtype, lora=() if base is not None else lora),
             clip,
             batch_size,
-            recorded_settings(base, upsampler, lora),
+            with_recorded({}, base, upsampler, lora),
         )
 
     @classmethod
@@ -125,7 +125,7 @@ class Pipeline:
         """
         whole = Pretrained.open(name)
         loaded = cls.from_checkpoints(whole.base, whole.upsampler, **options)
-        loaded.settings = dict(whole.settings)
+        loaded.settings = with_recorded(whole.settings, whole.base, whole.upsampler, options.get("lora", ()))
         return loaded
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
@@ -238,13 +238,17 @@ class Pipeline:
         if size is not None and options.clip_guidance_scale:
             raise GlideError("the noised CLIP sees images of one size: leave out size or clip_guidance_scale")
         base_size = _checked_size(base, size)
+        if x_t is not None and np.shape(x_t)[1:] != (*base_size, 3):
+            raise GlideError(
+                f"x_t must be of the images' size, {base_size[0]} x {base_size[1]}, not {np.shape(x_t)[1:]}"
+            )
         start = None if init_image is None else load_image(init_image, base_size)
         known, known_large = _known(base, image, mask, base_size), {}
         large: tuple[int, int] | None = None
         if self.upsampler is not None:
             up = self.upsampler.stage.model.config
             height, width = (edge * up.image_size // up.low_res_size for edge in base_size)
-            large = _checked_size(self.upsampler, (height, width))
+            large = _checked_size(self.upsampler, (height, width), " of what the upsampler makes")
             known_large = _known(self.upsampler, image, mask, large)
 
         def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
@@ -310,16 +314,24 @@ class Pipeline:
         return to_uint8(jax.device_get(stage.sample(params, inputs, options, seed=seed, on_steps=on_steps)))
 
     def invert(
-        self, image: ImageSource, prompt: str = "", options: SampleOptions | None = None, **changes: Any
+        self,
+        image: ImageSource,
+        prompt: str = "",
+        options: SampleOptions | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        **changes: Any,
     ) -> Float[np.ndarray, "1 height width 3"]:
         """The noise from which DDIM generates `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
+
+        `size` is that of a call, (height, width).
 
         Guidance is off unless `guidance_scale` is given: the way back is the more exact, the closer it is to 1.
         """
         if self.base is None:
             raise GlideError("no base model was given")
         stage = self.base.stage
-        start = load_image(image, stage.model.config.image_size)[None]
+        start = load_image(image, _checked_size(self.base, size))[None]
         usual = {} if options else {"sampler": "ddim", "guidance_scale": 1.0}
         sample_options = self._base_options(options, usual | changes)
         return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
@@ -367,13 +379,13 @@ def _known(
     return {"inpaint_image": load_image(image, size), "inpaint_mask": load_mask(mask, size)}
 
 
-def _checked_size(model: LoadedModel, size: tuple[int, int] | None) -> tuple[int, int]:
+def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "") -> tuple[int, int]:
     """Height and width; raises `GlideError` where the UNet cannot halve them as often as it does."""
     config = model.stage.model.config
     height, width = size or 2 * (config.image_size,)
     unit = 2 ** (len(config.channel_mult) - 1)
     if height < unit or width < unit or height % unit or width % unit:
-        raise GlideError(f"height and width must be multiples of {unit} for this model, not {height} and {width}")
+        raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")
     return height, width
 
 

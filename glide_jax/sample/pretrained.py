@@ -22,9 +22,19 @@ from glide_jax.checkpoint import read_record
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
-from glide_jax.options import from_json, to_json
-from glide_jax.sample.lora import split_scale
-from glide_jax.sample.options import base_options, flag_fields, of_upsampler, upsampler_named, upsampler_options
+from glide_jax.options import fields, from_json, to_json
+from glide_jax.sample.lora import base_of, split_scale
+from glide_jax.sample.options import (
+    SampleOptions,
+    base_flags,
+    base_options,
+    flag_fields,
+    of_upsampler,
+    overruled,
+    upsampler_flags,
+    upsampler_named,
+    upsampler_options,
+)
 
 INDEX = "model_index.json"
 _BUNDLED = "checkpoints/emoji"
@@ -163,25 +173,28 @@ def choose(base: str | None, upsampler: str | None, lora: Sequence[str] = ()) ->
     if upsampler is not None:
         upsampler, whole = located(upsampler, "upsampler")
         settings |= {} if whole is None else whole.of("upsampler")
-    return Chosen(base, upsampler, settings | recorded_settings(base, upsampler, lora))
+    return Chosen(base, upsampler, with_recorded(settings, base, upsampler, lora))
 
 
-def recorded_settings(
-    base: str | Path | None, upsampler: str | Path | None, lora: Sequence[str | Path] = ()
+def with_recorded(
+    settings: Mapping[str, Any],
+    base: str | Path | None,
+    upsampler: str | Path | None,
+    lora: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """How checkpoints, and adapters of the first of them, say that their images are to be sampled, by flag."""
-    settings = {} if base is None else recorded_sampling(base)
-    settings |= {} if upsampler is None else upsampler_named(recorded_sampling(upsampler))
+    """Settings, by flag, overruled by what checkpoints and the adapters of the first say of their sampling."""
+    own, upsampling = ({} if path is None else recorded_sampling(path) for path in (base, upsampler))
     for text in lora:
-        own = recorded_sampling(split_scale(str(text))[0])
-        settings |= own if base is not None else upsampler_named(own)
-    return settings
+        (upsampling if base is None else own).update(recorded_sampling(split_scale(str(text))[0]))
+    others = overruled(upsampler_flags(settings), upsampling)
+    return overruled(base_flags(settings), own) | upsampler_named(others)
 
 
 def recorded_sampling(path: str | Path) -> dict[str, Any]:
     """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
 
-    One of the Hub is not looked at, for that would download it; one that is not there is for its reader to complain of.
+    Adapters go by the weights that they belong to where they do not say otherwise. A checkpoint of the Hub is not
+    looked at, for that would download it; one that is not there is for its reader to complain of.
 
     Raises:
         GlideError: what it says cannot be used.
@@ -189,14 +202,16 @@ def recorded_sampling(path: str | Path) -> dict[str, Any]:
     if hub.is_name(path):
         return {}
     try:
-        settings = read_record(path).get("sampling", {})
+        settings, base = read_record(path).get("sampling", {}), base_of(path)
     except GlideError:
         return {}
     try:
         check_settings(settings)
+        if not settings.keys() <= fields(SampleOptions).keys():
+            raise GlideError("it has options of another model")
     except (GlideError, AttributeError) as error:
         raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
-    return dict(settings)
+    return ({} if base is None else recorded_sampling(base)) | settings
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

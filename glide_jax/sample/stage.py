@@ -167,8 +167,9 @@ class Stage:
 
     def _enlarged(self, low_res: Float[Array, "batch low_height low_width 3"]) -> Float[Array, "batch height width 3"]:
         batch, height, width, _ = low_res.shape
-        times = self.model.config.image_size / self.model.config.low_res_size
-        return jnp.clip(jax.image.resize(low_res, (batch, int(times * height), int(times * width), 3), "cubic"), -1, 1)
+        config = self.model.config
+        height, width = (edge * config.image_size // config.low_res_size for edge in (height, width))
+        return jnp.clip(jax.image.resize(low_res, (batch, height, width, 3), "cubic"), -1.0, 1.0)
 
     def _sampled(
         self,

@@ -221,6 +221,11 @@ class RunConfig(Options):
                 "train.distill needs diffusion.prediction_type=v_prediction, for noise does not tell x_0 where there is"
                 " hardly anything else: fine-tune the model to predict v first"
             )
+        if self.train.distill.num_steps and self.data.validation_path and self.train.validate_every:
+            raise GlideError(
+                "train.distill has no validation loss, which would be of levels that its steps leave out: use"
+                " train.validate_every=0"
+            )
         if not self.train.prior.prompts:
             return
         if self.model.super_res or self.model.inpaint:

@@ -23,7 +23,7 @@ from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import DistillConfig
 
 SCHEDULE = "trailing"
-# Encoded captions of `rows` times the batch -> the conditioning of as many images.
+# Encoded captions, `rows` in a row for each image of the batch -> their conditioning.
 Condition = Callable[[EncodedText | None, int], Conditioning]
 
 
@@ -31,7 +31,8 @@ def student_settings(config: DistillConfig) -> dict[str, Any]:
     """How a student's images are sampled, by the names of `SampleOptions`; nothing where there is no student."""
     if not config.num_steps:
         return {}
-    return {"sampler": "ddim", "num_steps": config.num_steps, "schedule": SCHEDULE, "guidance_scale": 1.0}
+    guidance = {"guidance": "cfg", "guidance_scale": 1.0}
+    return {"sampler": "ddim", "num_steps": config.num_steps, "schedule": SCHEDULE, **guidance}
 
 
 class Teacher:
@@ -54,7 +55,8 @@ class Teacher:
 
     def timesteps(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """Those of the student, equally many for any t in [0, T)."""
-        return jnp.asarray(self._timesteps)[self._index(t)]
+        index = t * len(self._timesteps) // self._schedule.diffusion_steps
+        return jnp.asarray(self._timesteps)[index]
 
     def target(
         self,
@@ -76,20 +78,24 @@ class Teacher:
         params = {name: group for name, group in params.items() if name != GROUP}
         guided, rows = self._scale != 1.0, 2 if self._scale != 1.0 else 1
         if guided:
-            tokens, mask = (jnp.concatenate([own, jnp.broadcast_to(none, own.shape)])
+            # A caption and none in turn, not half by half: so devices that share a batch keep their rows.
+            tokens, mask = (jnp.stack([own, jnp.broadcast_to(none, own.shape)], axis=1).reshape(-1, own.shape[1])
                             for own, none in zip((tokens, mask), self._no_caption, strict=True))  # fmt: skip
         given = condition(self._model.encode_text(params, tokens, mask), rows)
-        table = jax.tree.map(lambda column: jnp.asarray(column)[self._index(t)], self._levels)
+        index = jnp.searchsorted(jnp.asarray(self._timesteps), t)
+        table = jax.tree.map(lambda column: jnp.asarray(column)[index], self._levels)
 
         def level(k: Int[Array, ""] | int) -> Level:
             return Level(*(column[:, k] for column in table))
 
         def step(k: Int[Array, ""], x: Image) -> Image:
             here, there = level(k), level(k + 1).per_image()
-            twice, at = jnp.concatenate([x] * rows), jnp.concatenate([here.t] * rows)
+            twice, at = jnp.repeat(x, rows, axis=0), jnp.repeat(here.t, rows, axis=0)
             output = as_noise_prediction(self._schedule, self._model(params, twice, at, given), twice, at)
-            eps, *without = jnp.split(output[..., :3].astype(jnp.float32), rows)
-            eps = without[0] + self._scale * (eps - without[0]) if without else eps
+            eps = output[::rows, ..., :3].astype(jnp.float32)
+            if guided:
+                without = output[1::2, ..., :3].astype(jnp.float32)
+                eps = without + self._scale * (eps - without)
             here = here.per_image()
             x_0 = threshold((x - here.sigma * eps) / here.alpha)
             return there.alpha * x_0 + there.sigma * (x - here.alpha * x_0) / here.sigma
@@ -99,9 +105,6 @@ class Teacher:
         ratio = end.sigma / begin.sigma
         x_0 = (reached - ratio * x_t) / (end.alpha - ratio * begin.alpha)
         return x_0, (x_t - begin.alpha * x_0) / begin.sigma
-
-    def _index(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        return t * len(self._timesteps) // self._schedule.diffusion_steps
 
 
 def _levels_between(schedule: Schedule, timesteps: Int[np.ndarray, " students"], config: DistillConfig) -> Level:

@@ -17,9 +17,9 @@ from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore, complete_steps
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
-from glide_jax.options import nested
+from glide_jax.options import build, flat, nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
-from glide_jax.sample import Stage
+from glide_jax.sample import SampleOptions, Stage, overruled
 from glide_jax.train.config import RunConfig
 from glide_jax.train.distill import student_settings
 from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
@@ -72,7 +72,11 @@ class Trainer:
             self.validation = validation_data(config)
             upsampler = load_preview_upsampler(train.preview, config.model)
             stage = Stage(self.program.model, config.diffusion)
-            self.previews = Previews(stage, train.preview, preview_examples(config), upsampler)
+            few = student_settings(train.distill)
+            options = build(SampleOptions, overruled(flat(train.preview.options), few))
+            self.previews = Previews(
+                stage, replace(train.preview, options=options), preview_examples(config), upsampler
+            )
         # Last, because it creates the folder.
         self.store = CheckpointStore(
             self.run_dir / "checkpoints",

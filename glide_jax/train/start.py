@@ -24,10 +24,10 @@ from glide_jax.train.config import RunConfig
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
-# Options that decide which arrays a training state holds, beside the model's own.
-_STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora")
+# Options that decide which arrays a training state holds, beside the model's own, or what they have learnt.
+_STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora", "distill.num_steps")
 # Options that a record has not if it was written before they were, or converted.
-_UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon", "optimizer.kind": "adamw"}
+_UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon", "optimizer.kind": "adamw", "distill.num_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ class StartPoint:
         require_fit(config.model, record.get("model", {}), config.init_from)
         if config.train.lora.rank and record["model"].get("inpaint") != config.model.inpaint:
             raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
-        # A model of the noise may learn to predict v; the other way round is more likely an option left out.
-        ignore = ("prediction_type",) if config.diffusion.prediction_type == "v_prediction" else ()
+        # A model of the noise may learn to predict v; the other way round is more likely an option left out. A teacher
+        # is to know it already.
+        learns_v = config.diffusion.prediction_type == "v_prediction" and not config.train.distill.num_steps
+        ignore = ("prediction_type",) if learns_v else ()
         require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from, ignore)
         return cls(_source(record))
 
@@ -180,7 +182,8 @@ def _whole(x: Array) -> np.ndarray:
 
 
 def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
-    return {**train, **{f"optimizer.{name}": value for name, value in train.get("optimizer", {}).items()}}
+    groups = ("optimizer", "distill")
+    return {**train, **{f"{group}.{name}": value for group in groups for name, value in train.get(group, {}).items()}}
 
 
 def _check_init_options(config: RunConfig) -> None:

@@ -104,7 +104,7 @@ def batch_losses(
     x_t = q_sample(x_0, random.noise, Level.table(schedule).at(random.t))
 
     def conditioned(text: EncodedText | None, rows: int = 1) -> Conditioning:
-        images = jax.tree.map(lambda x: jnp.concatenate([x] * rows), (x_0, low_res, random.condition_keys))
+        images = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), (x_0, low_res, random.condition_keys))
         return condition(conditioning or ConditioningConfig(), model.config, text, *images)
 
     given = conditioned(model.encode_text(params, batch["tokens"], batch["mask"]))

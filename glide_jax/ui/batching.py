@@ -10,38 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
+from glide_jax.sample import Pipeline
 from glide_jax.ui.jobs import DEVICE, Stopped
-from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits, Request
 from glide_jax.ui.service import Generated
 
 
 class QueueFull(GlideError):
     """As many requests are waiting as are allowed."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request, the numbers of its images, and those that are finished, by place."""
-
-    request: Request
-    numbers: Sequence[int]
-    future: "Future[Done]" = field(default_factory=Future)
-    finished: dict[int, Generated] = field(default_factory=dict)
-
-    @property
-    def alike(self) -> tuple[Any, ...]:
-        """What requests must have in common to share a batch."""
-        own = self.request
-        return own.base, own.upsampler, own.negative_prompt, own.seed, own.options, own.upsampler_options
-
-    def settle(self, outcome: "Done | Exception") -> None:
-        """Ends the wait for it, unless nobody waits any more or it has ended."""
-        with contextlib.suppress(InvalidStateError):
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
 
 
 class Done(NamedTuple):
@@ -51,10 +27,35 @@ class Done(NamedTuple):
     images: list[Generated]
 
 
+@dataclass(eq=False)
+class _Job:
+    """A request, the numbers of its images, and those that are finished, by place."""
+
+    request: Request
+    pipeline: Pipeline
+    numbers: Sequence[int]
+    future: Future[Done] = field(default_factory=Future)
+    finished: dict[int, Generated] = field(default_factory=dict)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What requests must have in common to share a batch."""
+        own, models = self.request, (self.pipeline.base, self.pipeline.upsampler)
+        return *map(id, models), own.negative_prompt, own.seed, own.options, own.upsampler_options
+
+    def settle(self, outcome: Done | BaseException) -> None:
+        """Ends the wait for it, unless nobody waits any more or it has ended."""
+        with contextlib.suppress(InvalidStateError):
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+
+
 class _Waiting(NamedTuple):
     """One image to generate; the lowest goes first."""
 
-    turn: int
+    turn: float
     arrival: int
     place: int
     job: _Job
@@ -63,46 +64,46 @@ class _Waiting(NamedTuple):
 class Batches:
     """Requests in a queue, from which a thread takes a batch of images at a time.
 
-    Only requests of the same models and settings share a batch. Turns are those of start-time fair queueing: a large
-    request lets later ones in between, but they do not overtake all of it.
+    Only requests of the same models and settings share a batch. Turns are those of fair queueing: each request that
+    waits gets an equal share of the images, so a large one lets later ones in between and still comes forward.
 
     Args:
-        models: to generate with.
         limits: how many images a batch has, and how many requests may wait.
     """
 
-    def __init__(self, models: Models, limits: Limits) -> None:
-        self._models, self._limits = models, limits
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
-        self._turn, self._arrivals = 0, itertools.count()
+        # How many images a request has had that has waited all along.
+        self._turn = 0.0
+        self._arrivals = itertools.count()
         # Requests without a seed have this one in common, and numbers of their own: else none could share a batch.
         self._seed, self._numbers = secrets.randbelow(2**31), itertools.count()
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def submit(self, request: Request, *, any_seed: bool) -> "Future[Done]":
-        """Queues a request; cancelling its future takes it out again.
-
-        Args:
-            request: for the task "draw".
-            any_seed: its seed may be replaced.
+    def submit(self, request: Request, pipeline: Pipeline) -> Future[Done]:
+        """Queues a request for the task "draw"; cancelling its future takes it out again.
 
         Raises:
             QueueFull: too many are waiting.
         """
-        if any_seed:
-            request = replace(request, seed=self._seed)
-            job = _Job(request, list(itertools.islice(self._numbers, request.num_images)))
-        else:
-            job = _Job(request, range(request.num_images))
         with self._changed:
-            if len({each.arrival for each in self._waiting if not each.job.future.done()}) >= self._limits.max_queue:
+            if len(self._unfinished()) >= self._limits.max_queue:
                 raise QueueFull(f"{self._limits.max_queue} requests are waiting already: try again in a moment")
-            arrival = next(self._arrivals)
-            self._waiting += [_Waiting(self._turn + place, arrival, place, job) for place in range(len(job.numbers))]
+            numbers: Sequence[int] = range(request.num_images)
+            if request.any_seed:
+                request = replace(request, seed=self._seed)
+                numbers = list(itertools.islice(self._numbers, request.num_images))
+            job, arrival = _Job(request, pipeline, numbers), next(self._arrivals)
+            self._waiting += [_Waiting(self._turn + place, arrival, place, job) for place in range(len(numbers))]
             self._waiting.sort(key=lambda waiting: waiting[:3])
             self._changed.notify()
         return job.future
+
+    def _unfinished(self) -> set[int]:
+        """Arrivals of the requests that somebody waits for."""
+        return {waiting.arrival for waiting in self._waiting if not waiting.job.future.done()}
 
     def _serve(self) -> None:
         while True:
@@ -113,8 +114,9 @@ class Batches:
             with DEVICE.mine():
                 batch = self._take()
                 try:
-                    self._generate(batch)
-                except Exception as error:
+                    if batch:
+                        self._generate(batch)
+                except BaseException as error:  # of whatever kind, the next request is to be served
                     for waiting in batch:
                         waiting.job.settle(error)
 
@@ -124,14 +126,13 @@ class Batches:
             wanted = [waiting for waiting in self._waiting if not waiting.job.future.done()]
             batch = [waiting for waiting in wanted if waiting.job.alike == wanted[0].job.alike]
             batch = batch[: self._limits.batch_size]
+            if batch:
+                self._turn = max(batch[0].turn, self._turn + len(batch) / len(self._unfinished()))
             self._waiting = [waiting for waiting in wanted if waiting not in batch]
-            self._turn = batch[0].turn if batch else self._turn
         return batch
 
     def _generate(self, batch: Sequence[_Waiting]) -> None:
-        if not batch:
-            return
-        request = batch[0].job.request
+        request, pipeline = batch[0].job.request, batch[0].job.pipeline
 
         def stop_if_unwanted(_done: int, _x_0: Any) -> None:
             if all(waiting.job.future.done() for waiting in batch):
@@ -139,7 +140,6 @@ class Batches:
 
         # Programs for 1, 2, 4, ... images: each size is compiled once.
         size = min(1 << (len(batch) - 1).bit_length(), self._limits.batch_size)
-        pipeline = self._models.pipeline(request.base, request.upsampler)
         [samples] = pipeline.batches(
             [waiting.job.request.prompt for waiting in batch],
             [waiting.job.numbers[waiting.place] for waiting in batch],

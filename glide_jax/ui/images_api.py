@@ -12,23 +12,31 @@ from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.images import png
+from glide_jax.options import Field
+from glide_jax.sample import Pipeline, with_recorded
 from glide_jax.ui.batching import Batches, Done, QueueFull
-from glide_jax.ui.models import Found
-from glide_jax.ui.request import Request, check_fit, checked
+from glide_jax.ui.models import Found, Unloadable
+from glide_jax.ui.request import Request, check_fit, checked, request_fields
 from glide_jax.ui.service import Service, entries
 
 PATH = "/v1/images/generations"
 # What OpenAI's models take beside these has no meaning here, and is sent by programs that cannot know it.
 _WITHOUT_EFFECT = ("background", "moderation", "output_compression", "quality", "style", "user")
-_OWN = ("model", "n", "output_format", "prompt", "response_format", "size", "stream")
-_OTHERS = ("negative_prompt", "upsampler")
+_OWN = (
+    "model", "n", "negative_prompt", "output_format", "prompt", "response_format", "size", "stream", "upsampler",
+)  # fmt: skip
 _SECONDS_BETWEEN_LOOKS = 1.0
+_LONGEST_BODY = 100_000
 
 Account = tuple[str, str]
 
 
 class NoSuchUser(GlideError):
     """The API key is none of those that may use the page."""
+
+
+class TooLarge(GlideError):
+    """More is sent than a prompt and settings can be."""
 
 
 class NoSuchModel(GlideError):
@@ -45,16 +53,18 @@ class ImagesApi:
 
     def __init__(self, service: Service, accounts: Sequence[Account] | None = None) -> None:
         self._service, self._accounts = service, accounts
-        self._batches = Batches(service.models, service.limits)
+        self._batches = Batches(service.limits)
 
     async def answer(self, http: Any) -> Any:
         """Answers a `starlette.requests.Request` with images, or with an error in OpenAI's form."""
+        from starlette.requests import ClientDisconnect  # noqa: PLC0415
         from starlette.responses import JSONResponse, Response  # noqa: PLC0415
 
-        body = await http.body()
         try:
             self._check_account(http.headers.get("authorization", ""))
-            done = await self._generated(http, body)
+            done = await self._generated(http, await _body(http))
+        except ClientDisconnect:
+            done = None
         except Exception as error:
             return _refusal(error)
         if done is None:
@@ -67,13 +77,15 @@ class ImagesApi:
             body = json.loads(sent)
         except (ValueError, RecursionError) as error:
             raise GlideError("the request must be a JSON object") from error
-        request = await asyncio.to_thread(self._checked, body)
-        future = asyncio.wrap_future(self._batches.submit(request, any_seed=body.get("seed") is None))
-        while not (await asyncio.wait([future], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
-            if await http.is_disconnected():
-                future.cancel()
-                return None
-        return future.result()
+        waiting = self._batches.submit(*await asyncio.to_thread(self._checked, body))
+        try:
+            future = asyncio.wrap_future(waiting)
+            while not (await asyncio.wait([future], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
+                if await http.is_disconnected():
+                    return None
+            return future.result()
+        finally:
+            waiting.cancel()
 
     def _check_account(self, authorization: str) -> None:
         if self._accounts is None:
@@ -81,16 +93,25 @@ class ImagesApi:
         scheme, _, key = authorization.partition(" ")
         allowed = [f"{user}:{password}".encode() for user, password in self._accounts]
         # All are compared, in constant time, so that how long it takes tells nothing.
-        found = [hmac.compare_digest(key.strip().encode("latin-1"), each) for each in allowed]
+        found = [hmac.compare_digest(key.strip(" \t").encode("latin-1"), each) for each in allowed]
         if scheme.lower() != "bearer" or not any(found):
             raise NoSuchUser("no such user: the API key is USER:PASSWORD")
 
-    def _checked(self, body: Any) -> Request:
+    def _checked(self, body: Any) -> tuple[Request, Pipeline]:
         request = asked(self._service, body)
-        check_fit(
-            self._service.models.pipeline(request.base, request.upsampler), request, self._service.limits.max_steps
-        )
-        return request
+        pipeline = self._service.models.pipeline(request.base, request.upsampler)
+        check_fit(pipeline, request, self._service.limits.max_steps)
+        return request, pipeline
+
+
+async def _body(http: Any) -> bytes:
+    """All that is sent, if it is not too much."""
+    body = b""
+    async for chunk in http.stream():
+        body += chunk
+        if len(body) > _LONGEST_BODY:
+            raise TooLarge(f"a request may have {_LONGEST_BODY} bytes")
+    return body
 
 
 def asked(service: Service, body: Any) -> Request:
@@ -106,22 +127,32 @@ def asked(service: Service, body: Any) -> Request:
     """
     if not isinstance(body, dict):
         raise GlideError("the request must be a JSON object")
-    settings = service.fields.keys() - {"num_images", "candidates", "top_k", "strength"}
-    known = {*settings, *_OWN, *_OTHERS, *_WITHOUT_EFFECT}
+    body = {name: value for name, value in body.items() if value is not None}
+    base = _model(service, body.get("model"))
+    upsampler = _upsampler(service, base, body)
+    fields = dict(_fields(service, base, upsampler))
+    settings = fields.keys() - {"num_images", "candidates", "top_k", "strength"}
+    known = {*settings, *_OWN, *_WITHOUT_EFFECT}
     if unknown := sorted(body.keys() - known):
-        near = difflib.get_close_matches(unknown[0], known, n=1)
+        near = difflib.get_close_matches(unknown[0][:60], known, n=1)
         raise GlideError(f"unknown: {unknown[0][:60]!r}" + (f"; did you mean {near[0]}?" if near else ""))
     for name, only in (("response_format", "b64_json"), ("output_format", "png")):
-        if body.get(name) not in (None, only):
+        if body.get(name, only) != only:
             raise GlideError(f"{name} must be {only}")
     if body.get("stream"):
         raise GlideError("stream must be false: images come when they are finished")
-    base = _model(service, body.get("model"))
-    sent = {name: body[name] for name in (*settings, *_OTHERS, "prompt") if name in body}
-    own = {"base": base.name, "num_images": 1 if body.get("n") is None else body["n"]}
-    count = service.fields["num_images"]._replace(name="n")
-    values = {"upsampler": _upsampler(service, base, body)} | sent | own
-    return checked("draw", values, service.fields | {"num_images": count})
+    sent = {name: body[name] for name in (*settings, "negative_prompt", "prompt") if name in body}
+    fields["num_images"] = fields["num_images"]._replace(name="n")
+    own = {"base": base.name, "upsampler": upsampler, "num_images": body.get("n", 1)}
+    return checked("draw", sent | own, fields)
+
+
+def _fields(service: Service, base: Found, upsampler: str) -> Mapping[str, Field]:
+    """The settings with their defaults: the page's for the models that it starts with, for others their own."""
+    if (base.name, upsampler) in ((service.base, service.upsampler), (service.base, "")):
+        return service.fields
+    paths = {found.name: found.path for found in service.models.upsamplers}
+    return request_fields(service.limits, with_recorded({}, base.path, paths.get(upsampler)))
 
 
 def _model(service: Service, name: Any) -> Found:
@@ -140,8 +171,13 @@ def _upsampler(service: Service, base: Found, body: Mapping[str, Any]) -> str:
     sizes = {f"{base.image_size}x{base.image_size}": ""}
     for found in fitting:
         sizes.setdefault(f"{found.image_size}x{found.image_size}", found.name)
-    size = body.get("size")
-    if size in (None, "auto"):
+    size = body.get("size", "auto")
+    if size == "auto":
+        given = body.get("upsampler")
+        if given is not None:
+            if not isinstance(given, str):
+                raise GlideError("upsampler must be text")
+            return given
         return service.upsampler if any(found.name == service.upsampler for found in fitting) else ""
     if str(size) not in sizes:
         raise GlideError(f"size must be one of {', '.join(sizes)} for model {base.name}")
@@ -162,18 +198,23 @@ def _images(done: Done) -> dict[str, Any]:
 
 
 # Status and code in an answer, of errors that are not merely a wrong request.
-_CODES: dict[type[Exception], tuple[int, str]] = {
+_CODES: Mapping[type[Exception], tuple[int, str]] = {
     NoSuchUser: (401, "invalid_api_key"),
     NoSuchModel: (404, "model_not_found"),
     QueueFull: (429, "rate_limit_exceeded"),
+    TooLarge: (413, "request_too_large"),
+    Unloadable: (503, "model_unavailable"),
 }
 
 
 def _refusal(error: Exception) -> Any:
+    from starlette.exceptions import HTTPException  # noqa: PLC0415
     from starlette.responses import JSONResponse  # noqa: PLC0415
 
+    if isinstance(error, HTTPException):  # of what stands before this endpoint
+        raise error
     status, code = _CODES.get(type(error), (400, None))
-    said, kind = str(error), "invalid_request_error"
+    said, kind = str(error), "server_error" if status == 503 else "invalid_request_error"
     if not isinstance(error, GlideError):
         traceback.print_exception(error)
         status, said, kind = 500, "an internal error occurred; the server's log has it", "server_error"

@@ -37,6 +37,10 @@ class Found:
         return f"{self.name} ({sizes}{', inpainting' * self.inpaints})"
 
 
+class Unloadable(GlideError):
+    """A model that is there cannot be loaded, which is not the fault of who asked for it."""
+
+
 class Models:
     """Checkpoints by name, loaded when asked for; what is loaded stays usable whatever else fails to load.
 
@@ -125,7 +129,7 @@ class Models:
             if not isinstance(error, GlideError):
                 reason = reason.splitlines()[0][:200]
             reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
-            raise GlideError(f"{found.name} could not be loaded: {reason}") from error
+            raise Unloadable(f"{found.name} could not be loaded: {reason}") from error
 
 
 def _described(name: str, path: Path) -> Found:

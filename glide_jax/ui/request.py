@@ -68,7 +68,7 @@ class Request:
         prompt, negative_prompt: texts; what guidance leads away from.
         num_images: images to generate.
         keep: how many of them to show, the best first (task "rank").
-        seed: theirs; a random one if none was given.
+        seed: theirs; a random one if none was given, which `any_seed` says.
         options, upsampler_options: of the two models.
         images: what was uploaded, as `Pipeline.batches` takes it: image and mask, or init_image.
     """
@@ -81,6 +81,7 @@ class Request:
     num_images: int
     keep: int
     seed: int
+    any_seed: bool
     options: SampleOptions
     upsampler_options: SampleOptions
     images: Mapping[str, Image.Image]
@@ -147,6 +148,7 @@ def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -
     if not (upsampler if task == "enlarge" else base):
         raise GlideError(f"no model to generate with: choose {'an upsampler' if task == 'enlarge' else 'a base model'}")
     seed = sent["seed"]
+    any_seed = seed is None or seed < 0
     count = {"enlarge": 1, "rank": sent["candidates"]}.get(task, sent["num_images"])
     return Request(
         task=task,
@@ -156,7 +158,8 @@ def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -
         negative_prompt="" if task == "enlarge" else negative,
         num_images=count,
         keep=min(count, sent["top_k"]) if task == "rank" else count,
-        seed=secrets.randbelow(2**31) if seed is None or seed < 0 else seed,
+        seed=secrets.randbelow(2**31) if any_seed else seed,
+        any_seed=any_seed,
         options=_base_options(sent, redraw=task == "redraw"),
         upsampler_options=upsampling(
             {name: sent[flag] for flag, name in UPSAMPLER.items() if sent[flag] not in (None, "")}

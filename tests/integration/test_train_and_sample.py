@@ -15,6 +15,8 @@ from PIL import Image
 from glide_jax.checkpoint import complete_steps, read_record
 from glide_jax.sample import Pipeline, choose, cli, parse_with_settings
 from glide_jax.train import loop, program
+from glide_jax.train.config import DistillConfig
+from glide_jax.train.distill import student_settings
 from tests.integration.runs import FOOD, log, losses, sent_after, train
 from tests.programs import ROOT, call, run
 from tests.tiny.models import UPSAMPLER, save_model
@@ -101,7 +103,7 @@ def test_few_images_are_trained_on_beside_what_the_model_knows(whole_run, tmp_pa
     assert "done: 2 steps" in capsys.readouterr().out
 
 
-def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path):
+def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path, capsys):
     base = save_model(tmp_path / "base", MODEL, prediction_type="v_prediction")
     run_dir, merged = tmp_path / "run", tmp_path / "merged"
     given = [f"--config.init_from={base}", "--config.diffusion.prediction_type=v_prediction"]
@@ -109,15 +111,22 @@ def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path):
     given += [f"--config.train.distill.{name}=2" for name in ("num_steps", "teacher_steps")]
     assert train(run_dir, *given, "--config.train.max_steps=2") == 0
     assert sorted(losses(run_dir)) == [1, 2]
-    few = {"sampler": "ddim", "num_steps": 2, "schedule": "trailing", "guidance_scale": 1.0}
+    few = student_settings(DistillConfig(num_steps=2))
     assert call("-m", "convert", "merge", run_dir, "--output", merged) == 0
     for models in (["--checkpoint", run_dir], ["--checkpoint", merged], ["--checkpoint", base, "--lora", run_dir]):
         assert parse_with_settings(cli.parser(), [*map(str, models), "--prompt", "a"]).settings == few
     assert Pipeline.from_checkpoints(run_dir).settings == few
+    assert call("-m", "convert", "shrink", merged, "--output", tmp_path / "small") == 0
+    assert choose(str(tmp_path / "small"), None).settings == few
+    Pipeline.from_checkpoints(base).save_pretrained(tmp_path / "whole")
+    assert Pipeline.from_pretrained(tmp_path / "whole", lora=[run_dir]).settings == few
     assert choose(None, str(merged)).settings == {f"upsampler_{name}": value for name, value in few.items()}
     assert call("sample.py", "--checkpoint", merged, "--prompt", "a cat", "--output", tmp_path / "out") == 0
-    entries = Image.open(tmp_path / "out" / "0000.png").text
-    assert {name: entries[name] for name in few} == {name: str(value) for name, value in few.items()}
+    entries, main = Image.open(tmp_path / "out" / "0000.png").text, few.keys() - {"guidance"}
+    assert {name: entries[name] for name in main} == {name: str(few[name]) for name in main}
+    capsys.readouterr()
+    assert train(run_dir, *given, "--config.train.max_steps=3", "--config.train.distill.num_steps=3") == 2
+    assert "distill.num_steps: 2 there, 3 here" in capsys.readouterr().err
 
 
 def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ def test_of_another_shape_the_middle_of_that_shape_is_taken(size, box):
     pixels = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
     cut = Image.fromarray(pixels).crop(box).resize(size[::-1], Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(to_uint8(load_image(pixels, size)), np.asarray(cut))
+    line = np.full((1, 1000, 3), 128, np.uint8)
+    assert np.abs(load_image(line, size)).max() < 0.01
     mask = np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)[None].repeat(30, 0)
     assert load_mask(mask, size).shape == (*size, 1)
 

@@ -92,6 +92,10 @@ def test_images_may_be_of_another_size(loaded, upsampler, photo):
     for size in ((SIDE, 2 * SIDE + 1), (0, SIDE), (SIDE, -2)):
         with pytest.raises(GlideError, match="height and width must be multiples of 2 for this model"):
             halving("a cat", size=size)
+    noise = Pipeline(loaded).invert(photo, "a cat", size=(SIDE, 2 * SIDE), num_steps=2)
+    assert noise.shape == (1, SIDE, 2 * SIDE, 3)
+    with pytest.raises(GlideError, match=f"x_t must be of the images' size, {SIDE} x {SIDE}, not"):
+        whole("a cat", x_t=noise)
     with pytest.raises(GlideError, match="leave out size or clip_guidance_scale"):
         whole("a cat", size=(SIDE, SIDE), clip_guidance_scale=1.0)
 

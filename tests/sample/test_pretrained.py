@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main as convert
+from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.sample import (
     Pipeline,
@@ -19,10 +20,14 @@ from glide_jax.sample import (
     SampleOptions,
     base_options,
     choose,
+    pretrained,
     upsampler_options,
     upsampling,
 )
-from glide_jax.sample.pretrained import INDEX, write_index
+from glide_jax.sample.options import upsampler_named
+from glide_jax.sample.pretrained import INDEX, with_recorded, write_index
+from glide_jax.train.config import DistillConfig
+from glide_jax.train.distill import student_settings
 from tests.programs import ROOT
 from tests.sample.hub import COMMIT, served
 from tests.tiny.models import UPSAMPLER, random_model
@@ -90,6 +95,38 @@ def test_an_interval_without_end_is_json_that_others_can_read(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text(), parse_constant=pytest.fail)
     assert index["settings"]["guidance_interval"] == [0.5, "inf"]
     assert Pretrained.open(tmp_path).settings == settings
+
+
+FEW = student_settings(DistillConfig(num_steps=4))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "dpmpp_2m", "schedule": "karras", "rho": 5.0},
+        {"timestep_respacing": "ddim50"},
+        {"eta": 1.0, "guidance": "apg", "guidance_interval": (0.5, 3.0)},
+    ],
+)
+def test_what_needs_few_steps_overrules_its_pipeline(settings, monkeypatch):
+    monkeypatch.setattr(pretrained, "recorded_sampling", lambda path: FEW if path == "few" else {})
+    kept = {"upsampler_strength": 0.5}
+    usual = SampleOptions.of(num_steps=4, schedule="trailing", guidance_scale=1.0)
+    for base, lora in (("few", ()), ("base", ["few:0.5"])):
+        found = with_recorded(settings | kept, base, "up", lora)
+        assert base_options({}, found) == usual
+        assert upsampler_options({}, found) == upsampling({"strength": 0.5})
+    assert with_recorded(settings | kept, "base", "up") == settings | kept
+    assert with_recorded(settings, None, "up", ["few"]) == settings | upsampler_named(FEW)
+
+
+@pytest.mark.parametrize(
+    "sampling", [3, ["num_steps"], {"upsampler_num_steps": 3}, {"num_steps": -1}, {"strength": 0.1}]
+)
+def test_a_record_that_says_something_else_is_one_line(sampling, tmp_path):
+    save_weights(tmp_path / "bad", {"w": np.zeros(1, np.float32)}, {"sampling": sampling})
+    with pytest.raises(GlideError, match="bad: the sampling entry of its record cannot be used: "):
+        choose(str(tmp_path / "bad"), None)
 
 
 def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from glide_jax.data import DataConfig
 from glide_jax.diffusion.forward import as_noise_prediction
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.errors import GlideError
@@ -14,7 +15,8 @@ from glide_jax.models import Conditioning, Glide, LoraConfig
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import DistillConfig, LossConfig, RunConfig, TrainConfig
 from glide_jax.train.distill import Teacher
-from tests.tiny.models import BASE, random_weights
+from glide_jax.train.start import StartPoint
+from tests.tiny.models import BASE, random_weights, save_model
 
 V = DiffusionConfig(prediction_type="v_prediction")
 SCHEDULE = Schedule.from_config(V)
@@ -85,9 +87,19 @@ def test_all_of_the_students_levels_are_learnt_equally():
         ({"lora": LoraConfig()}, V, "give train.lora.rank"),
         ({"loss": LossConfig("hybrid")}, V, "use train.loss.kind=simple"),
         ({}, DiffusionConfig(), "needs diffusion.prediction_type=v_prediction"),
+        ({"validate_every": 5}, V, "use train.validate_every=0"),
     ],
 )
 def test_what_a_student_needs_is_said(changes, diffusion, message):
     options = {"lora": LoraConfig(rank=2), "distill": DistillConfig(num_steps=2)} | changes
     with pytest.raises(GlideError, match=message):
-        RunConfig(train=TrainConfig(**options), diffusion=diffusion)
+        RunConfig(train=TrainConfig(**options), diffusion=diffusion, data=DataConfig(validation_path="a.tar"))
+
+
+def test_a_teacher_of_the_noise_is_refused(tmp_path):
+    train = TrainConfig(lora=LoraConfig(rank=2), distill=DistillConfig(num_steps=2))
+    run = RunConfig(
+        train=train, model=BASE, run_dir=str(tmp_path / "run"), init_from=save_model(tmp_path / "base"), diffusion=V
+    )
+    with pytest.raises(GlideError, match="prediction_type: epsilon there, v_prediction here"):
+        StartPoint.of(run)

@@ -12,13 +12,14 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.ui.images_api import PATH, ImagesApi, NoSuchModel, asked
 from glide_jax.ui.jobs import DEVICE
+from glide_jax.ui.models import Unloadable
 from glide_jax.ui.request import Limits
 from glide_jax.ui.service import Service
 from tests.parallel.processes import free_port
 from tests.ui.test_batching import watch
 
 pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="needs openai")
-ACCOUNTS = (("ann", "secret"), ("bob", "Öl"))
+ACCOUNTS = (("ann", "secret"), ("bob", "voilà"))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ def test_the_size_says_whether_images_are_upsampled(client):
 def test_thirty_clients_at_once_share_batches(client, api, models, monkeypatch):
     prompts = [f"{number:03d}" for number in range(30)]
     alone = models.pipeline("base", None)
-    seen = watch(models, monkeypatch)
+    seen = watch(alone, monkeypatch)
+    monkeypatch.setattr(models, "pipeline", lambda base, upsampler: alone)
     with ThreadPoolExecutor(30) as clients:
         with DEVICE.mine():
             answers = [clients.submit(client.images.generate, prompt=prompt, size="8x8") for prompt in prompts]
@@ -101,6 +103,7 @@ def test_thirty_clients_at_once_share_batches(client, api, models, monkeypatch):
         answers = [answer.result(60).data for answer in answers]
     assert [len(batch) for batch in seen] == [6] * 15
     [seed] = {each.seed for [each] in answers}
+    monkeypatch.undo()
     expected = alone(prompts, seed=seed, indices=[each.index for [each] in answers], num_steps=3)
     np.testing.assert_array_equal([opened(each)[0] for [each] in answers], expected.images)
 
@@ -147,9 +150,15 @@ def test_what_cannot_be_is_one_line(service, body, message):
 
 
 def test_what_other_models_take_is_let_pass(service):
-    request = asked(service, {"prompt": "a", "user": "x", "quality": "hd", "style": "vivid", "n": None, "size": None})
+    request = asked(service, {"prompt": "a", "user": "x", "quality": "hd", "n": None, "size": None, "upsampler": None})
     assert (request.num_images, request.base, request.upsampler) == (1, "base", "more/up")
+    assert all(asked(service, {"prompt": "a", "seed": seed}).any_seed for seed in (None, -1, "", "-1"))
     assert asked(service, {"prompt": "a", "model": "inpaint", "upsampler": ""}).upsampler is None
+
+
+def test_settings_are_those_of_the_model(service):
+    steps = [asked(service, {"prompt": "a", "model": name}).options.levels.num_steps for name in ("base", "inpaint")]
+    assert steps == [3, 20]
 
 
 @pytest.mark.parametrize("name", ["dall-e-2", "more/up", 3, []])
@@ -182,7 +191,21 @@ def test_who_has_no_key_gets_nothing(served, key):
 
 
 def test_a_key_may_have_any_letters(served):
-    assert posted(served, b"{}", "Bearer bob:Öl").status_code == 400
+    assert posted(served, b"{}", "Bearer bob:voilà").status_code == 400
+
+
+def test_what_is_too_long_is_refused_before_it_is_all_there(served):
+    assert posted(served, b'{"prompt": "a"}' + b" " * 100_000).status_code == 413
+    assert posted(served, b'{"%s": 1}' % (b"a" * 90_000)).json()["error"]["message"].startswith("unknown: 'aaa")
+
+
+def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, models, monkeypatch):
+    def fail(base, upsampler):
+        raise Unloadable("base could not be loaded: its files are cut")
+
+    monkeypatch.setattr(models, "pipeline", fail)
+    answer = posted(served, b'{"prompt": "a"}')
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
 
 
 @pytest.mark.parametrize("sent", [b"", b"{", b"\xff", b"[" * 100_000, b'{"prompt": "a", "seed": 1e999}'])
