@@ -2,7 +2,8 @@
 
     python train.py --config configs/emoji.py
 
-70 minutes on two slow CPU cores (jax 0.12). Final training loss (noise MSE) 0.039, validation loss 0.0647.
+130 minutes on two slow CPU cores beside other work (jax 0.12). Final training loss (noise MSE) 0.036, validation loss
+0.0645.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,9 @@ def get_config() -> ConfigDict:
     config.run_dir = "runs/emoji"
     config.data.path = f"datasets/emoji/train-{GROUPS}-{{3d,flat,drawing}}.tar"
     config.data.validation_path = f"datasets/emoji/val-{GROUPS}-{{3d,flat,drawing}}.tar"
+    # Half of the captions are without the style's words, so that what is seen in one style is known in the others.
+    config.data.captions_jsonl = "datasets/emoji/captions.jsonl"
+    config.data.caption_key = "jsonl:captions"
     config.data.uncond_p = 0.1
 
     config.model.image_size = 32
@@ -38,7 +42,7 @@ def get_config() -> ConfigDict:
     config.diffusion.prediction_type = "v_prediction"
 
     config.train.batch_size = 32
-    config.train.max_steps = 2807
+    config.train.max_steps = 5159
     config.train.loss.kind = "hybrid"
     config.train.optimizer.kind = "muon"
     config.train.optimizer.learning_rate = 2e-3

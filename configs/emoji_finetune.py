@@ -18,12 +18,13 @@ def get_config() -> ConfigDict:
     config.init_from = "checkpoints/emoji/base"
     config.data.path = "datasets/emoji/train-activities-{3d,flat,drawing}.tar"
     config.data.validation_path = "datasets/emoji/val-activities-{3d,flat,drawing}.tar"
-    config.train.max_steps = 400
+    config.data.captions_jsonl = config.data.caption_key = ""
+    config.train.max_steps = 240
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.warmup_steps = 20
     config.train.optimizer.ema_decay = 0.98
     config.train.log_every = 20
-    config.train.sample_every = 200
-    config.train.validate_every = 100
-    config.train.save_every = 100
+    config.train.sample_every = 120
+    config.train.validate_every = 80
+    config.train.save_every = 80
     return config

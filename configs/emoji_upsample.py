@@ -53,6 +53,7 @@ def get_config(stage: str = "whole") -> ConfigDict:
     config = emoji.get_config()
     config.data.path = f"datasets/emoji/train-{emoji.GROUPS}-3d.tar"
     config.data.validation_path = f"datasets/emoji/val-{emoji.GROUPS}-3d.tar"
+    config.data.captions_jsonl = config.data.caption_key = ""
     config.data.uncond_p = 0.0
     config.data.resize_ratio = 0.25
     config.data.hflip_p = 0.5

@@ -18,6 +18,7 @@ def get_config(model: str = "glide") -> ConfigDict:
         config = emoji.get_config()
         config.init_from = "checkpoints/emoji/base"
         config.data.path = "my-kite"
+        config.data.captions_jsonl = config.data.caption_key = ""
         config.data.validation_path = ""
         config.train.prior.prompts = (
             "a 3d render of a turtle",
