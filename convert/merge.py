@@ -6,8 +6,8 @@ from typing import Any
 
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.sample.loading import recorded_sampling
 from glide_jax.sample.lora import Adapters, base_of, merged, split_scale
-from glide_jax.sample.pretrained import recorded_sampling
 
 
 def merge(checkpoint: Path, lora: Sequence[str], output: Path) -> Architecture:

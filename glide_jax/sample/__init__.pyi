@@ -4,6 +4,7 @@ from .loading import LoadedModel as LoadedModel
 from .loading import check_upsampler as check_upsampler
 from .loading import checkpoint_config as checkpoint_config
 from .loading import checkpoint_step as checkpoint_step
+from .loading import recorded_sampling as recorded_sampling
 from .lora import split_scale as split_scale
 from .options import SAMPLERS as SAMPLERS
 from .options import SampleOptions as SampleOptions

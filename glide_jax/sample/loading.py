@@ -7,13 +7,17 @@ from typing import Any, Self, TypeVar
 
 import jax
 
+from glide_jax import hub
 from glide_jax.checkpoint import load_weights, read_record, resolve, save_weights
 from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
+from glide_jax.options import fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
 from glide_jax.sample.lora import Adapters, base_of, merged
+from glide_jax.sample.options import SampleOptions
+from glide_jax.sample.pretrained import check_settings
 from glide_jax.sample.stage import Stage
 
 _T = TypeVar("_T")
@@ -82,6 +86,30 @@ class LoadedModel:
         record = {"model": asdict(self.stage.model.config), "diffusion": asdict(self.stage.diffusion)}
         rounded = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
         save_weights(path, rounded, record, compress=True)
+
+
+def recorded_sampling(path: str | Path) -> dict[str, Any]:
+    """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
+
+    Adapters go by the weights that they belong to where they do not say otherwise. A checkpoint of the Hub is not
+    looked at, for that would download it; one that is not there is for its reader to complain of.
+
+    Raises:
+        GlideError: what it says cannot be used.
+    """
+    if hub.is_name(path):
+        return {}
+    try:
+        settings, base = read_record(path).get("sampling", {}), base_of(path)
+    except GlideError:
+        return {}
+    try:
+        check_settings(settings)
+        if not settings.keys() <= fields(SampleOptions).keys():
+            raise GlideError("it has options of another model")
+    except (GlideError, AttributeError) as error:
+        raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
+    return ({} if base is None else recorded_sampling(base)) | settings
 
 
 def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:

@@ -17,15 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from glide_jax import hub
-from glide_jax.checkpoint import read_record
+from glide_jax import hub, sample
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text, written
-from glide_jax.options import fields, from_json, to_json
-from glide_jax.sample.lora import base_of, split_scale
+from glide_jax.options import from_json, to_json
 from glide_jax.sample.options import (
-    SampleOptions,
     base_flags,
     base_options,
     flag_fields,
@@ -183,35 +180,11 @@ def with_recorded(
     lora: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Settings, by flag, overruled by what checkpoints and the adapters of the first say of their sampling."""
-    own, upsampling = ({} if path is None else recorded_sampling(path) for path in (base, upsampler))
+    own, upsampling = ({} if path is None else sample.recorded_sampling(path) for path in (base, upsampler))
     for text in lora:
-        (upsampling if base is None else own).update(recorded_sampling(split_scale(str(text))[0]))
+        (upsampling if base is None else own).update(sample.recorded_sampling(sample.split_scale(str(text))[0]))
     others = overruled(upsampler_flags(settings), upsampling)
     return overruled(base_flags(settings), own) | upsampler_named(others)
-
-
-def recorded_sampling(path: str | Path) -> dict[str, Any]:
-    """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
-
-    Adapters go by the weights that they belong to where they do not say otherwise. A checkpoint of the Hub is not
-    looked at, for that would download it; one that is not there is for its reader to complain of.
-
-    Raises:
-        GlideError: what it says cannot be used.
-    """
-    if hub.is_name(path):
-        return {}
-    try:
-        settings, base = read_record(path).get("sampling", {}), base_of(path)
-    except GlideError:
-        return {}
-    try:
-        check_settings(settings)
-        if not settings.keys() <= fields(SampleOptions).keys():
-            raise GlideError("it has options of another model")
-    except (GlideError, AttributeError) as error:
-        raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
-    return ({} if base is None else recorded_sampling(base)) | settings
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main as convert
+from glide_jax import sample
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.sample import (
@@ -20,7 +21,6 @@ from glide_jax.sample import (
     SampleOptions,
     base_options,
     choose,
-    pretrained,
     upsampler_options,
     upsampling,
 )
@@ -109,7 +109,7 @@ FEW = student_settings(DistillConfig(num_steps=4))
     ],
 )
 def test_what_needs_few_steps_overrules_its_pipeline(settings, monkeypatch):
-    monkeypatch.setattr(pretrained, "recorded_sampling", lambda path: FEW if path == "few" else {})
+    monkeypatch.setattr(sample, "recorded_sampling", lambda path: FEW if path == "few" else {})
     kept = {"upsampler_strength": 0.5}
     usual = SampleOptions.of(num_steps=4, schedule="trailing", guidance_scale=1.0)
     for base, lora in (("few", ()), ("base", ["few:0.5"])):

@@ -22,7 +22,8 @@ def prepared(tmp_path_factory):
     """The folder of a small data set, really prepared as array_record: image i has the colour (i, 255 - i, 7)."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
 
-    class Dogs(tfds.core.GeneratorBasedBuilder):
+    # Not registered, for the fixture may be needed twice: another worker's tests come in between.
+    class Dogs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
