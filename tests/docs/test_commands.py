@@ -90,6 +90,9 @@ def shortened(command):
             model = asdict(UPSAMPLER)
             del model["resblock_updown"]  # pages differ in it, and so do the models that they start from
         train = dict(_SHORT)
+        if "configs/few_steps.py:emoji" in words:
+            del train["validate_every"]
+            words.append("--config.init_from=models/v")
         if command in CHOSEN:  # with the step that other tests compile too
             train |= {f"{part}.{name}": value for part in ("loss", "optimizer")
                       for name, value in asdict(getattr(make_config(), part)).items()}  # fmt: skip

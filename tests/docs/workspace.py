@@ -28,6 +28,7 @@ _CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_imag
 
 def make_models(folder: Path) -> Path:
     """The folders that the converter makes of published files, and what a run of the small upsampler starts from."""
+    save_model(folder / "v", MODEL, prediction_type="v_prediction")
     save_model(folder / "base", MODEL)
     save_model(folder / "base-inpaint", INPAINT)
     save_model(folder / "upsample", UPSAMPLER, noise_schedule="linear")
