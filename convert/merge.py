@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
-from glide_jax.sample.loading import recorded_sampling
-from glide_jax.sample.lora import Adapters, base_of, merged, split_scale
+from glide_jax.sample import with_recorded
+from glide_jax.sample.lora import Adapters, base_of, merged
 
 
 def merge(checkpoint: Path, lora: Sequence[str], output: Path) -> Architecture:
@@ -26,8 +25,6 @@ def merge(checkpoint: Path, lora: Sequence[str], output: Path) -> Architecture:
     whole = checkpoint if base is None else Path(base)
     architecture = recorded_architecture(read_record(whole), str(whole))
     params = merged(load_weights(whole, architecture.params), [Adapters.load(text) for text in (*own, *lora)])
-    sampling: dict[str, Any] = {}
-    for text in (str(checkpoint), *lora):
-        sampling |= recorded_sampling(split_scale(text)[0])
+    sampling = with_recorded({}, checkpoint, None, lora)
     save_weights(output, params, architecture.record | ({"sampling": sampling} if sampling else {}))
     return architecture

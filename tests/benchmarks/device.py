@@ -153,6 +153,10 @@ def train(parts: Parts, out: Path, work: Path, minutes: float, tiny: bool) -> No
     few = ["--config.train.batch_size=2", "--config.train.max_steps=3", "--config.train.preview.options.num_steps=2"]
     few += ["--config.model.num_channels=32", "--config.model.xf_layers=1"]
     done = threading.Event()
+    # Of all groups, where checkpoints/emoji/captions.txt has those of two: other words would lose their embeddings.
+    known = map(json.loads, (EMOJI / "captions.jsonl").read_text(encoding="utf-8").splitlines())
+    captions = Path(tempfile.mkdtemp()) / "captions.txt"
+    captions.write_text("\n".join(text for line in known for text in line["captions"]), encoding="utf-8")
 
     def keep() -> None:
         while not done.wait(20 if tiny else 60):
@@ -162,7 +166,7 @@ def train(parts: Parts, out: Path, work: Path, minutes: float, tiny: bool) -> No
         pack("runs", work, out, ["log.jsonl", "*.png"])
         for run in work.glob("emoji*"):
             small = Path(tempfile.mkdtemp()) / run.name
-            shrink = ["-m", "convert", "shrink", run, "--output", small, "--captions", "checkpoints/emoji/captions.txt"]
+            shrink = ["-m", "convert", "shrink", run, "--output", small, "--captions", captions]
             if any((run / "checkpoints").glob("[0-9]*")) and parts.run(f"shrink_{run.name}", 60, *shrink) == 0:
                 pack(run.name, small, out, ["*"])
 

@@ -1,10 +1,11 @@
+import contextlib
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from glide_jax.ui.jobs import Worker
+from glide_jax.ui.jobs import Stopped, Turns, Worker
 
 
 def concurrently(*calls):
@@ -101,3 +102,28 @@ def test_one_has_the_device_at_a_time_and_a_waiting_one_can_be_stopped():
     assert ended(second)
     release.set()
     list(holding)
+
+
+def test_turns_come_in_the_order_they_were_asked_for_and_who_gives_up_holds_nobody_up():
+    turns, had = Turns(), []
+
+    def ask(number):
+        def give_up():
+            if number == 3:
+                raise Stopped
+
+        with contextlib.suppress(Stopped), turns.mine(give_up):
+            had.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(8)]
+    with turns.mine():
+        for number, thread in enumerate(threads):
+            thread.start()
+            if number == 3:
+                thread.join(10)
+            waiting = 1 + number + (number < 3)
+            while len(turns._queue) < waiting:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert had == [0, 1, 2, 4, 5, 6, 7]
