@@ -35,6 +35,14 @@ def attention(
     return jax.lax.platform_dependent(*scaled, v, cuda=partial(attend, "cudnn"), default=partial(attend, "xla"))
 
 
+def attention_weights(
+    q: Float[Array, "batch queries heads channels"], k: Float[Array, "batch keys heads channels"]
+) -> Float[Array, "batch queries keys"]:
+    """softmax(q k^T / sqrt(channels)) in float32, averaged over the heads: what `attention` weights values by."""
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jax.nn.softmax(logits, axis=-1).mean(axis=1)
+
+
 def _flash_applies(q: Array) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     most = 256 if cuda_capability() >= 9 else 128

@@ -10,12 +10,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from glide_jax.compute import arrays_and_products
 from glide_jax.errors import GlideError
+from glide_jax.models.attention import attention_weights
 from glide_jax.models.config import ModelConfig
 from glide_jax.models.functional import Functional, Params, with_its_products
 from glide_jax.models.layers import resize_bilinear
 from glide_jax.models.lora import GROUP, LoraConfig, abstract_adapters, fresh_adapters, with_adapters
 from glide_jax.models.text import TextEncoder, TextFeatures
-from glide_jax.models.unet import KeysValues, RematPolicy, UNet
+from glide_jax.models.unet import KeysValues, QueriesKeys, RematPolicy, UNet
 
 VOCAB_SIZE = 50257
 
@@ -156,6 +157,41 @@ class Glide(Functional[_Net]):
             None if text is None else text.keys_values,
             dropout_keys,
         )
+
+    @with_its_products
+    def text_attention(
+        self,
+        params: Params,
+        x: Float[Array, "batch height width 3"],
+        t: Float[Array, " batch"],
+        conditioning: Conditioning,
+    ) -> Float[Array, "batch height width ctx"]:
+        """How much of each pixel's attention goes to each position of the text, in [0, 1].
+
+        The mean over all attention blocks, each one's enlarged to the image, and over their heads (Tang et al. 2022,
+        arXiv:2210.04885, DAAM). Arguments as for a call.
+
+        Raises:
+            GlideError: the model has no text, or no attention.
+        """
+        net, shares = self.bind(params), list[Array]()
+        height, width = x.shape[1:3]
+
+        def keep(queries_keys: QueriesKeys) -> None:
+            share = attention_weights(*queries_keys)[..., : self.config.text_ctx]
+            factor = round((height * width / share.shape[1]) ** 0.5)
+            share = share.reshape(-1, height // factor, width // factor, share.shape[-1])
+            shares.append(jax.image.resize(share, (len(x), height, width, share.shape[-1]), "cubic"))
+
+        for block in net.unet.blocks:
+            if block.attn is not None:
+                block.attn.on_attention = keep
+        if conditioning.text is not None:
+            text = conditioning.text
+            net.unet(self._network_input(x, conditioning), t, text.embedding, text.keys_values, None)
+        if not shares:
+            raise GlideError("this model attends to no text")
+        return jnp.clip(sum(shares[1:], start=shares[0]) / len(shares), 0.0, 1.0)
 
     def _network_input(self, x: Float[Array, "batch height width 3"], given: Conditioning) -> Float[Array, "..."]:
         parts = [x]

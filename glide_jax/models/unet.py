@@ -1,6 +1,6 @@
 """The UNet of glide-text2im: residual blocks driven by the time embedding, attention over image and text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -29,6 +29,8 @@ NewImage = Float[Array, "batch new_height new_width new_channels"]
 Resample = Literal["up", "down"]
 # Per-head text keys and values of one attention block: each [batch, ctx, heads, channels].
 KeysValues = tuple[Float[Array, "batch ctx _heads _channels"], Float[Array, "batch ctx _heads _channels"]]
+# Queries and keys of one attention block, per head.
+QueriesKeys = tuple[Float[Array, "batch pixels _heads _channels"], Float[Array, "batch keys _heads _channels"]]
 # Where dropout keeps the values of an example.
 Kept = Bool[Array, "batch _height _width _channels"]
 RematPolicy = Literal["none", "full", "dots"]
@@ -79,10 +81,15 @@ class ResBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Pixels attend to the text, then to each other, in one softmax (torch: AttentionBlock)."""
+    """Pixels attend to the text, then to each other, in one softmax (torch: AttentionBlock).
+
+    Attributes:
+        on_attention: called with queries and keys, text first, of a network that is looked into.
+    """
 
     def __init__(self, config: ModelConfig, channels: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.heads = heads
+        self.on_attention: Callable[[QueriesKeys], object] | None = None
         text_width = config.xf_width
         self.norm = group_norm(channels, config.norm_groups, dtype, rngs)
         self.qkv = linear(channels, 3 * channels, dtype, rngs)
@@ -101,6 +108,8 @@ class AttentionBlock(nnx.Module):
         q, k, v = jnp.split(h.reshape(batch, height * width, self.heads, -1), 3, axis=-1)
         if text is not None:
             k, v = jnp.concatenate([text[0], k], axis=1), jnp.concatenate([text[1], v], axis=1)
+        if self.on_attention is not None:
+            self.on_attention((q, k))
         h = self.proj(attention(q, k, v).reshape(batch, height * width, channels))
         return x + h.reshape(x.shape)
 

@@ -1,3 +1,6 @@
+from .attention import attention_maps as attention_maps
+from .attention import check_words as check_words
+from .attention import heat_map as heat_map
 from .conditioning import Inputs as Inputs
 from .loading import LoadedClip as LoadedClip
 from .loading import LoadedModel as LoadedModel
@@ -26,4 +29,9 @@ from .pretrained import choose as choose
 from .pretrained import located as located
 from .pretrained import parse_with_settings as parse_with_settings
 from .pretrained import with_recorded as with_recorded
+from .prompts import Blend as Blend
+from .prompts import Prompt as Prompt
+from .prompts import interpolated as interpolated
+from .prompts import texts as texts
+from .prompts import weighted as weighted
 from .stage import Stage as Stage

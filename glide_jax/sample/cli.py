@@ -33,7 +33,7 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
-_BASE = ("checkpoint", "negative_prompt", "init_image", "image", "mask", "height", "width", "dtype")
+_BASE = ("checkpoint", "negative_prompt", "prompt_weights", "init_image", "image", "mask", "height", "width", "dtype")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +69,10 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--prompt", action="append", default=[], help="text to generate an image of; may be given several times")
     add("--prompt_file", type=Path, metavar="FILE", help="text file with one prompt a line")
     add("--negative_prompt", default="", help="what to avoid (with guidance)")
+    add("--prompt_weights", action="store_true",
+        help='stress or weaken words: "a (red:1.5) bicycle"; otherwise such brackets are text')  # fmt: skip
+    add("--interpolate", type=int, metavar="N",
+        help="N images from each prompt to the next, of the same noise, which --animate shows one by one")  # fmt: skip
     add("--num_samples", type=int, default=1, help="images per prompt (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
     for name in ("height", "width"):
@@ -78,6 +82,8 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
     add("--animate", type=Path, metavar="FILE",
         help="also shows how the images form, the predicted clean ones on the way: .gif, .webp or .png")  # fmt: skip
+    add("--attention", action="append", default=[], metavar="WORD",
+        help="also shows where the base model attends to this word; may be given several times")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
     add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
     add("--xy", nargs="+", action="extend", metavar="OPTION=A,B,...",
@@ -101,48 +107,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
-    prompts = [*args.prompt, *(lines(read_text(args.prompt_file, "--prompt_file")) if args.prompt_file else [])]
+    prompts = _prompts(args)
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
     options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
     axes = [Axis.parse(text) for text in args.xy or ()]
     compared = cells(axes, vars(args), args.settings) if axes else []
-    count = len(prompts) * args.num_samples
-    if args.animate is not None:
-        _check_animated(args, count)
+    _check_shown(args, len(prompts) * args.num_samples)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
     )  # fmt: skip
-    for prompt in prompts:
-        if cut := pipeline.unseen_end(prompt):
+    for text in sample.texts(prompts):
+        if cut := pipeline.unseen_end(text):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     if args.checkpoint is None:
-        if args.height is not None or args.width is not None:
-            raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
-        samples = _enlarge(pipeline, args, prompts, up_options)
-        _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, up_options))
-        return 0
-    inputs = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
-    inputs["size"] = _size(pipeline, args)
-    if compared:
-        sheet, figures = compare(pipeline, prompts[0], compared, len(axes[0].values), **inputs)
+        _enlarge(pipeline, args, prompts, up_options)
+    elif compared:
+        sheet, figures = compare(pipeline, prompts[0], compared, len(axes[0].values), **_inputs(pipeline, args))
         save_png(args.output / "comparison.png", sheet)
         print("\n".join([*figures, f"comparison.png is in {args.output}"]))
-        return 0
+    else:
+        _generate(pipeline, args, prompts, options, up_options)
+    return 0
+
+
+def _generate(
+    pipeline: "sample.Pipeline",
+    args: argparse.Namespace,
+    prompts: list["sample.Prompt"],
+    options: SampleOptions,
+    up_options: SampleOptions,
+) -> None:
+    assert pipeline.base is not None
+    if args.attention:
+        sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
+    count, walk = len(prompts) * args.num_samples, args.interpolate is not None
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
     with progress.bar("sampling", total) as bar:
 
         def on_steps(done: int, x_0: Any) -> None:
             bar.update(done)
-            if args.animate is not None:
+            if args.animate is not None and not walk:
                 frames.append(to_uint8(x_0))
 
         samples = pipeline(
             prompts, num_images=args.num_samples, options=options, upsampler_options=up_options, seed=args.seed,
-            on_steps=on_steps, **inputs,
+            on_steps=on_steps, indices=[0] * count if walk else None, **_inputs(pipeline, args),
         )  # fmt: skip
     named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
     if args.upsampler:
@@ -150,13 +163,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.lora:
         named["lora"] = " ".join(args.lora)
     _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
+    if args.attention:
+        _show_attention(pipeline.base, samples, args)
     if args.animate is not None:
         width = samples.images.shape[2]
         cell = -(-_CELL // width) * width  # of which the base model's width is a fraction too
         sheets = [grid(list(images), samples.prompts, cell=cell) for images in (*frames, samples.images)]
-        save_animation(args.animate, sheets)
-        print(f"{args.animate} shows how they form")
-    return 0
+        save_animation(args.animate, [grid([image], cell=cell) for image in samples.images] if walk else sheets)
+        print(f"{args.animate} shows " + ("one after the other" if walk else "how they form"))
+
+
+def _inputs(pipeline: "sample.Pipeline", args: argparse.Namespace) -> dict[str, Any]:
+    """What images are generated from beside the prompt, for a pipeline call."""
+    negative = sample.weighted(args.negative_prompt) if args.prompt_weights else args.negative_prompt
+    given = {name: getattr(args, name) for name in ("init_image", "image", "mask")}
+    return given | {"negative_prompt": negative, "size": _size(pipeline, args)}
+
+
+def _prompts(args: argparse.Namespace) -> list["sample.Prompt"]:
+    """The prompts that images are generated from, one each, as the options make them."""
+    prompts = [*args.prompt, *(lines(read_text(args.prompt_file, "--prompt_file")) if args.prompt_file else [])]
+    if args.prompt_weights:
+        prompts = [sample.weighted(prompt) for prompt in prompts]
+    return prompts if args.interpolate is None else sample.interpolated(prompts, args.interpolate)
+
+
+def _show_attention(base: "sample.LoadedModel", samples: "sample.Samples", args: argparse.Namespace) -> None:
+    small = samples.images if samples.small is None else samples.small
+    maps = sample.attention_maps(base, small, samples.prompts, args.attention, seed=args.seed)
+    cells, labels = [], []
+    for image, prompt, of_image in zip(samples.images, samples.prompts, maps.swapaxes(0, 1), strict=True):
+        cells += [image, *(sample.heat_map(image, share) for share in of_image)]
+        labels += [prompt, *args.attention]
+    save_png(args.output / "attention.png", grid(cells, labels, columns=1 + len(maps), cell=_CELL))
+    print(f"attention.png is in {args.output}")
 
 
 def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, int] | None:
@@ -167,27 +207,40 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
     return (side if args.height is None else args.height, side if args.width is None else args.width)
 
 
-def _check_animated(args: argparse.Namespace, count: int) -> None:
+def _check_shown(args: argparse.Namespace, count: int) -> None:
+    """Raises `GlideError` where --interpolate, --attention or --animate do not go with the other options."""
+    if args.interpolate is not None and (args.checkpoint is None or args.xy or args.num_samples != 1):
+        raise GlideError("--interpolate is of a base model's images, one each: leave out --xy and --num_samples")
+    if args.attention and (args.checkpoint is None or args.xy or args.prompt_weights or args.interpolate is not None):
+        raise GlideError(
+            "--attention is of a base model under plain prompts: leave out --xy, --prompt_weights and --interpolate"
+        )
+    if args.animate is None:
+        return
     check_animation(args.animate)
     if args.checkpoint is None or args.xy is not None:
         raise GlideError("--animate shows how images of a base model form: give --checkpoint, and leave out --xy")
-    if count > args.batch_size:
+    if args.interpolate is None and count > args.batch_size:
         raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
 
 
 def _enlarge(
-    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list[str], options: SampleOptions
-) -> "sample.Samples":
+    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], options: SampleOptions
+) -> None:
     if args.image is None:
         raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
+    if args.height is not None or args.width is not None:
+        raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
     with progress.bar("enlarging", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
-        return pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
+        samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
+    _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, options))
 
 
 def _write(samples: "sample.Samples", output: Path, how: dict[str, str]) -> None:
-    for image, prompt, index in zip(samples.images, samples.prompts, samples.indices, strict=True):
+    each = zip(samples.images, samples.prompts, samples.indices, strict=True)
+    for number, (image, prompt, index) in enumerate(each):
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
-        save_png(output / f"{index:04d}.png", image, own | how)
+        save_png(output / f"{number:04d}.png", image, own | how)
     save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=_CELL))
     print(f"{len(samples.images)} images and grid.png are in {output}")

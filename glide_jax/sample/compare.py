@@ -90,7 +90,7 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
 
 
 def compare(
-    pipeline: "sample.Pipeline", prompt: str, wanted: Sequence[Cell], columns: int, **inputs: Any
+    pipeline: "sample.Pipeline", prompt: "sample.Prompt", wanted: Sequence[Cell], columns: int, **inputs: Any
 ) -> tuple[Pixels, list[str]]:
     """Generates an image of `prompt` for each cell.
 

@@ -15,6 +15,7 @@ from glide_jax.diffusion.guidance import Guidance
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Params
 from glide_jax.parallel import batch_sharding
+from glide_jax.sample.prompts import Blend, Prompt, Text, parts
 from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer
 
 Images = Float[np.ndarray, "batch _height _width _channels"]
@@ -37,9 +38,9 @@ class Inputs:
         size: (height, width) of the images; None is the model's own.
     """
 
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     indices: Sequence[int]
-    negative_prompt: str = ""
+    negative_prompt: Prompt = ""
     low_res: Images | None = None
     inpaint_image: Images | None = None
     inpaint_mask: Images | None = None
@@ -134,20 +135,29 @@ class Conditioner:
             self.put(jnp.asarray(inputs.indices, jnp.int32)),
         )
 
-    def _text(self, params: Params, prompts: Sequence[str], negative: str | None) -> EncodedText | None:
-        """Encodes each distinct prompt once; rows are the prompts, then as many negative ones if guided."""
-        against = [] if negative is None else [negative]
-        encoded = {prompt: self._encode_one(params, prompt) for prompt in {*prompts, *against}}
-        rows = [encoded[prompt] for prompt in [*prompts, *against * len(prompts)]]
+    def _text(self, params: Params, prompts: Sequence[Prompt], negative: Prompt | None) -> EncodedText | None:
+        """Encodes each distinct text once; rows are the prompts, then as many negative ones if guided."""
+        distinct = dict.fromkeys([*prompts, *([] if negative is None else [negative])])
+        texts = dict.fromkeys(text for prompt in distinct for text, _ in parts(prompt))
+        encoded = {text: self._encode_one(params, text) for text in texts}
+        mixed = {prompt: _mixed([(encoded[text], weight) for text, weight in parts(prompt)]) for prompt in distinct}
+        rows = [mixed[prompt] for prompt in [*prompts, *([] if negative is None else [negative] * len(prompts))]]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
 
-    def _encode_one(self, params: Params, prompt: str) -> EncodedText | None:
-        tokens, mask = GlideTokenizer().padded(prompt, self._model.config.text_ctx)
+    def _encode_one(self, params: Params, text: Text) -> EncodedText | None:
+        tokenizer, text_ctx = GlideTokenizer(), self._model.config.text_ctx
+        tokens, mask = tokenizer.padded(text.text, text_ctx)
+        if text.unseen:
+            hidden = tokenizer.touched(text.text, text.unseen, text_ctx)
+            tokens, mask = np.where(hidden, tokenizer.end_token, tokens), mask & ~hidden
         return self._encode(params, jnp.asarray(tokens), jnp.asarray(mask))
 
-    def _clip_guide(self, prompts: Sequence[str], scale: float, params: Params | None) -> ClipGuide | None:
+    def _clip_guide(self, prompts: Sequence[Prompt], scale: float, params: Params | None) -> ClipGuide | None:
         if scale == 0:
             return None
+        plain = [prompt for prompt in prompts if not isinstance(prompt, Blend)]
+        if len(plain) < len(prompts):
+            raise GlideError("the noised CLIP reads plain prompts: leave out clip_guidance_scale, or weights")
         if self._clip is None or self._clip.image is None or self._encode_clip is None or params is None:
             raise GlideError("clip_guidance_scale needs a noised CLIP: give its text and image checkpoints")
         if self._clip.image.image_size != self._model.config.image_size:
@@ -155,5 +165,18 @@ class Conditioner:
                 f"the noised CLIP sees images of {self._clip.image.image_size} pixels and cannot guide a model"
                 f" of {self._model.config.image_size}"
             )
-        text = self._encode_clip(params, *ClipTokenizer().padded(list(prompts)))
+        text = self._encode_clip(params, *ClipTokenizer().padded(plain))
         return ClipGuide({"image": params["image"]}, self.put(text), jnp.float32(scale))
+
+
+def _mixed(weighted: Sequence[tuple[EncodedText | None, float]]) -> EncodedText | None:
+    """The weighted sum of encoded texts, in float32; a text alone stays as it is."""
+    encoded, weights = zip(*weighted, strict=True)
+    if len(encoded) == 1:
+        return encoded[0]
+    return jax.tree.map(
+        lambda *leaves: sum(w * x.astype(jnp.float32) for w, x in zip(weights, leaves, strict=True)).astype(
+            leaves[0].dtype
+        ),
+        *encoded,
+    )

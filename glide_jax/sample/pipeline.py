@@ -19,6 +19,7 @@ from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
 from glide_jax.sample.pretrained import Pretrained, check_settings, with_recorded, write_index
+from glide_jax.sample.prompts import Prompt
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -151,7 +152,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         *,
         num_images: int = 1,
         options: SampleOptions | None = None,
@@ -159,7 +160,7 @@ class Pipeline:
         seed: int = 0,
         on_steps: OnSteps | None = None,
         indices: Sequence[int] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: Prompt = "",
         init_image: ImageSource | None = None,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
@@ -170,7 +171,7 @@ class Pipeline:
         """Generates images of each prompt with the base model, and enlarges them if there is an upsampler.
 
         Args:
-            prompts: one or several.
+            prompts: one or several; `weighted` and `interpolated` make those that are more than one text.
             num_images: images per prompt.
             options: of the base model; None is `settings`.
             upsampler_options: of the upsampler, or changes by name of those in `settings`, and where these say nothing
@@ -203,14 +204,14 @@ class Pipeline:
 
     def batches(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         indices: Sequence[int],
         *,
         options: SampleOptions,
         upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
         seed: int = 0,
         on_steps: OnSteps | None = None,
-        negative_prompt: str = "",
+        negative_prompt: Prompt = "",
         init_image: ImageSource | None = None,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
@@ -270,12 +271,12 @@ class Pipeline:
                 up_inputs = inputs(known_large, picked, low_res=from_uint8(images), size=large)
                 images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
-            yield Samples(images[:real], [prompts[i] for i in mine], [indices[i] for i in mine], seed, small)
+            yield Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
 
     def upsample(
         self,
         images: Sequence[ImageSource],
-        prompts: str | Sequence[str] = "",
+        prompts: Prompt | Sequence[Prompt] = "",
         *,
         options: SampleOptions | None = None,
         seed: int = 0,
@@ -293,7 +294,7 @@ class Pipeline:
         """
         if self.upsampler is None:
             raise GlideError("no upsampler was given")
-        rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, str) or len(prompts) == 1 else 1)
+        rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
         if len(rows) != len(images) or not rows:
             raise GlideError(f"{len(rows)} prompts for {len(images)} images: give one for all, or one each")
         _check_seed(seed)
@@ -305,7 +306,7 @@ class Pipeline:
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
             enlarged = self._enlarged(inputs, up_options, seed, _of_real(on_steps, real))[:real]
             mine = picked[:real]
-            batches.append(Samples(enlarged, [rows[i] for i in mine], mine, seed, to_uint8(low_res[mine])))
+            batches.append(Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine])))
         return _joined(batches)
 
     def _enlarged(self, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None) -> np.ndarray:
@@ -410,8 +411,8 @@ def _joined(batches: Sequence[Samples]) -> Samples:
     )
 
 
-def _rows(prompts: str | Sequence[str], num_images: int) -> list[str]:
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+def _rows(prompts: Prompt | Sequence[Prompt], num_images: int) -> list[Prompt]:
+    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
     if not prompts or num_images < 1:
         raise GlideError("nothing to generate: give at least one prompt and num_images of at least 1")
     return [prompt for prompt in prompts for _ in range(num_images)]

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.denoiser import Gradient, denoiser, paste, threshold
-from glide_jax.diffusion.forward import Image, as_noise_prediction
+from glide_jax.diffusion.forward import Image, Level, as_noise_prediction, q_sample
 from glide_jax.diffusion.guidance import Guidance, guidance, guided, initial_memory
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
@@ -25,6 +25,8 @@ from glide_jax.sample.options import SampleOptions
 
 # Progress is reported about this many times a batch; each report is one call of the compiled program.
 _REPORTS = 10
+# Noise levels that attention is looked at.
+_LOOKS = 10
 
 # Called with the number of evaluations just done, and the images as the model sees them now: x_0, in [-1, 1].
 OnSteps = Callable[[int, Float[Array, "batch height width 3"]], object]
@@ -48,6 +50,7 @@ class Stage:
         self._conditioner = Conditioner(model, clip, mesh)
         self._start = jax.jit(self._start_impl, static_argnums=(0, 1))
         self._run = jax.jit(self._run_impl, static_argnums=(0, 1), donate_argnums=3)
+        self._look = jax.jit(self._look_impl)
 
     def levels(self, options: SampleOptions, *, from_image: bool = False) -> NoiseLevels | None:
         """The levels to visit; `from_image` leaves out those that `strength` skips, None if that is all.
@@ -147,6 +150,13 @@ class Stage:
         image = self._conditioner.put(inputs.init_image)
         carry = start(solver, image, initial_memory(arguments.guidance, image))
         return self._loop(solver, None, arguments, carry, plan, on_steps).state[0]
+
+    def text_attention(
+        self, params: Params, inputs: Inputs, *, seed: int = 0
+    ) -> Float[Array, "batch height width ctx"]:
+        """`Glide.text_attention` of `inputs.init_image` under its prompts: the mean over ten levels of fresh noise."""
+        arguments = self._conditioner.arguments(params, inputs, None, seed)
+        return self._look(arguments, self._conditioner.put(inputs.init_image))
 
     def _guidance(self, options: GuidanceOptions) -> Guidance | None:
         """A model without text has nothing to be guided by."""
@@ -254,6 +264,18 @@ class Stage:
         noise = lambda number: normal_per_example(fold(key, number), arguments.indices, shape)  # noqa: E731
         denoise = denoiser(predict, process, self._gradient(arguments.clip))
         return run_steps(solver, denoise, noise, carry, rows, first, end)
+
+    def _look_impl(self, arguments: Arguments, images: Image) -> Float[Array, "batch height width ctx"]:
+        batch, steps = len(images), len(self.schedule.timesteps)
+        table, key = Level.table(self.schedule), self._stream(arguments.seed, "attention")
+
+        def look(number: Int[Array, ""]) -> Array:
+            level = table.at(jnp.full(batch, (2 * number + 1) * steps // (2 * _LOOKS)))
+            noise = normal_per_example(fold(key, number), arguments.indices, images.shape[1:])
+            noisy = q_sample(images, noise, level)
+            return self.model.text_attention(arguments.params, noisy, level.t, arguments.conditioning)
+
+        return jax.lax.map(look, jnp.arange(_LOOKS)).mean(axis=0)
 
     def _gradient(self, guide: ClipGuide | None) -> Gradient | None:
         if guide is None:

@@ -63,6 +63,22 @@ class GlideTokenizer:
             mask[row, : len(ids)] = True
         return tokens, mask
 
+    def touched(
+        self, text: str, spans: Sequence[tuple[int, int]], text_ctx: int = 128
+    ) -> Bool[np.ndarray, " text_ctx"]:
+        """At which positions of `padded` the tokens have a part of the text's characters [first, end) of any span.
+
+        Spans count the characters of the lower-cased text. Raises `GlideError` as `padded`.
+        """
+        found, text = np.zeros(require_context(text_ctx, 1), np.bool_), text.lower()
+        bounds = [(len(text[:first].encode()), len(text[:end].encode())) for first, end in spans]
+        at = 0
+        for position, token in enumerate(self._first_ids(text, text_ctx)):
+            after = at + len(load_encoding().decode_bytes([token]))
+            found[position] = any(max(first, at) < min(end, after) for first, end in bounds)
+            at = after
+        return found
+
     def truncated(self, text: str, text_ctx: int = 128) -> str:
         """The end of the lower-cased text that `padded` leaves out, `""` if it all fits.
 

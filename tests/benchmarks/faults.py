@@ -40,6 +40,10 @@ MODELS = (
     Fault("q and k are scaled twice", "glide_jax/models/attention.py",
           "scale = q.shape[-1] ** -0.25", "scale = q.shape[-1] ** -0.5",
           ("tests/models/test_attention.py::test_it_is_the_textbooks_attention",)),
+    Fault("attention to the text is of its last positions", "glide_jax/models/glide.py",
+          "attention_weights(*queries_keys)[..., : self.config.text_ctx]",
+          "attention_weights(*queries_keys)[..., -self.config.text_ctx :]",
+          ("tests/models/test_glide.py::test_attention_to_text_is_shared_among_its_keys",)),
     Fault("GroupNorm's eps is 1e-3", "glide_jax/models/layers.py",
           "num_groups=groups, epsilon=1e-5", "num_groups=groups, epsilon=1e-3",
           ("tests/models/test_glide.py::test_group_norm_is_exact_far_from_zero",)),
@@ -160,6 +164,12 @@ CHECKPOINT = (
           ("tests/checkpoint/test_store.py::test_restores_every_bit_and_the_record",)),
 )
 SAMPLE = (
+    Fault("a weight counts from 0, not from 1", "glide_jax/sample/prompts.py",
+          "(Text(text, (span,)), 1 - weight)", "(Text(text, (span,)), -weight)",
+          ("tests/sample/test_prompts.py::test_weights_lead_from_the_text_without_the_words_through_it",)),
+    Fault("a word is found inside others first", "glide_jax/sample/attention.py",
+          'rf"(?<!\\w){word}(?!\\w)"', "word",
+          ("tests/sample/test_attention_maps.py::test_a_word_that_stands_alone_is_not_sought_in_others",)),
     Fault("few-step settings mix with a pipeline's", "glide_jax/sample/pretrained.py",
           "overruled(base_flags(settings), own) |", "base_flags(settings) | own |",
           ("tests/sample/test_pretrained.py::test_what_needs_few_steps_overrules_its_pipeline",)),

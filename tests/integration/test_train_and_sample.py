@@ -184,10 +184,38 @@ def sample(checkpoint, output, *arguments):
         (["--animate", "a.mp4"], "its name must end with .gif"),
         (["--animate", "a.gif", "--xy", "num_steps=2,3"], "leave out --xy"),
         (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
+        (["--interpolate", 3], "needs two prompts or more"),
+        (["--prompt", "b", "--interpolate", 3, "--num_samples", 2], "leave out --xy and --num_samples"),
+        (["--prompt_weights", "--attention", "a"], "leave out --xy, --prompt_weights and --interpolate"),
+        (["--attention", "cat"], "no attention map of 'cat'"),
+        (["--prompt_weights", "--prompt", "a (cat:x)"], "(cat:x) must be words and a number"),
     ],
 )
-def test_what_cannot_be_animated_is_one_line(given, said, whole_run, tmp_path, capsys):
+def test_what_cannot_be_shown_is_one_line(given, said, whole_run, tmp_path, capsys):
     assert_one_clear_line(sample(whole_run, tmp_path, "--prompt", "a", *given), said, capsys)
+
+
+def test_one_prompt_becomes_another(whole_run, tmp_path):
+    way = ["--prompt", "a (3d render:1.5) of a cat", "--prompt", "a dog", "--prompt_weights", "--interpolate", 3]
+    assert sample(whole_run, tmp_path, *way, "--num_steps", 2, "--animate", tmp_path / "way.gif") == 0
+    written = []
+    for number in range(3):
+        with Image.open(tmp_path / f"000{number}.png") as image:
+            written.append(image.text)
+    first, middle, _ = written
+    assert first["prompt"] == "a (3d render:1.5) of a cat"
+    assert middle["prompt"] == "50% a (3d render:1.5) of a cat\n50% a dog"
+    assert {text["index"] for text in written} == {"0"}, "the same noise"
+    assert first["prompt_weights"] == "True"
+    with Image.open(tmp_path / "way.gif") as animation:
+        assert animation.n_frames == 3
+
+
+def test_attention_to_words_is_shown_beside_the_images(whole_run, tmp_path):
+    given = ["--prompt", "a red cat", "--num_steps", 2, "--attention", "red", "--attention", "Cat"]
+    assert sample(whole_run, tmp_path, *given) == 0
+    with Image.open(tmp_path / "attention.png") as shown:
+        assert 3 * 128 < shown.width < 4 * 128
 
 
 def test_at_strength_0_the_picture_stays(whole_run, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from glide_jax.models import attention as attention_module
-from glide_jax.models.attention import attention
+from glide_jax.models.attention import attention, attention_weights
 
 # Queries, keys and channels of the published base model: 128 text tokens before 32x32, 16x16 and 8x8 pixels.
 PUBLISHED = [(1024, 128 + 1024, 64), (256, 128 + 256, 64), (64, 128 + 64, 64)]
@@ -63,3 +63,15 @@ def test_cudnn_agrees_with_xla_in_pictures_and_gradients(shape):
     for mine, theirs in zip(flash(*arrays), exact, strict=True):
         scale = float(jnp.abs(theirs).max())
         np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, atol=0.02 * scale)
+
+
+def test_its_weights_are_those_that_it_weights_values_by():
+    q, k, _ = draw(12, 20, 8, "float32")
+    identity = jnp.broadcast_to(jnp.eye(20)[None, :, None, :], (2, 20, 3, 20))
+    np.testing.assert_allclose(attention_weights(q, k), attention(*padded(q, k), identity).mean(axis=2), atol=2e-6)
+
+
+def padded(q, k):
+    """Channels for `attention`, which takes as many of values: those added are zero, and its scale is undone."""
+    more = [(0, 0), (0, 0), (0, 0), (0, 20 - q.shape[-1])]
+    return jnp.pad(q, more) * (20 / q.shape[-1]) ** 0.5, jnp.pad(k, more)

@@ -183,3 +183,36 @@ def test_unknown_compute_options_are_refused(dtype):
         NoisedClip(dtype=dtype)
     with pytest.raises(GlideError, match="none, full or dots"):
         Glide(BASE, remat="some")
+
+
+def test_attention_to_text_is_shared_among_its_keys():
+    model, params, _ = base_model()
+    text = model.encode_text(params, TOKENS, MASK)
+    x, t, given = inputs(BASE)
+    pixels = BASE.image_size**2
+
+    def shares(first_key):
+        """With queries of 1 and keys of 0, but for the first of the text."""
+        keys_values = tuple((jnp.zeros_like(k).at[:, 0].set(first_key), v) for k, v in text.keys_values)
+        attending = jax.tree.map_with_path(_plain_queries, params)
+        return model.text_attention(attending, x, t, given._replace(text=text._replace(keys_values=keys_values)))
+
+    assert shares(0.0).shape == (*x.shape[:3], BASE.text_ctx)
+    np.testing.assert_allclose(shares(0.0), 1 / (BASE.text_ctx + pixels), rtol=1e-5)
+    first = math.exp(2 / math.sqrt(BASE.num_head_channels) * BASE.num_head_channels)
+    others = BASE.text_ctx + pixels - 1
+    np.testing.assert_allclose(shares(2.0)[..., 0], first / (first + others), rtol=1e-5)
+    np.testing.assert_allclose(shares(2.0)[..., 1:], 1 / (first + others), rtol=1e-4)
+    with pytest.raises(GlideError, match="attends to no text"):
+        model.text_attention(params, x, t, given)
+
+
+def _plain_queries(path, leaf):
+    """Of a layer that makes queries, keys and values per head: queries of 1, keys of 0."""
+    names = [part.key for part in path]
+    if names[-2:] == ["qkv", "kernel"] and "unet" in names:
+        return jnp.zeros_like(leaf)
+    if names[-2:] == ["qkv", "bias"] and "unet" in names:
+        one, zero = jnp.ones(BASE.num_head_channels), jnp.zeros(2 * BASE.num_head_channels)
+        return jnp.tile(jnp.concatenate([one, zero]), leaf.size // (3 * BASE.num_head_channels))
+    return leaf

@@ -104,3 +104,15 @@ def test_a_pickled_tokenizer_carries_no_vocabulary():
     pickled = pickle.dumps(TOKENIZER)
     assert len(pickled) < 100
     assert pickle.loads(pickled).encode("a corgi") == [64, 1162, 12397]
+
+
+def test_tokens_are_found_by_the_characters_they_have_a_part_of():
+    text = "A Zürich caterpillar, a cat"
+    tokens, _ = TOKENIZER.padded(text, 32)
+    for word in ("zürich", "caterpillar", "cat"):
+        first = text.lower().rindex(word)
+        found = TOKENIZER.touched(text, [(first, first + len(word))], 32)
+        assert TOKENIZER.decode(tokens[0][found]).strip() == word
+    assert not TOKENIZER.touched(text, [(2, 2)], 32).any()
+    assert TOKENIZER.touched(text, [(0, 1), (24, 27)], 32).sum() == 2
+    assert not TOKENIZER.touched(text, [(24, 27)], 3).any(), "what is cut off is not there"
