@@ -3,12 +3,16 @@
 A layer of kernel W [..., in, out] gets W + alpha / rank * down @ up, with down [..., in, rank] and up [rank, out]; of a
 convolution `down` is one too, and `up` is 1 x 1. Parameters with adapters are those of the model and a group "lora",
 nested as they are.
+
+DoRA (Liu et al. 2024, arXiv:2402.09353) takes only the direction of each output unit from that sum; how long the unit's
+weights are is learnt beside it, as `magnitude` [out].
 """
 
 import hashlib
 import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -43,6 +47,12 @@ class LoraConfig(Options):
     targets: Annotated[
         tuple[str, ...], option("layers that get adapters, as patterns of their names; * also matches slashes")
     ] = ("unet/*/attn/*", "unet/*/*conv")
+    dora: Annotated[bool, option("DoRA: the norm of each output unit's weights is trained apart")] = False
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        if self.dora and not self.rank:
+            raise GlideError("train.lora.dora needs adapters: give train.lora.rank")
 
     @property
     def scale(self) -> float:
@@ -73,13 +83,14 @@ class LoraConfig(Options):
 
 
 def fresh_adapters(config: LoraConfig, params: Params, key: PRNGKeyArray) -> Params:
-    """Adapters that change nothing yet: `down` uniform in +-1/sqrt(fan_in), `up` zero.
+    """Adapters that change nothing yet: `down` uniform in +-1/sqrt(fan_in), `up` zero, `magnitude` as the kernel has it.
 
     Args:
         config: which layers.
-        params: (abstract) parameters of the model.
+        params: parameters of the model, of which magnitudes take the values and all else the shapes.
         key: of the numbers, which come from one draw.
     """
+    kernels = flatten_dict(params)
     layers = config.layers(params)
     shapes = {path: (*shape[:-1], config.rank) for path, shape in layers.items()}
     numbers = jax.random.uniform(key, (sum(map(math.prod, shapes.values())),), jnp.float32, -1.0, 1.0)
@@ -89,21 +100,29 @@ def fresh_adapters(config: LoraConfig, params: Params, key: PRNGKeyArray) -> Par
         end = begin + math.prod(shape)
         flat[*path, "down"] = numbers[begin:end].reshape(shape) / math.sqrt(math.prod(shape[:-1]))
         flat[*path, "up"] = jnp.zeros((config.rank, layers[path][-1]))
+        if config.dora:
+            flat[*path, "magnitude"] = _norms(kernels[*path, "kernel"])
         begin = end
     return unflatten_dict(flat)
 
 
 def abstract_adapters(config: LoraConfig, params: Params) -> Params:
-    """Shapes and types of the adapters."""
-    return jax.eval_shape(lambda key: fresh_adapters(config, params, key), jax.random.key(0))
+    """Shapes and types of the adapters to (abstract) parameters."""
+    return jax.eval_shape(partial(fresh_adapters, config), params, jax.random.key(0))
 
 
 def with_adapters(params: Params, adapters: Params, scale: float) -> Params:
-    """The parameters with `scale` times the product of each adapter added to its kernel, in float32."""
+    """The parameters with `scale` times the product of each adapter added to its kernel, in float32.
+
+    Where there is a magnitude, the sum is then brought to it. A gradient takes the norms it had before for constants, as
+    DoRA does (section 4.3).
+    """
     flat: dict[_Path, Any] = flatten_dict(params)
     thin = flatten_dict(adapters)
     for path in {path[:-1] for path in thin}:
-        flat[*path, "kernel"] = _adapted(flat[*path, "kernel"], thin[*path, "down"], thin[*path, "up"], scale)
+        kernel = _adapted(flat[*path, "kernel"], thin[*path, "down"], thin[*path, "up"], scale)
+        magnitude = thin.get((*path, "magnitude"))
+        flat[*path, "kernel"] = kernel if magnitude is None else _brought_to(kernel, magnitude)
     return unflatten_dict(flat)
 
 
@@ -111,6 +130,18 @@ def _adapted(
     kernel: Float[Array, "*fan_in out"], down: Float[Array, "*fan_in rank"], up: Float[Array, "rank out"], scale: float
 ) -> Float[Array, "*fan_in out"]:
     return kernel.astype(jnp.float32) + scale * jnp.tensordot(down, up, 1)
+
+
+def _brought_to(kernel: Float[Array, "*fan_in out"], magnitude: Float[Array, " out"]) -> Float[Array, "*fan_in out"]:
+    norms = _norms(jax.lax.stop_gradient(kernel))
+    # A unit of zeros has no direction: it stays as it is.
+    return kernel * jnp.broadcast_to(magnitude / jnp.where(norms > 0, norms, 1.0), kernel.shape)
+
+
+def _norms(kernel: Float[Array, "*fan_in out"]) -> Float[Array, " out"]:
+    """Of each output unit's weights over all that it takes in."""
+    squares = jnp.square(jnp.asarray(kernel, jnp.float32))
+    return jnp.sqrt(squares.sum(axis=tuple(range(squares.ndim - 1))))
 
 
 def fingerprint(params: Params) -> str:

@@ -89,6 +89,8 @@ def base_of(path: str | Path) -> str | None:
 def merged(params: Params, adapters: Sequence[Adapters]) -> Params:
     """Weights with adapters added, which cost nothing from then on.
 
+    What adapters change adds up: those of DoRA are applied to the weights that were given, whatever others do to these.
+
     Raises:
         GlideError: adapters that belong to other weights.
     """
@@ -101,7 +103,18 @@ def merged(params: Params, adapters: Sequence[Adapters]) -> Params:
                 f"{each.where} has adapters of weights of SHA-256 {each.base_sha256[:12]}"
                 f" ({each.base or 'unnamed'}), not of these ({found[:12]})"
             )
-    add = jax.jit(with_adapters, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    add, add_share = (jax.jit(function, out_shardings=shardings) for function in (with_adapters, _with_share))
+    whole = params
     for each in adapters:
-        params = add(params, each.params, each.scale * each.config.scale)
-    return params
+        if each.config.dora:
+            whole = add_share(whole, params, each.params, each.config.scale, each.scale)
+        else:
+            whole = add(whole, each.params, each.scale * each.config.scale)
+    return whole
+
+
+def _with_share(params: Params, base: Params, adapters: Params, scale: float, share: float) -> Params:
+    """`params` with `share` of what adapters change in `base`: in that, unlike a product, norms are not linear."""
+    changed = with_adapters(base, adapters, scale)
+    return jax.tree.map(lambda leaf, new, old: leaf + share * (new - old), params, changed, base)

@@ -17,7 +17,7 @@ from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, r
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
-from glide_jax.models import Glide, ModelConfig, Params
+from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint
 from glide_jax.parallel import wait_for_all
 from glide_jax.train.config import RunConfig
@@ -143,8 +143,9 @@ def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str,
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:
-    options = (f"{name} {list(value) if name == 'targets' else value}" for name, value in lora.items())
-    return ", ".join(options) if lora.get("rank") else "none"
+    known = asdict(LoraConfig()) | dict(lora)  # a record may be older than an option
+    options = (f"{name} {list(value) if name == 'targets' else value}" for name, value in known.items())
+    return ", ".join(options) if known["rank"] else "none"
 
 
 def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _LOSS_EMA_RATE = 0.01
 # What an update of AdamW's has, by which Muon's is scaled (arXiv:2502.16982, section 2.2).
 _ADAM_RMS = 0.2
 _OUTER = ("unet/input_conv/kernel", "unet/out_conv/kernel")
+_OF_ADAPTERS = ("/down", "/up")
 
 
 def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
@@ -96,7 +97,7 @@ def _as_matrix(axes: int) -> optax.contrib.MuonDimensionNumbers | None:
 
 def is_for_muon(path: str) -> bool:
     """Whether Muon takes the parameter of that name: a kernel of hidden layers, or a matrix of an adapter."""
-    return path.startswith("lora/") or (path.endswith("/kernel") and path not in _OUTER)
+    return path.endswith(_OF_ADAPTERS) or (path.endswith("/kernel") and path not in _OUTER)
 
 
 def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,4 +1,7 @@
-"""Adapters as their user meets them: trained, resumed, sampled with, mixed, merged, and mistaken for others."""
+"""Adapters as their user meets them: trained, resumed, sampled with, mixed, merged, and mistaken for others.
+
+These are DoRA's; LoRA's go the same way in test_train_and_sample.py.
+"""
 
 import json
 import shutil
@@ -28,7 +31,7 @@ def base(tmp_path_factory):
 def given(base):
     quick = ("learning_rate=0.1", "eps=1e-8")
     flags = [f"--config.train.optimizer.{option}" for option in quick]
-    return [f"--config.init_from={base}", "--config.train.lora.rank=2", *flags]
+    return [f"--config.init_from={base}", "--config.train.lora.rank=2", "--config.train.lora.dora=True", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +51,11 @@ def test_a_checkpoint_has_the_adapters_alone_and_resumes_exactly(base, run, tmp_
     names = json.loads(next(Path(run).rglob("arrays/data.json")).read_text())
     weights = {name for name in names if name.split("/")[0] in ("params", "ema")}
     assert {tuple(name.split("/")[:2]) for name in weights} == {("params", "lora"), ("ema", "lora")}
-    assert (record["lora"]["rank"], record["lora"]["base"]) == (2, base)
+    assert (record["lora"]["rank"], record["lora"]["dora"], record["lora"]["base"]) == (2, True, base)
     stopped = tmp_path / "run"
     assert train(stopped, *given(base), STEPS + "2") == 0
     assert train(stopped, *given(base), STEPS + "4") == 0
-    abstract = {"lora": Glide(MODEL, lora=LoraConfig(rank=2)).abstract_params()["lora"]}
+    abstract = {"lora": Glide(MODEL, lora=LoraConfig(rank=2, dora=True)).abstract_params()["lora"]}
     whole, resumed = (load_weights(folder, abstract, prefer="params") for folder in (run, stopped))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole, resumed)))
     assert any(np.asarray(leaf).any() for path, leaf in jax.tree.leaves_with_path(whole) if "up" in str(path[-1]))
@@ -128,8 +131,8 @@ def test_a_run_whose_base_is_gone_names_it(base, run, tmp_path, capsys):
 
 
 def test_what_is_left_out_or_no_number_is_one_line(base, run, capsys):
-    rank = "--config.train.lora.rank=2"
-    assert train(run, rank, STEPS + "9") == 2
+    options = ("--config.train.lora.rank=2", "--config.train.lora.dora=True")
+    assert train(run, *options, STEPS + "9") == 2
     assert f"has adapters alone: give the weights too, --config.init_from={base}" in capsys.readouterr().err
     assert call("sample.py", "--checkpoint", base, "--lora", f"{run}:nan", "--prompt", "a cat") == 2
     assert "the scale must be a finite number" in capsys.readouterr().err

@@ -20,8 +20,8 @@ images = draw(mesh)
 there = noise(jax.device_put(jax.numpy.arange(8), batch_sharding(mesh)))
 for array in (images, there):
     assert len(array.sharding.device_set) == 8, array.sharding
-base, lora = sys.argv[2:]
-plain, adapted = (LoadedModel.from_checkpoint(base, lora=given) for given in ([], [lora]))
+base, *lora = sys.argv[2:]
+plain, adapted = (LoadedModel.from_checkpoint(base, lora=given) for given in ([], lora))
 for before, after in zip(*map(jax.tree.leaves, (plain.params, adapted.params)), strict=True):
     assert before.sharding == after.sharding, (before.sharding, after.sharding)
 assert any(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(adapted.params))
@@ -50,11 +50,11 @@ def noise(indices):
 
 def test_pictures_do_not_depend_on_the_number_of_devices(tmp_path):
     base = save_model(tmp_path / "base")
-    lora = save_lora(tmp_path / "lora", base)
-    run(PROGRAM, tmp_path / "eight.npz", base, lora, devices=8)
+    lora = [save_lora(tmp_path / "lora", base), save_lora(tmp_path / "dora", base, dora=True)]
+    run(PROGRAM, tmp_path / "eight.npz", base, *lora, devices=8)
     eight = np.load(tmp_path / "eight.npz")
     np.testing.assert_array_equal(noise(jax.numpy.arange(8)), eight["noise"])
-    plain, adapted = draw(), drawn(LoadedModel.from_checkpoint(base, lora=[lora]))
+    plain, adapted = draw(), drawn(LoadedModel.from_checkpoint(base, lora=lora))
     for here, there in ((plain, eight["images"]), (adapted, eight["adapted"])):
         grey = [np.rint((np.asarray(images) + 1) * 127.5) for images in (here, there)]
         assert (np.abs(grey[0] - grey[1]) <= 1).mean() > 0.999

@@ -59,9 +59,9 @@ def save_model(path, config=BASE, seed=1, **diffusion):
     return str(path)
 
 
-def save_lora(path, base, config=BASE):
+def save_lora(path, base, config=BASE, **options):
     """Writes adapters of what `save_model` wrote at `base`, as a run leaves them, and returns their path."""
-    lora = LoraConfig(rank=1)
+    lora = LoraConfig(**{"rank": 1} | options)
     adapters = random_weights(Glide(config, lora=lora).abstract_params()[GROUP])
     entry = asdict(lora) | {"base": str(base), "base_sha256": fingerprint(_weights_of(config))}
     record = {"model": asdict(config), "diffusion": asdict(DiffusionConfig()), "lora": entry}

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.models import Glide, ModelConfig
+from glide_jax.models import Glide, LoraConfig, ModelConfig
 from glide_jax.train.config import OptimizerConfig, TrainConfig
 from glide_jax.train.state import is_for_muon, judge, learning_rate, make_optimizer, merge, no_skips, split, update_ema
 from tests.tiny.training import MODEL, make_batch, make_config, make_params, make_state, updated
@@ -64,10 +64,10 @@ def test_first_update_of_muon_is_an_orthogonal_matrix_as_large_as_an_update_of_a
 
 
 def test_muon_takes_the_kernels_between_the_first_layer_and_the_last():
-    params = names(Glide(MODEL).abstract_params())
-    left = {name for name in params if name.endswith("/kernel") and not is_for_muon(name)}
+    params = names(Glide(MODEL, lora=LoraConfig(rank=1, dora=True)).abstract_params())
+    left = {name for name in params if name.endswith(("/kernel", "/down", "/up")) and not is_for_muon(name)}
     assert left == {"unet/input_conv/kernel", "unet/out_conv/kernel"}
-    assert not any(is_for_muon(name) for name in params if not name.endswith("/kernel"))
+    assert not any(is_for_muon(name) for name in params if name.endswith(("/bias", "/scale", "/magnitude")))
 
 
 def test_ema_is_a_float32_average_with_warm_up():
