@@ -11,6 +11,7 @@ from convert.merge import merge
 from convert.shrink import shrink
 from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import architecture_of, check_tensors, to_flax
+from convert.to_kohya import to_kohya
 from convert.to_torch import to_torch
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, base_options, choose, flags, upsampler_options
@@ -78,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored weights")
     add_sampling_arguments(folder)
 
+    kohya = commands.add_parser("to-kohya", help="adapters (LoRA) to one safetensors file, as they are exchanged")
+    kohya.set_defaults(run=_to_kohya)
+    kohya.add_argument("checkpoint", type=Path, help="a run that trained adapters, or one of its steps")
+    kohya.add_argument(
+        "--output", type=Path, required=True, metavar="FILE.safetensors", help="the new file, which --lora takes too"
+    )
+
     inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
     inspect.set_defaults(run=_inspect)
     _add_source(inspect)
@@ -121,6 +129,11 @@ def _shrink(given: argparse.Namespace) -> None:
 def _merge(given: argparse.Namespace) -> None:
     architecture = merge(given.checkpoint, given.lora, given.output)
     print(f"{architecture.kind} model written to {given.output}")
+
+
+def _to_kohya(given: argparse.Namespace) -> None:
+    count = to_kohya(given.checkpoint, given.output)
+    print(f"adapters of {count} layers written to {given.output}")
 
 
 def _bundle(given: argparse.Namespace) -> None:

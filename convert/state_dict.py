@@ -115,7 +115,7 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray], options: dict[str, 
         options: of their architecture, for the header of a safetensors file.
 
     Raises:
-        GlideError: torch or safetensors is missing, or the file exists or cannot be written.
+        GlideError: torch is missing, or the file exists or cannot be written.
     """
     torch = _torch()
     library = _safetensors() if path.suffix == ".safetensors" else None
@@ -301,10 +301,8 @@ def _load_pickle(path: Path) -> Any:
 
 def _safetensors() -> Any:
     _torch()
-    try:
-        import safetensors.torch  # noqa: PLC0415
-    except ImportError as error:
-        raise GlideError("reading and writing .safetensors files needs: pip install 'glide-jax[torch]'") from error
+    import safetensors.torch  # noqa: PLC0415 - it imports torch
+
     return safetensors
 
 

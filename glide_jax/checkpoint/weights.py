@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, PyTree
 
-from glide_jax.checkpoint import step_format
+from glide_jax.checkpoint import adapter_file, step_format
 from glide_jax.checkpoint.folders import resolve
 from glide_jax.checkpoint.step_format import Record
 from glide_jax.checkpoint.structure import check_fits, describe
@@ -18,18 +18,23 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
     """The record saved with a checkpoint.
 
     Args:
-        path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights.
+        path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights;
+            or a file of adapters (`adapter_file`).
         step: by default the newest.
 
     Raises:
         GlideError: there is no such checkpoint, it is damaged, or it cannot be read.
     """
-    return step_format.read_record(resolve(path, step))
+    found = resolve(path, step)
+    return adapter_file.read_header(found)["record"] if found.is_file() else step_format.read_record(found)
 
 
 def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]:
     """Which of "params" and "ema" a checkpoint holds; arguments and errors are those of `read_record`."""
-    saved = step_format.read_arrays(resolve(path, step))
+    found = resolve(path, step)
+    if found.is_file():
+        return {"params"}
+    saved = step_format.read_arrays(found)
     return {name.split("/")[0] for name in saved} & {"params", "ema"}
 
 
@@ -43,7 +48,7 @@ def load_weights(
     """The model parameters of a checkpoint, read without the rest of its state.
 
     Args:
-        path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights.
+        path: as for `read_record`.
         abstract_params: shapes, with the dtypes and shardings wanted; by default on one device.
         prefer: the EMA or the raw weights; where there are no EMA weights, the raw ones.
         step: by default the newest.
@@ -52,6 +57,8 @@ def load_weights(
         GlideError: there is no such checkpoint, it is damaged or cannot be read, or shapes or names differ.
     """
     folder = resolve(path, step)
+    if folder.is_file():
+        return adapter_file.load(folder, abstract_params)
     step_format.check(folder)
     saved = step_format.read_arrays(folder)
     key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"

@@ -83,7 +83,7 @@ class LoraConfig(Options):
 
 
 def fresh_adapters(config: LoraConfig, params: Params, key: PRNGKeyArray) -> Params:
-    """Adapters that change nothing yet: `down` uniform in +-1/sqrt(fan_in), `up` zero, `magnitude` as the kernel has it.
+    """Adapters that change nothing yet: `down` uniform in +-1/sqrt(fan_in), `up` zero, `magnitude` the kernel's.
 
     Args:
         config: which layers.
@@ -114,8 +114,8 @@ def abstract_adapters(config: LoraConfig, params: Params) -> Params:
 def with_adapters(params: Params, adapters: Params, scale: float) -> Params:
     """The parameters with `scale` times the product of each adapter added to its kernel, in float32.
 
-    Where there is a magnitude, the sum is then brought to it. A gradient takes the norms it had before for constants, as
-    DoRA does (section 4.3).
+    Where there is a magnitude, the sum is then brought to it; a gradient takes the norms before that for constants, as
+    DoRA's does (section 4.3).
     """
     flat: dict[_Path, Any] = flatten_dict(params)
     thin = flatten_dict(adapters)

@@ -50,8 +50,9 @@ class Adapters:
             raise GlideError(f"{path} has no adapters: it is of a whole model")
         options: dict[str, Any] = dict(entry)
         base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
-        config = build(LoraConfig, options)
-        abstract = Glide(build(ModelConfig, record["model"]), lora=config).abstract_params()[GROUP]
+        config = build(LoraConfig, options, f"{path}: lora.")
+        model = build(ModelConfig, record["model"], f"{path}: model.")
+        abstract = Glide(model, lora=config).abstract_params()[GROUP]
         # On the host, so that they go to whatever devices have the weights.
         adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
         return cls(path, config, adapters, base, base_sha256, scale)

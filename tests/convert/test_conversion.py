@@ -101,7 +101,6 @@ def test_what_the_reference_cannot_run_is_not_converted(tmp_path, entry, name, v
 
 def test_a_safetensors_file_tells_what_it_is_of(tmp_path, capsys):
     """Also of a model that no tensor tells apart from the published, and that the reference cannot run."""
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
     model = architecture("base", norm_groups=8, num_heads=2, num_head_channels=-1)
     record = model.record | {"diffusion": COSINE | {"prediction_type": "v_prediction"}}
     params = jax.tree.map(lambda leaf: random_bits(np.random.default_rng(0), leaf.shape, "float32"), model.params)
@@ -123,7 +122,8 @@ def test_a_safetensors_file_tells_what_it_is_of(tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_a_damaged_header_is_one_line(tmp_path, header, torch):
-    save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
+    from safetensors.torch import save_file
+
     tensors = {key: torch.tensor(array) for key, array in state_dict(architecture("base")).items()}
     save_file(tensors, tmp_path / "model.safetensors", {"glide_jax": header})
     with pytest.raises(GlideError, match=r"^\S*model\.safetensors.* header .*$"):

@@ -45,7 +45,8 @@ def test_both_formats_of_torch_save_are_read(tmp_path, zipped, torch):
 
 
 def test_safetensors_are_read_in_the_order_of_the_file(tmp_path):
-    save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
+    from safetensors.torch import save_file
+
     save_file(as_torch(tensors()), tmp_path / "model.safetensors")
     read = read_state_dict(tmp_path / "model.safetensors")
     assert_same_state_dict({key: read[key] for key in "bac"}, tensors())

@@ -42,6 +42,14 @@ def run(base):
     return run_dir
 
 
+@pytest.fixture(scope="module")
+def file(run):
+    """The run's adapters as others exchange them."""
+    path = f"{run}.safetensors"
+    assert call("-m", "convert", "to-kohya", run, "--output", path) == 0
+    return path
+
+
 def images(checkpoint, lora=()):
     return Pipeline.from_checkpoints(checkpoint, lora=lora)("a cat", num_steps=2, seed=1).images.astype(int)
 
@@ -61,7 +69,7 @@ def test_a_checkpoint_has_the_adapters_alone_and_resumes_exactly(base, run, tmp_
     assert any(np.asarray(leaf).any() for path, leaf in jax.tree.leaves_with_path(whole) if "up" in str(path[-1]))
 
 
-def test_a_run_is_sampled_alone_or_added_to_its_base_by_any_share(base, run, tmp_path):
+def test_a_run_is_sampled_alone_or_added_to_its_base_by_any_share(base, run, file, tmp_path):
     plain, adapted = images(base), images(run)
     assert np.abs(plain - adapted).max() > 3
     np.testing.assert_array_equal(images(base, [run]), adapted)
@@ -70,28 +78,28 @@ def test_a_run_is_sampled_alone_or_added_to_its_base_by_any_share(base, run, tmp
     assert (half != plain).any()
     assert (half != adapted).any()
     np.testing.assert_allclose(images(base, [f"{run}:0.5", f"{run}:0.5"]), adapted, atol=1)
-    assert call("-m", "convert", "merge", base, "--lora", f"{run}:0.5", "--output", tmp_path / "merged") == 0
+    assert call("-m", "convert", "merge", base, "--lora", f"{file}:0.5", "--output", tmp_path / "merged") == 0
     np.testing.assert_allclose(images(tmp_path / "merged"), half, atol=1)
     assert call("-m", "convert", "merge", run, "--output", tmp_path / "whole") == 0
     np.testing.assert_array_equal(images(tmp_path / "whole"), adapted)
 
 
-def test_sample_py_takes_several_and_notes_them_in_its_images(base, run, tmp_path):
-    lora = ["--lora", run, "--lora", f"{run}:-0.5"]
+def test_sample_py_takes_several_and_notes_them_in_its_images(base, run, file, tmp_path):
+    lora = ["--lora", run, "--lora", f"{file}:-0.5"]
     flags = ["--prompt", "a cat", "--num_steps", 2, "--seed", 1, "--output", tmp_path]
     assert call("sample.py", "--checkpoint", base, *lora, *flags) == 0
     image = Image.open(tmp_path / "0000.png")
-    assert image.info["lora"] == f"{run} {run}:-0.5"
+    assert image.info["lora"] == f"{run} {file}:-0.5"
     np.testing.assert_allclose(np.asarray(image, int), images(base, [f"{run}:0.5"])[0], atol=1)
 
 
-def test_evaluate_py_takes_them_and_a_resumed_run_keeps_them(base, run, tmp_path):
+def test_evaluate_py_takes_them_and_a_resumed_run_keeps_them(base, run, file, tmp_path):
     flags = ["--prompts", "a cat", "--num_steps", 2, "--seed", 1, "--output_dir", tmp_path, "--output_format", "png"]
-    assert call("evaluate.py", "--checkpoint", base, "--lora", f"{run}:0.5", *flags) == 0
+    assert call("evaluate.py", "--checkpoint", base, "--lora", f"{run}:1.5", f"{file}:-1", *flags) == 0
     (path,) = tmp_path.glob("00000/prompt_*/image_*.png")
     image = Image.open(path)
-    assert image.info["lora"] == f"{run}/checkpoints/4:0.5"
-    np.testing.assert_array_equal(np.asarray(image, int), images(base, [f"{run}:0.5"])[0])
+    assert image.info["lora"] == f"{run}/checkpoints/4:1.5 {file}:-1.0"
+    np.testing.assert_allclose(np.asarray(image, int), images(base, [f"{run}:0.5"])[0], atol=1)
     # An image that is missing is generated again with the same adapters, from the settings alone.
     again, before = tmp_path / "00000", path.read_bytes()
     shutil.rmtree(path.parent)

@@ -95,7 +95,11 @@ def test_dora_is_the_published_formula_in_value_and_gradient(taps):
 
     def ours(thin):
         whole = with_adapters({"a": {"kernel": jnp.asarray(kernel)}}, {"a": thin}, 3.0)["a"]["kernel"]
-        y = jax.lax.conv_general_dilated(x, whole, (1,) * len(taps), "SAME", dimension_numbers=AXES) if taps else x @ whole
+        y = (
+            jax.lax.conv_general_dilated(x, whole, (1,) * len(taps), "SAME", dimension_numbers=AXES)
+            if taps
+            else x @ whole
+        )
         return jnp.square(y).sum(), y
 
     (_, y), gradient = jax.value_and_grad(ours, has_aux=True)(jax.tree.map(jnp.asarray, thin))

@@ -1,6 +1,6 @@
 """Training of adapters: what moves, what is held, what it takes."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,15 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.models import LoraConfig
 from glide_jax.models.lora import GROUP
+from glide_jax.options import nested
 from glide_jax.parallel import bytes_per_device, put_batch
-from glide_jax.train.config import TrainConfig
-from tests.tiny.training import compiled_step, make_batch, make_config, make_params, make_program
+from glide_jax.train.config import RunConfig, TrainConfig
+from glide_jax.train.start import StartPoint
+from tests.tiny.training import MODEL, compiled_step, make_batch, make_config, make_params, make_program
 
 # Whose Adam moves whatever has a gradient: that of `down` is tiny as long as `up` is small.
 CONFIG = make_config(lora=LoraConfig(rank=2))
@@ -51,6 +54,18 @@ def test_frozen_kernels_take_half_the_room_and_adapters_alone_have_averages_and_
     assert unet(lora) < 0.6 * unet(full)
     assert lora.state_bytes()["ema"] < 0.1 * full.state_bytes()["ema"]
     assert lora.state_bytes()["opt"] < 0.1 * full.state_bytes()["opt"]
+
+
+def test_a_record_older_than_an_option_is_resumed(tmp_path):
+    lora = LoraConfig(rank=2)
+    run = RunConfig(run_dir=str(tmp_path), init_from="base", model=MODEL, train=make_config(lora=lora))
+    config = nested(run)
+    del config["train"]["lora"]["dora"]
+    record = {"model": asdict(MODEL), "diffusion": asdict(run.diffusion), "config": config, "position": 0}
+    save_weights(tmp_path / "checkpoints" / "3", {GROUP: np.zeros(1, np.float32)}, record)
+    assert StartPoint.of(run).step == 3
+    with pytest.raises(GlideError, match=r"dora False there, .* dora True here"):
+        StartPoint.of(replace(run, train=make_config(lora=replace(lora, dora=True))))
 
 
 @pytest.mark.parametrize("changes", [{"trainable": "unet"}, {"reinitialize": True}])

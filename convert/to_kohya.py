@@ -1,0 +1,109 @@
+"""Adapters to one safetensors file, under the names and in the layouts that such files have since kohya's."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save
+
+from convert.architecture import Architecture, glide_architecture
+from convert.keymap import Entry
+from glide_jax import hub
+from glide_jax.checkpoint import read_record
+from glide_jax.checkpoint.adapter_file import ALPHA, HEADER, PARTS, SUFFIX, Header
+from glide_jax.errors import GlideError
+from glide_jax.files import written
+from glide_jax.models import LoraConfig, ModelConfig
+from glide_jax.models.lora import GROUP
+from glide_jax.options import build
+from glide_jax.sample.lora import Adapters
+
+_REFERENCE = "https://github.com/openai/glide-text2im"
+
+
+def to_kohya(checkpoint: Path, output: Path) -> int:
+    """Writes the adapters of a run, their EMA weights in float32.
+
+    The header tells by hash which weights they belong to, and of these the folder's name, not its path.
+
+    Args:
+        checkpoint: a run that trained adapters, or one of its steps.
+        output: the file, which must not exist.
+
+    Returns:
+        How many layers have adapters.
+
+    Raises:
+        GlideError: the checkpoint cannot be read or is of a whole model, or the file cannot be written.
+    """
+    if output.suffix != SUFFIX:
+        raise GlideError(f"--output {output} must end in {SUFFIX}")
+    if output.exists():
+        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    record = read_record(checkpoint)
+    adapters = Adapters.load(checkpoint)
+    architecture = glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
+    thin = flatten_dict(adapters.params)
+    entries = [each for each in architecture.keymap if each.path[-1] == "kernel" and (*each.path[:-1], "down") in thin]
+    tensors = {
+        f"{kohya_name(entry)}.{key}": tensor
+        for entry in entries
+        for key, tensor in _tensors(entry, thin, adapters.config)
+    }
+    base = adapters.base if hub.is_name(adapters.base) else Path(adapters.base).name
+    header: Header = {
+        "record": {name: record[name] for name in ("model", "diffusion", "sampling") if name in record}
+        | {"lora": record["lora"] | {"base": base}},
+        "layers": {kohya_name(entry): "/".join((GROUP, *entry.path[:-1])) for entry in entries},
+    }
+    metadata = {HEADER: json.dumps(header), **_others_metadata(architecture, adapters.config, base, output.stem)}
+    with written(output) as partial:
+        partial.write_bytes(save(tensors, metadata))
+    return len(entries)
+
+
+def kohya_name(entry: Entry) -> str:
+    """The name of a layer's adapter: of the UNet, or of the text encoder, PyTorch's module with dots as underscores."""
+    part = "lora_te" if entry.path[0] == "text" else "lora_unet"
+    return f"{part}_{entry.torch.removesuffix('.weight').replace('.', '_')}"
+
+
+def _tensors(
+    entry: Entry, thin: dict[tuple[str, ...], np.ndarray], config: LoraConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """In PyTorch's layouts: both products are layers of the kind of the kernel's, the second of one tap."""
+    taps = (1,) * (thin[*entry.path[:-1], "down"].ndim - 2)
+    for key, part in PARTS.items():
+        array = thin.get((*entry.path[:-1], part))
+        if array is not None:
+            whole = array if part == "down" else array.reshape(*taps, -1, array.shape[-1])
+            yield key, entry.to_torch(whole)
+    yield ALPHA, np.asarray(config.alpha or config.rank, np.float32)
+
+
+def _others_metadata(architecture: Architecture, config: LoraConfig, base: str, title: str) -> dict[str, str]:
+    """What programs that list such files show of them: kohya's entries (ss_), LyCORIS' for DoRA, and ModelSpec's."""
+    rank, alpha = str(config.rank), str(config.alpha or float(config.rank))
+    arguments: dict[str, Any] = {"conv_dim": rank, "conv_alpha": alpha}
+    if config.dora:
+        arguments |= {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
+    model, diffusion = (architecture.record[name] for name in ("model", "diffusion"))
+    return {
+        "format": "pt",
+        "ss_network_module": "lycoris.kohya" if config.dora else "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(arguments),
+        "ss_base_model_version": f"glide_{architecture.kind}",
+        "ss_sd_model_name": base,
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"glide-{architecture.kind}/lora",
+        "modelspec.implementation": _REFERENCE,
+        "modelspec.title": title,
+        "modelspec.resolution": f"{model['image_size']}x{model['image_size']}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(kind := diffusion.get("prediction_type", ""), kind),
+    }
