@@ -40,7 +40,7 @@ UNRUNNABLE = FOREIGN | {
 # The first command of each kind stands for the others; `pytest -m slow` runs those with a further page.
 KINDS = (
     r"train\.py", r"sample\.py --prompt", r"sample\.py .*--mask", r"evaluate\.py --prompt_file", r"convert to-flax",
-    r"convert to-torch", r"convert inspect", r"convert shrink", r"convert merge", r"data check",
+    r"convert to-torch", r"convert inspect", r"convert shrink", r"convert merge", r"convert to-kohya", r"data check",
 )  # fmt: skip
 # Runs that other runs start from.
 STARTS = ("emoji_upsample_parts",)
