@@ -27,7 +27,7 @@ _REFERENCE = "https://github.com/openai/glide-text2im"
 def to_kohya(checkpoint: Path, output: Path) -> int:
     """Writes the adapters of a run, their EMA weights in float32.
 
-    The header tells by hash which weights they belong to, and of these the folder's name, not its path.
+    The header tells by hash which weights they belong to, and where these are only if that is on the Hub.
 
     Args:
         checkpoint: a run that trained adapters, or one of its steps.
@@ -53,13 +53,16 @@ def to_kohya(checkpoint: Path, output: Path) -> int:
         for entry in entries
         for key, tensor in _tensors(entry, thin, adapters.config)
     }
-    base = adapters.base if hub.is_name(adapters.base) else Path(adapters.base).name
+    base = adapters.base if hub.is_name(adapters.base) else ""  # a path of this machine is nothing to others
     header: Header = {
         "record": {name: record[name] for name in ("model", "diffusion", "sampling") if name in record}
         | {"lora": record["lora"] | {"base": base}},
         "layers": {kohya_name(entry): "/".join((GROUP, *entry.path[:-1])) for entry in entries},
     }
-    metadata = {HEADER: json.dumps(header), **_others_metadata(architecture, adapters.config, base, output.stem)}
+    metadata = {
+        HEADER: json.dumps(header),
+        **_others_metadata(architecture, adapters.config, Path(adapters.base).name, output.stem),
+    }
     with written(output) as partial:
         partial.write_bytes(save(tensors, metadata))
     return len(entries)

@@ -100,7 +100,7 @@ def recorded_sampling(path: str | Path) -> dict[str, Any]:
     if hub.is_name(path):
         return {}
     try:
-        settings, base = read_record(path).get("sampling", {}), base_of(path)
+        settings = read_record(path).get("sampling", {})
     except GlideError:
         return {}
     try:
@@ -109,6 +109,10 @@ def recorded_sampling(path: str | Path) -> dict[str, Any]:
             raise GlideError("it has options of another model")
     except (GlideError, AttributeError) as error:
         raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
+    try:
+        base = base_of(path)
+    except GlideError:  # which adapters do without beside weights that are given
+        base = None
     return ({} if base is None else recorded_sampling(base)) | settings
 
 

@@ -83,7 +83,8 @@ def base_of(path: str | Path) -> str | None:
         return None
     base = str(entry.get("base", ""))
     if not base or not (hub.is_name(base) or Path(base).exists()):
-        raise GlideError(f"{path} has adapters of {base}, which is not there: give --checkpoint BASE --lora {path}")
+        whose = f"{base}, which is not there" if base else "weights that it does not name"
+        raise GlideError(f"{path} has adapters of {whose}: give --checkpoint BASE --lora {path}")
     return base
 
 

@@ -93,11 +93,11 @@ def test_a_file_is_read_wherever_the_run_is(run, file, params):
     theirs, ours = Adapters.load(f"{file}:0.5"), Adapters.load(run)
     assert jax.tree.structure(theirs.params) == jax.tree.structure(ours.params)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), theirs.params, ours.params))
-    assert (theirs.config, theirs.base, theirs.scale) == (ours.config, "base", 0.5)
+    assert (theirs.config, theirs.base, theirs.scale) == (ours.config, "", 0.5)
     assert theirs.base_sha256 == ours.base_sha256 == fingerprint(params)
     before, after = (read_record(path) for path in (run, file))
-    assert after == before | {"lora": before["lora"] | {"base": "base"}}
-    with pytest.raises(GlideError, match=r"give --checkpoint BASE --lora \S+safetensors$"):
+    assert after == before | {"lora": before["lora"] | {"base": ""}}
+    with pytest.raises(GlideError, match=r"has adapters of other weights, .* give --checkpoint BASE --lora \S+$"):
         base_of(file)
     with pytest.raises(GlideError, match="has adapters, not whole weights: join them first"):
         to_torch(file, file.with_suffix(".pt"))
@@ -108,7 +108,7 @@ def test_the_header_is_kohyas_too_and_tells_no_path(file):
     dora = json.loads(header[HEADER])["record"]["lora"]["dora"]
     assert header["ss_network_module"] == ("lycoris.kohya" if dora else "networks.lora")
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("2", "3.0")
-    assert header["ss_base_model_version"] == "glide_base"
+    assert (header["ss_base_model_version"], header["ss_sd_model_name"]) == ("glide_base", "base")
     assert header["modelspec.architecture"] == "glide-base/lora"
     assert json.loads(header["ss_network_args"]).get("dora_wd", "False") == str(dora)
     assert "/home/me" not in str(header)

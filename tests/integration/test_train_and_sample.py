@@ -105,7 +105,7 @@ def test_few_images_are_trained_on_beside_what_the_model_knows(whole_run, tmp_pa
 
 def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path, capsys):
     base = save_model(tmp_path / "base", MODEL, prediction_type="v_prediction")
-    run_dir, merged = tmp_path / "run", tmp_path / "merged"
+    run_dir, merged, file = tmp_path / "run", tmp_path / "merged", tmp_path / "adapters.safetensors"
     given = [f"--config.init_from={base}", "--config.diffusion.prediction_type=v_prediction"]
     given += ["--config.train.lora.rank=2", "--config.train.validate_every=0"]
     given += [f"--config.train.distill.{name}=2" for name in ("num_steps", "teacher_steps")]
@@ -113,7 +113,9 @@ def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path, capsys):
     assert sorted(losses(run_dir)) == [1, 2]
     few = student_settings(DistillConfig(num_steps=2))
     assert call("-m", "convert", "merge", run_dir, "--output", merged) == 0
-    for models in (["--checkpoint", run_dir], ["--checkpoint", merged], ["--checkpoint", base, "--lora", run_dir]):
+    assert call("-m", "convert", "to-kohya", run_dir, "--output", file) == 0
+    adapted = (["--checkpoint", base, "--lora", adapters] for adapters in (run_dir, file))
+    for models in (["--checkpoint", run_dir], ["--checkpoint", merged], *adapted):
         assert parse_with_settings(cli.parser(), [*map(str, models), "--prompt", "a"]).settings == few
     assert Pipeline.from_checkpoints(run_dir).settings == few
     assert call("-m", "convert", "shrink", merged, "--output", tmp_path / "small") == 0
