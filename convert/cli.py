@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert.architecture import Options, read_options
+from convert.bundle import bundle
 from convert.download import PUBLISHED, Source, open_source
 from convert.merge import merge
 from convert.shrink import shrink
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     folder.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new folder")
     folder.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored weights")
+    folder.add_argument(
+        "--safetensors", action="store_true", help="models as safetensors files, which PyTorch reads too; needs torch"
+    )
     add_sampling_arguments(folder)
 
     kohya = commands.add_parser("to-kohya", help="adapters (LoRA) to one safetensors file, as they are exchanged")
@@ -146,7 +150,10 @@ def _bundle(given: argparse.Namespace) -> None:
         raise GlideError(f"{given.output} exists already; choose another --output or remove it")
     pipeline = Pipeline.from_checkpoints(base, upsampler, lora=given.lora)
     pipeline.settings = settings
-    pipeline.save_pretrained(given.output, dtype=given.dtype)
+    if given.safetensors:
+        bundle(pipeline, given.output, given.dtype)
+    else:
+        pipeline.save_pretrained(given.output, dtype=given.dtype)
     size = sum(file.stat().st_size for file in given.output.rglob("*") if file.is_file())
     print(f"pipeline of {size / 1e6:.1f} MB written to {given.output}")
 

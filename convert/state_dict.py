@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.file_check import SAFETENSORS, check_plain, check_zipped, file_kind
+from glide_jax.checkpoint import torch_file
 from glide_jax.errors import GlideError
 from glide_jax.files import written
 
@@ -106,13 +107,19 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_tensors(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    options: dict[str, Any] | None = None,
+    checkpoint: torch_file.Header | None = None,
+) -> None:
     """Writes a `state_dict` in the dtypes given; whole or not at all.
 
     Args:
         path: a file to be, which is safetensors' if it is named so, else one that `torch.load` reads.
         arrays: the tensors; safetensors does not keep their order.
         options: of their architecture, for the header of a safetensors file.
+        checkpoint: what makes such a file one that every program here takes as a checkpoint.
 
     Raises:
         GlideError: torch is missing, or the file exists or cannot be written.
@@ -126,7 +133,9 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray], options: dict[str, 
     with written(path) as partial:
         try:
             if library:
-                library.torch.save_file(tensors, partial, {"format": "pt", _HEADER: json.dumps(options or {})})
+                metadata = {"format": "pt", _HEADER: json.dumps(options or {})}
+                metadata |= {torch_file.HEADER: json.dumps(checkpoint)} if checkpoint else {}
+                library.torch.save_file(tensors, partial, metadata)
             else:
                 torch.save(tensors, partial)
         except full_disk as error:

@@ -13,7 +13,7 @@ from convert.architecture import Architecture, glide_architecture
 from convert.keymap import Entry
 from glide_jax import hub
 from glide_jax.checkpoint import read_record
-from glide_jax.checkpoint.adapter_file import ALPHA, HEADER, PARTS, SUFFIX, Header
+from glide_jax.checkpoint.torch_file import ALPHA, HEADER, SUFFIX, Header
 from glide_jax.errors import GlideError
 from glide_jax.files import written
 from glide_jax.models import LoraConfig, ModelConfig
@@ -21,6 +21,8 @@ from glide_jax.models.lora import GROUP
 from glide_jax.options import build
 from glide_jax.sample.lora import Adapters
 
+# The rest of a tensor's name, and ours of that part of an adapter.
+_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude", ALPHA: ALPHA}
 _REFERENCE = "https://github.com/openai/glide-text2im"
 
 
@@ -48,23 +50,20 @@ def to_kohya(checkpoint: Path, output: Path) -> int:
     architecture = glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
     thin = flatten_dict(adapters.params)
     entries = [each for each in architecture.keymap if each.path[-1] == "kernel" and (*each.path[:-1], "down") in thin]
-    tensors = {
-        f"{kohya_name(entry)}.{key}": tensor
-        for entry in entries
-        for key, tensor in _tensors(entry, thin, adapters.config)
-    }
+    tensors = {(entry, part): tensor for entry in entries for part, tensor in _tensors(entry, thin, adapters.config)}
+    keys = {(entry, part): f"{kohya_name(entry)}.{part}" for entry, part in tensors}
     base = adapters.base if hub.is_name(adapters.base) else ""  # a path of this machine is nothing to others
     header: Header = {
         "record": {name: record[name] for name in ("model", "diffusion", "sampling") if name in record}
         | {"lora": record["lora"] | {"base": base}},
-        "layers": {kohya_name(entry): "/".join((GROUP, *entry.path[:-1])) for entry in entries},
+        "names": {key: "/".join((GROUP, *entry.path[:-1], _PARTS[part])) for (entry, part), key in keys.items()},
     }
     metadata = {
         HEADER: json.dumps(header),
         **_others_metadata(architecture, adapters.config, Path(adapters.base).name, output.stem),
     }
     with written(output) as partial:
-        partial.write_bytes(save(tensors, metadata))
+        partial.write_bytes(save({keys[at]: tensor for at, tensor in tensors.items()}, metadata))
     return len(entries)
 
 
@@ -79,7 +78,7 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """In PyTorch's layouts: both products are layers of the kind of the kernel's, the second of one tap."""
     taps = (1,) * (thin[*entry.path[:-1], "down"].ndim - 2)
-    for key, part in PARTS.items():
+    for key, part in _PARTS.items():
         array = thin.get((*entry.path[:-1], part))
         if array is not None:
             whole = array if part == "down" else array.reshape(*taps, -1, array.shape[-1])

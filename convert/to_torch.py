@@ -1,6 +1,8 @@
 """Flax to PyTorch: the parameters of a checkpoint become a `state_dict`, which the reference loads."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -47,9 +49,30 @@ def to_torch(
     if output.suffix == ".pt":
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
-    arrays = convert_params(params, architecture)
-    write_tensors(output, _restored(arrays, record.get("source", {}), dtype), architecture.options)
+    write_model(params, architecture, output, dtype, record)
     return architecture, weights
+
+
+def write_model(
+    params: Params,
+    architecture: Architecture,
+    output: Path,
+    dtype: str | None = None,
+    record: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Empties `params` into a file, as `to_torch` does.
+
+    Args:
+        params: on the host or a device.
+        architecture: theirs.
+        output: the file.
+        dtype: a key of `DTYPES`; None as for `to_torch`.
+        record: of the checkpoint that they come from: how its images are sampled, and the source's dtypes.
+    """
+    arrays = _restored(convert_params(params, architecture), record.get("source", {}), dtype)
+    sampling = {name: record[name] for name in ("sampling",) if name in record}
+    names = {entry.torch: "/".join(entry.path) for entry in architecture.keymap}
+    write_tensors(output, arrays, architecture.options, {"record": architecture.record | sampling, "names": names})
 
 
 def _require_reference(architecture: Architecture, checkpoint: Path) -> None:

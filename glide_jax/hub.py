@@ -52,10 +52,16 @@ def fetch_file(name: Name, file: str) -> tuple[Path, str]:
 
 
 @cache
-def fetch_folder(name: Name) -> Path:
-    """A folder of a repository on this machine; nothing else of it is downloaded. Errors as for `fetch_file`."""
+def fetch_checkpoint(name: Name) -> Path:
+    """A model of a repository on this machine, a folder or a safetensors file; nothing else of it is downloaded.
+
+    Raises:
+        GlideError: as `fetch_file`.
+    """
     if not name.inside:
         raise GlideError(f"{name} is a whole repository: name the model's folder in it, as {name}/base")
+    if name.inside.endswith(".safetensors"):
+        return fetch_file(name, name.inside)[0]
     with _library(name, "it has no such folder") as hub:
         root = Path(hub.snapshot_download(
             name.repository, revision=name.revision, allow_patterns=f"{name.inside}/*"

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from glide_jax import hub
-from glide_jax.checkpoint import adapter_file
+from glide_jax.checkpoint import torch_file
 from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
 
@@ -63,21 +63,21 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
 
     Args:
         path: any of the three; PATH@STEP names a step of the first two. hf://USER/NAME@REVISION/FOLDER is a step in a
-            repository of the Hugging Face Hub, whose files are downloaded if they are not yet. A file of adapters
-            (`adapter_file`) stands for itself.
+            repository of the Hugging Face Hub, whose files are downloaded if they are not yet. A
+            safetensors file (`torch_file`) stands for itself.
         step: which step, by default the newest; of no use with a path that is one step already.
 
     Raises:
         GlideError: there is no such checkpoint, or a part of it is missing.
     """
-    directory = hub.fetch_folder(hub.parse(path)) if hub.is_name(path) else Path(path).expanduser()
+    directory = hub.fetch_checkpoint(hub.parse(path)) if hub.is_name(path) else Path(path).expanduser()
     if not directory.is_dir() and step is None and (match := _WITH_STEP.fullmatch(str(directory))):
         directory, step = Path(match[1]), int(match[2])
-    if adapter_file.is_file(directory):
+    if torch_file.is_file(directory):
         return directory
     if not directory.is_dir():
         raise GlideError(
-            f"no checkpoint at {path}: no such {'file' if directory.suffix == adapter_file.SUFFIX else 'folder'}"
+            f"no checkpoint at {path}: no such {'file' if directory.suffix == torch_file.SUFFIX else 'folder'}"
         )
     if is_step(directory):
         if step is not None and directory.name != str(step):

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, PyTree
 
-from glide_jax.checkpoint import adapter_file, step_format
+from glide_jax.checkpoint import step_format, torch_file
 from glide_jax.checkpoint.folders import resolve
 from glide_jax.checkpoint.step_format import Record
 from glide_jax.checkpoint.structure import check_fits, describe
@@ -19,14 +19,14 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
 
     Args:
         path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights;
-            or a file of adapters (`adapter_file`).
+            or one safetensors file (`torch_file`).
         step: by default the newest.
 
     Raises:
         GlideError: there is no such checkpoint, it is damaged, or it cannot be read.
     """
     found = resolve(path, step)
-    return adapter_file.read_header(found)["record"] if found.is_file() else step_format.read_record(found)
+    return torch_file.read_header(found)["record"] if found.is_file() else step_format.read_record(found)
 
 
 def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]:
@@ -58,7 +58,7 @@ def load_weights(
     """
     folder = resolve(path, step)
     if folder.is_file():
-        return adapter_file.load(folder, abstract_params)
+        return torch_file.load(folder, abstract_params)
     step_format.check(folder)
     saved = step_format.read_arrays(folder)
     key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"

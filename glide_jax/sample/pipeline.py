@@ -148,7 +148,7 @@ class Pipeline:
         for part, model in models.items():
             model.save(folder / part, dtype)
         # The index last, so that a folder with one is whole.
-        write_index(folder, list(models), self.settings)
+        write_index(folder, {part: part for part in models}, self.settings)
 
     def __call__(
         self,

@@ -1,10 +1,10 @@
 """A pipeline in one folder, to hand on: its models, and the settings they were chosen to be used with.
 
     FOLDER/model_index.json   the folders of the models, and the settings
-    FOLDER/base               the base model, a checkpoint of weights
+    FOLDER/base               the base model, a checkpoint of weights: a folder, or a safetensors file
     FOLDER/upsampler          the upsampler, the same
 
-A model may be missing, and have a folder of another name. A folder may also be a repository of the Hugging Face Hub,
+A model may be missing, and have another name. A folder may also be a repository of the Hugging Face Hub,
 hf://USER/NAME or hf://USER/NAME@REVISION, of which the models that are used are downloaded, once.
 """
 
@@ -90,13 +90,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     upsampler_options({}, settings)
 
 
-def write_index(folder: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Writes the index of a folder whose models, base and upsampler, have folders of these names."""
+def write_index(folder: Path, parts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Writes the index of a folder whose models, base and upsampler, have these names in it."""
     samplers = {name: canonical_name(value) for name, value in settings.items() if name.endswith("sampler")}
     index = {
         "_class_name": "GlidePipeline",
         "_glide_jax_version": version("glide-jax"),
-        **{part: part for part in parts},
+        **parts,
         "settings": to_json({**settings, **samplers}),
     }
     with written(folder / INDEX) as partial:
@@ -210,7 +210,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     for part in _PARTS:
         name = index.get(part, part)
         if not isinstance(name, str) or not _PART.fullmatch(name):
-            raise GlideError(f"{path}: {part} must be the name of a folder beside it, not {name!r:.100}")
+            raise GlideError(f"{path}: {part} must be the name of a folder or file beside it, not {name!r:.100}")
     settings = index.get("settings", {})
     if not isinstance(settings, dict):
         raise GlideError(f"{path}: its settings are {settings!r:.100}, not an object")

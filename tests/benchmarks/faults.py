@@ -158,6 +158,9 @@ PARALLEL = (
           ("tests/parallel/test_sharding.py::test_eight_devices_share_state_and_batch",)),
 )
 CHECKPOINT = (
+    Fault("a file's kernels stay as PyTorch has them", "glide_jax/checkpoint/torch_file.py",
+          '_OUT_FIRST = ("kernel", "down", "up", "magnitude")', '_OUT_FIRST = ("down", "up", "magnitude")',
+          ("tests/convert/test_safetensors_checkpoints.py::test_they_hold_every_bit_in_our_layout",)),
     Fault("one checkpoint too many is kept", "glide_jax/checkpoint/store.py",
           "sorted(steps)[-keep_last:]", "sorted(steps)[-keep_last - 1 :]",
           ("tests/checkpoint/test_store.py::test_retention_rule",)),

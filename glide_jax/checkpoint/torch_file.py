@@ -1,12 +1,7 @@
-"""Adapters (LoRA) as one safetensors file, under the names and in the layouts that such files have since kohya's:
+"""Weights as one safetensors file, under the names and in the layouts that PyTorch has them.
 
-    NAME.lora_down.weight   [rank, in, ...]
-    NAME.lora_up.weight     [out, rank, ...]
-    NAME.alpha              a scalar: the product counts alpha / rank
-    NAME.dora_scale         [out, 1, ...], of DoRA's only
-
-These names are PyTorch's. Which of our layers each is of stands in the header, beside the record that a checkpoint has;
-`python -m convert to-kohya` writes it.
+The header has the record of a checkpoint, and says which of our parameters each tensor is. `python -m convert` writes
+such files: of models (`to-torch`), and of adapters (`to-kohya`), which have a scalar NAME.alpha for each layer too.
 """
 
 import json
@@ -23,17 +18,18 @@ from glide_jax.checkpoint.structure import describe
 from glide_jax.errors import GlideError
 
 SUFFIX = ".safetensors"
-HEADER = "glide_jax_lora"
+HEADER = "glide_jax_checkpoint"
 ALPHA = "alpha"
-# The rest of a tensor's name, and ours of that part of an adapter.
-PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude"}
 
 _DTYPES = ("float32", "float16", "bfloat16")
+# The parameters whose axes PyTorch has in another order: [out, in, ...].
+_OUT_FIRST = ("kernel", "down", "up", "magnitude")
 # The file is a stranger's: what its header makes up must not take for ever to lay out. The published have 16 blocks of
 # a kind, and 50,257 tokens.
 _MOST_BLOCKS = 100
 _LARGEST = 100_000
 _LISTED = 3
+_ENTRIES = ("model", "clip_text", "clip_image", "lora")
 _T = TypeVar("_T")
 
 
@@ -41,12 +37,12 @@ class Header(TypedDict):
     """What is ours in the header, as JSON.
 
     Attributes:
-        record: model, diffusion, lora; sampling where there is such an entry.
-        layers: path of each NAME's adapter, as "lora/unet/down/0/attn/qkv".
+        record: the checkpoint's: model, diffusion, and of adapters lora.
+        names: of each tensor the path of our parameter, as "unet/down/0/res/in_conv/kernel".
     """
 
     record: dict[str, Any]
-    layers: dict[str, str]
+    names: dict[str, str]
 
 
 def is_file(path: Path) -> bool:
@@ -63,8 +59,8 @@ def read_header(path: Path) -> Header:
     text = _read(path, lambda file: (file.metadata() or {}).get(HEADER))
     if text is None:
         raise GlideError(
-            f"{path} does not tell which weights it belongs to: of safetensors files only adapters that"
-            " python -m convert to-kohya wrote can be used as they are"
+            f"{path} does not tell which model it is of: of safetensors files only those of python -m convert can be"
+            " used as they are; bring a model of PyTorch's in by its to-flax"
         )
     try:
         header = json.loads(text)
@@ -77,7 +73,7 @@ def read_header(path: Path) -> Header:
 
 
 def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
-    """The adapters in a file.
+    """The parameters in a file.
 
     Args:
         path: the file.
@@ -88,19 +84,19 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
     """
     header = read_header(path)
     tensors = _read(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
-    shapes = {name: tuple(spec["shape"]) for name, spec in describe(abstract).items()}
-    alpha = header["record"]["lora"].get("alpha") or header["record"]["lora"]["rank"]
+    wanted = {name: tuple(spec["shape"]) for name, spec in describe(abstract).items()}
+    alpha = None
+    if lora := header["record"].get("lora"):
+        alpha = lora.get("alpha") or lora.get("rank")
+        wanted |= {f"{name.rpartition('/')[0]}/{ALPHA}": () for name in wanted}
     arrays: dict[str, np.ndarray] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.partition(".")
+    for key in list(tensors):
+        ours, tensor = header["names"].get(key, key), tensors.pop(key)
         if tensor.dtype.name not in _DTYPES or not np.isfinite(tensor).all():
             raise GlideError(f"{path}: {key!r:.200} must have finite values, of type {', '.join(_DTYPES)}")
-        if part == ALPHA and not np.array_equal(tensor, np.asarray(alpha, tensor.dtype)):
+        if key.endswith(f".{ALPHA}") and not np.array_equal(tensor, np.asarray(alpha, tensor.dtype)):
             raise GlideError(f"{path}: {key!r:.200} is not {alpha}, as in the header: choose a share by PATH:SCALE")
-        ours = f"{header['layers'].get(name, name)}/{PARTS.get(part, part)}"
-        arrays[ours] = _in_our_layout(tensor, shapes.get(ours, ()))
-    layers = {name.rpartition("/")[0] for name in shapes}
-    wanted = shapes | {f"{layer}/{ALPHA}": () for layer in layers}
+        arrays[ours] = _in_our_layout(tensor, wanted.get(ours, ())) if ours.endswith(_OUT_FIRST) else tensor
     wrong = [name for name in sorted(wanted.keys() | arrays.keys())
              if name not in arrays or arrays[name].shape != wanted.get(name)]  # fmt: skip
     if wrong:
@@ -111,7 +107,7 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
         )
 
     def place(at: Any, leaf: jax.ShapeDtypeStruct) -> Array:
-        array = arrays[jax.tree_util.keystr(at, simple=True, separator="/")]
+        array = arrays.pop(jax.tree_util.keystr(at, simple=True, separator="/"))
         return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree.map_with_path(place, abstract)
@@ -126,15 +122,24 @@ def _in_our_layout(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _is_sound(header: Any) -> bool:
     match header:
-        case {"record": {"model": dict(model), "lora": {"rank": rank, **lora}}, "layers": dict(layers)}:
-            lists = [value for value in model.values() if isinstance(value, list)]
-            blocks = [model.get("num_res_blocks", 1), model.get("xf_layers", 1), *map(len, lists)]
-            numbers = [each for value in (*lists, model.values()) for each in value if isinstance(each, int | float)]
-            bounded = {_MOST_BLOCKS: blocks, _LARGEST: [rank, lora.get("alpha", 0), *numbers]}
-            return all(isinstance(path, str) for path in layers.values()) and all(
-                isinstance(each, int | float) and abs(each) <= most for most, some in bounded.items() for each in some
+        case {"record": dict(record), "names": dict(names)}:
+            entries = [record[name] for name in _ENTRIES if name in record]
+            return (
+                bool(entries)
+                and all(isinstance(path, str) for path in names.values())
+                and all(isinstance(entry, dict) and _is_bounded(entry) for entry in entries)
             )
     return False
+
+
+def _is_bounded(entry: dict[str, Any]) -> bool:
+    lists = [value for value in entry.values() if isinstance(value, list)]
+    blocks = [
+        value for name, value in entry.items() if name.endswith(("blocks", "layers", "blocks_text", "blocks_image"))
+    ]
+    numbers = [each for value in (*lists, entry.values()) for each in value if isinstance(each, int | float)]
+    counts = [value for value in blocks if isinstance(value, int | float)] + [len(value) for value in lists]
+    return all(abs(each) <= _MOST_BLOCKS for each in counts) and all(abs(each) <= _LARGEST for each in numbers)
 
 
 def _read(path: Path, read: Callable[[Any], _T]) -> _T:

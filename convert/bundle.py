@@ -1,0 +1,30 @@
+"""A pipeline as one folder of safetensors files, which PyTorch reads too."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from convert.architecture import glide_architecture
+from convert.to_torch import write_model
+from glide_jax.sample import Pipeline
+from glide_jax.sample.pretrained import write_index
+
+
+def bundle(pipeline: Pipeline, folder: Path, dtype: str) -> None:
+    """Writes what `Pipeline.save_pretrained` does, with models as files; empties its models.
+
+    Args:
+        pipeline: models and settings; the noised CLIP is left out.
+        folder: a new one.
+        dtype: of the stored weights, a key of `DTYPES`.
+
+    Raises:
+        GlideError: torch is missing, or the files cannot be written.
+    """
+    models = {"base": pipeline.base, "upsampler": pipeline.upsampler}
+    files = {part: f"{part}.safetensors" for part, model in models.items() if model is not None}
+    for part, model in models.items():
+        if model is not None:
+            architecture = glide_architecture(model.stage.model.config, asdict(model.stage.diffusion))
+            write_model(model.params, architecture, folder / files[part], dtype)
+    # The index last, so that a folder with one is whole.
+    write_index(folder, files, pipeline.settings)

@@ -1,0 +1,80 @@
+"""Models as safetensors files: checkpoints for every program here, state dicts for PyTorch's."""
+
+import json
+from dataclasses import asdict
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from convert.cli import main
+from convert.download import open_source
+from convert.state_dict import read_state_dict
+from convert.to_flax import to_flax
+from convert.to_torch import to_torch, write_model
+from glide_jax import hub
+from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.diffusion.schedules import DiffusionConfig
+from glide_jax.errors import GlideError
+from glide_jax.sample import Pipeline
+from glide_jax.sample.pretrained import INDEX
+from tests.convert.state_dicts import ALL_KINDS, architecture, state_dict
+from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_they_hold_every_bit_in_our_layout(kind, dtype, tmp_path):
+    model = architecture(kind)
+    arrays = state_dict(model, dtype)
+    ours = {entry.path: entry.to_flax(arrays[entry.torch]) for entry in model.keymap}
+    write_model(jax.tree.map_with_path(lambda at, _: ours[tuple(part.key for part in at)], model.params), model,
+                tmp_path / "model.safetensors", dtype)  # fmt: skip
+    loaded = flatten_dict(load_weights(tmp_path / "model.safetensors", model.params))
+    assert loaded.keys() == ours.keys()
+    for path, array in ours.items():
+        assert np.asarray(loaded[path]).tobytes() == array.astype(np.float32).tobytes(), path
+
+
+def test_every_program_takes_one_as_a_checkpoint(tmp_path):
+    record = {"model": asdict(BASE), "diffusion": asdict(DiffusionConfig()), "sampling": {"num_steps": 2}}
+    save_weights(tmp_path / "base", random_model().params, record)
+    file = tmp_path / "base.safetensors"
+    to_torch(tmp_path / "base", file)
+    assert read_record(file) == json.loads(json.dumps(record))
+    loaded = Pipeline.from_checkpoints(file)
+    assert loaded.settings == {"num_steps": 2}
+    drawn = loaded("a cat", seed=3).images
+    np.testing.assert_array_equal(drawn, Pipeline(random_model())("a cat", seed=3, num_steps=2).images)
+    assert to_torch(file, tmp_path / "again.safetensors")[1] == "params"
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    to_flax(open_source(str(file)), tmp_path / "flax", {})
+    assert read_record(tmp_path / "flax")["model"] == read_record(file)["model"]
+
+
+def test_a_pipeline_of_files_holds_the_same_models(tmp_path, monkeypatch):
+    models = {"checkpoint": save_model(tmp_path / "b"), "upsampler": save_model(tmp_path / "u", UPSAMPLER)}
+    given = [word for name, path in models.items() for word in (f"--{name}", path)]
+    main(["bundle", *given, "--output", str(tmp_path / "files"), "--safetensors", "--num_steps", "2"])
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == [
+        "base.safetensors", INDEX, "upsampler.safetensors",
+    ]  # fmt: skip
+    ours = Pipeline.from_pretrained(tmp_path / "files")
+    assert ours.settings == {"num_steps": 2}
+    for part in ("base", "upsampler"):
+        theirs = random_model(getattr(ours, part).stage.model.config).params
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), *map(jax.device_get, (
+            getattr(ours, part).params, theirs))))  # fmt: skip
+    monkeypatch.setattr(hub, "fetch_file", lambda name, file: (tmp_path / "files" / file, "0"))
+    assert read_record("hf://someone/tiny@0/base.safetensors")["model"]["image_size"] == BASE.image_size
+
+
+def test_a_file_of_pytorchs_alone_is_to_be_converted(tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(GlideError, match=r"bring a model of PyTorch's in by its to-flax$"):
+        Pipeline.from_checkpoints(tmp_path / "other.safetensors")
+    assert read_state_dict(tmp_path / "other.safetensors").keys() == {"x"}
