@@ -83,13 +83,13 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         return on_white(eight_bits(decode(source, max_pixels).image))
 
 
-def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, side: int = 0) -> Decoded:
+def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, least: tuple[int, int] | None = None) -> Decoded:
     """An upright image with the values and channels that it has: see `eight_bits` and `on_white`.
 
     Args:
         source, max_pixels: as for `open_image`.
-        side: if positive, a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves its
-            shorter side at least this long.
+        least: width and height; a JPEG is then decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves
+            it at least as large.
 
     Raises:
         UnreadableImage: as `open_image`, but for floats.
@@ -99,8 +99,8 @@ def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, side: int = 0) -> 
         if size[0] * size[1] > max_pixels:
             why = f"it has {size[0]} x {size[1]} pixels, more than {max_pixels / 1e6:g} million"
             raise UnreadableImage("image too large", why)
-        if side:
-            image.draft("RGB", (side, side))
+        if least is not None:
+            image.draft("RGB", least[::-1] if orientation in _SIDEWAYS else least)
         image.load()
         upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
         width, height = size[::-1] if orientation in _SIDEWAYS else size

@@ -4,12 +4,14 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from glide_jax import progress
+from glide_jax.data.buckets import open_buckets
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.loader import open_data, open_indexed
 from glide_jax.data.order import Order
@@ -26,7 +28,8 @@ _CELL = 96
 _PERCENTILES = {"least": 0, "5%": 5, "median": 50, "95%": 95, "most": 100}
 # Flags of the command line, as in --config.data.NAME.
 _OPTIONS = (
-    "source", "preset", "image_key", "caption_key", "captions_jsonl", "crop", "trim_white", "revalidate"
+    "source", "preset", "image_key", "caption_key", "captions_jsonl", "crop", "buckets", "trim_white",
+    "revalidate",
 )  # fmt: skip
 
 
@@ -101,15 +104,15 @@ def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None 
     """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
     with open_data(
         replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
-        batch_size=_SHEET, seed=seed,
+        batch_size=1, seed=seed,
     ) as stream:  # fmt: skip
-        batch = next(stream)
-    images = list(batch.arrays["image"])
+        batches = list(islice(stream, _SHEET))
+    images = [batch.arrays["image"][0] for batch in batches]
     if low_res_size is not None:
         factor = image_size // low_res_size
-        enlarged = batch.arrays["low_res"].repeat(factor, axis=1).repeat(factor, axis=2)
+        enlarged = [batch.arrays["low_res"][0].repeat(factor, axis=0).repeat(factor, axis=1) for batch in batches]
         images = [np.concatenate(pair, axis=1) for pair in zip(enlarged, images, strict=True)]
-    return grid(images, batch.captions, cell=_CELL)
+    return grid(images, [batch.captions[0] for batch in batches], cell=_CELL)
 
 
 def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
@@ -120,6 +123,8 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
     """
     source = open_indexed(config)
     lines = describe(source, survey(source), text_ctx)
+    counts = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate).counts if config.sizes else {}
+    lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in counts.items()]
     save_png(sheet, contact_sheet(config, image_size, low_res_size))
     return [*lines, f"{_SHEET} random samples as the model sees them: {sheet}"]
 

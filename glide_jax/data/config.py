@@ -1,12 +1,14 @@
 """What to train on, which samples to leave out, and how an image file becomes a training image."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from glide_jax.data.shards.presets import PRESETS, caption_keys, endings
-from glide_jax.data.source import SOURCES
+from glide_jax.data.source import SOURCES, source_type
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.options import Options, fields, option
 
@@ -73,6 +75,9 @@ class DataConfig(Options):
     or `filename`; a TFDS's are features, as `captions/text`. Empty means the preset's; filters too are
     the preset's where they are not set. A random crop is torch's `RandomResizedCrop`, `resize_ratio` a fraction of the
     largest square; `bicubic` is how the input of GLIDE's upsampler was made.
+
+    Each image is made the size of `buckets` (height x width) whose aspect ratio is nearest, and a batch holds images of
+    one size; see `glide_jax.data.buckets`.
     """
 
     source: Annotated[str, option("kind of data set", choices=tuple(SOURCES))] = "webdataset"
@@ -86,7 +91,12 @@ class DataConfig(Options):
     filters: FilterConfig = FilterConfig()
     revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
     resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
-    crop: Annotated[Crop, option("largest centred square, a random one, or all pressed into a square")] = "center"
+    crop: Annotated[
+        Crop, option("largest centred square, a random one, or all pressed into one; of a bucket its shape")
+    ] = "center"
+    buckets: Annotated[
+        Words, option("sizes of training images by aspect ratio, as 64x64 48x80 80x48; empty: squares", metavar="HxW")
+    ] = ()
     resize_ratio: Annotated[float, option("least area of a random square, as a fraction", above=0, high=1)] = 0.8
     trim_white: Annotated[bool, option("cut a white border off first")] = False
     low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
@@ -109,6 +119,25 @@ class DataConfig(Options):
         if not self.label_templates or not all("{label}" in template for template in self.label_templates):
             raise GlideError("data.label_templates must each hold {label}, as in 'a photo of a {label}'")
 
+        aspects: dict[float, Size] = {}
+        for size in self.sizes:
+            if (other := aspects.setdefault(size.aspect, size)) is not size:
+                raise GlideError(f"data.buckets {other} and {size} have one aspect ratio: leave one of them out")
+        if self.buckets and not source_type(self.source).resumable:
+            raise GlideError("data.buckets need the sizes of all images, which a stream does not tell: leave them out")
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Those of `buckets`; raises `GlideError` if one is none."""
+        return tuple(map(_size, self.buckets))
+
     def plain(self) -> "DataConfig":
-        """The same data as they stand: centred, neither mirrored nor without captions."""
-        return replace(self, crop="center", hflip_p=0.0, uncond_p=0.0)
+        """The same data as they stand: centred squares, neither mirrored nor without captions."""
+        return replace(self, crop="center", buckets=(), hflip_p=0.0, uncond_p=0.0)
+
+
+def _size(text: str) -> Size:
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise GlideError(f"data.buckets are HEIGHTxWIDTH in pixels, as 48x80, not {text!r}")
+    return Size(int(match[1]), int(match[2]))

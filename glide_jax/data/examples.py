@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from glide_jax.data import transforms
+from glide_jax.data.buckets import Turn
 from glide_jax.data.config import DataConfig
-from glide_jax.data.order import Order, generator
+from glide_jax.data.order import generator
 from glide_jax.data.source import BadSample, Source, listed
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -26,14 +28,17 @@ class Shapes:
     """What a model takes; sizes that do not fit together raise `GlideError`.
 
     Attributes:
-        image_size: side of the square image in pixels.
-        low_res_size: side of an upsampler's low-resolution input, a divisor of `image_size`; None without one.
+        image_size: side of a square image in pixels.
+        low_res_size: side of its low-resolution version, an upsampler's input, a divisor of `image_size`; None without
+            one.
         text_ctx: tokens a caption.
+        bucket: size of images that are no such squares; their low-resolution versions are as many times smaller.
     """
 
     image_size: int
     low_res_size: int | None
     text_ctx: int
+    bucket: Size | None = None
 
     def __post_init__(self) -> None:
         low, high = self.low_res_size or 1, self.image_size
@@ -41,6 +46,20 @@ class Shapes:
             raise GlideError(f"image_size {high} must be a positive multiple of low_res_size {low}")
         if self.text_ctx < 1:
             raise GlideError(f"text_ctx must be at least 1, not {self.text_ctx}")
+        if self.low_res_size and any(edge % (high // low) for edge in self.image):
+            raise GlideError(f"data.buckets: {self.image} cannot be divided by {high // low}, as an upsampler needs it")
+
+    @property
+    def image(self) -> Size:
+        """Of an image."""
+        return self.bucket or Size.square(self.image_size)
+
+    @property
+    def low_res(self) -> Size | None:
+        """Of its low-resolution version, if there is one."""
+        if self.low_res_size is None:
+            return None
+        return Size(*(edge * self.low_res_size // self.image_size for edge in self.image))
 
 
 class Batch(NamedTuple):
@@ -48,8 +67,8 @@ class Batch(NamedTuple):
 
     Attributes:
         arrays: by name,
-            `image` uint8 [batch, image_size, image_size, 3];
-            `low_res` uint8 [batch, low_res_size, low_res_size, 3], for an upsampler only;
+            `image` uint8 [batch, height, width, 3];
+            `low_res` uint8 [batch, low_height, low_width, 3], for an upsampler only;
             `tokens` int32 and `mask` bool [batch, text_ctx], the mask all False for a dropped caption;
             `index` int32 [batch], the global example index modulo 2^31, which keys the example's noise;
             `weight` float32 [batch], 1 for an example and 0 for a row that only fills up the shape.
@@ -59,12 +78,17 @@ class Batch(NamedTuple):
     arrays: dict[str, np.ndarray]
     captions: list[str]
 
+    @property
+    def size(self) -> Size:
+        """Of its images."""
+        return Size(*self.arrays["image"].shape[1:3])
+
     def write(self, row: int, index: int, image: Image.Image, caption: str, low_res_filter: str) -> None:
         """Writes an example's finished image, and its low-resolution input where the batch has one."""
         self.arrays["image"][row] = image
         if "low_res" in self.arrays:
             low_res = self.arrays["low_res"]
-            low_res[row] = transforms.downsample(image, low_res.shape[1], low_res_filter)
+            low_res[row] = transforms.downsample(image, Size(*low_res.shape[1:3]), low_res_filter)
         self.arrays["index"][row] = index % 2**31
         self.arrays["weight"][row] = 1.0
         self.captions[row] = caption
@@ -80,19 +104,19 @@ def empty_batch(shapes: Shapes, size: int) -> Batch:
     """A batch of `size` black rows without text, of weight 0."""
     tokens, mask = GlideTokenizer().padded([""] * size, shapes.text_ctx)
     arrays = {
-        "image": _black(size, shapes.image_size),
+        "image": _black(size, shapes.image),
         "tokens": tokens,
         "mask": mask,
         "index": np.zeros(size, np.int32),
         "weight": np.zeros(size, np.float32),
     }
-    if shapes.low_res_size is not None:
-        arrays["low_res"] = _black(size, shapes.low_res_size)
+    if shapes.low_res is not None:
+        arrays["low_res"] = _black(size, shapes.low_res)
     return Batch(arrays, [""] * size)
 
 
-def _black(size: int, side: int) -> UInt8[np.ndarray, "size side side 3"]:
-    return np.zeros((size, side, side, 3), np.uint8)
+def _black(count: int, size: Size) -> UInt8[np.ndarray, "count height width 3"]:
+    return np.zeros((count, *size, 3), np.uint8)
 
 
 class CaptionedImage(NamedTuple):
@@ -103,7 +127,7 @@ class CaptionedImage(NamedTuple):
 
 
 class Images:
-    """Reads and decodes the samples of a source; safe to use from several threads.
+    """Reads and decodes the samples of a source, each to its size; safe to use from several threads.
 
     All of them stay in memory if they fit into `cache_mb`; once one does not, none do: a part of a set that is read in
     random order would cost memory and save little.
@@ -113,8 +137,8 @@ class Images:
         counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
     """
 
-    def __init__(self, source: Source, config: DataConfig, image_size: int) -> None:
-        self.source, self._config, self._size = source, config, image_size
+    def __init__(self, source: Source, config: DataConfig, size_of: Callable[[int], Size]) -> None:
+        self.source, self._config, self._size_of = source, config, size_of
         self._free = config.cache_mb * 10**6 if source.resumable else 0
         self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
@@ -165,7 +189,8 @@ class Images:
 
     def _read(self, index: int) -> CaptionedImage:
         sample, config = self.source[index], self._config
-        image = transforms.prepare(sample.image, self._size, config.crop, config.resize_ratio, config.trim_white)
+        size = self._size_of(index)
+        image = transforms.prepare(sample.image, size, config.crop, config.resize_ratio, config.trim_white)
         return CaptionedImage(image, sample.captions)
 
     def _keep(self, index: int, read: CaptionedImage) -> CaptionedImage:
@@ -183,36 +208,41 @@ class Images:
 class TrainingExamples:
     """Example g: the image chosen for it, cropped, mirrored and captioned by random numbers keyed by (seed, g).
 
-    All images come in a fresh permutation every epoch, or with `resampled` each by itself; of a source that is not
-    resumable, as they come. An unusable sample is replaced by a keyed one of all images, so example g is the same
-    whoever makes it, and when.
+    The images of a bucket come in a fresh permutation every epoch, or with `resampled` each by itself; of a source that
+    is not resumable, as they come. An unusable sample is replaced by a keyed one of its bucket, so example g is the
+    same whoever makes it, and when.
     """
 
-    def __init__(self, images: Images, config: DataConfig, image_size: int, seed: int) -> None:
-        self._images, self._config, self._image_size, self._seed = images, config, image_size, seed
-        self._size = len(images) or 1  # a source of unknown length ignores the number
-        self._order = Order(self._size, seed)
+    def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
+        self._images, self._config, self._seed = images, config, seed
 
-    def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """Writes examples into the rows from `first_row` on; raises `GlideError` after 32 unusable samples in a row."""
+    def fill(self, turn: Turn, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
+        """Writes examples into the rows from `first_row` on of a batch, of which `turn` says what it holds.
+
+        Raises:
+            GlideError: 32 samples in a row were unusable.
+        """
         texts = []
         for row, example in enumerate(examples, start=first_row):
-            chosen = self._choose(example)
+            chosen = self._choose(turn, example)
             caption = self._one_of(chosen.captions, example)
-            batch.write(row, example, self._augmented(chosen.image, example), caption, self._config.low_res_filter)
+            image = self._augmented(chosen.image, batch.size, example)
+            batch.write(row, example, image, caption, self._config.low_res_filter)
             texts.append("" if self._happens("uncond", self._config.uncond_p, example) else caption)
         batch.write_texts(first_row, texts)
 
-    def _choose(self, example: int) -> CaptionedImage:
-        number, others = self._order[example], None
+    def _choose(self, turn: Turn, example: int) -> CaptionedImage:
+        samples, others = turn.bucket.samples, None
         if self._config.resampled:
-            number = int(generator(self._seed, "resample", example).integers(self._size))
+            number = int(generator(self._seed, "resample", example).integers(len(samples)))
+        else:
+            number = turn.bucket.order[example + turn.shift]
         for _ in range(_ATTEMPTS):
             try:
-                return self._images[number]
+                return self._images[int(samples[number])]
             except BadSample:
                 others = others or generator(self._seed, "redraw", example)
-                number = int(others.integers(self._size))
+                number = int(others.integers(len(samples)))
         counts = listed(Counter(self._images.report()))
         raise GlideError(f"{_ATTEMPTS} samples in a row were unusable ({counts}); check what is in data.path")
 
@@ -221,11 +251,11 @@ class TrainingExamples:
             return captions[0]
         return captions[int(generator(self._seed, "caption", example).integers(len(captions)))]
 
-    def _augmented(self, image: Image.Image, example: int) -> Image.Image:
+    def _augmented(self, image: Image.Image, size: Size, example: int) -> Image.Image:
         if self._config.crop == "random":
             rng = generator(self._seed, "crop", example)
-            box = transforms.random_box(*image.size, self._config.resize_ratio, rng)
-            image = transforms.resize_crop(image, box, self._image_size)
+            box = transforms.random_box(*image.size, size, self._config.resize_ratio, rng)
+            image = transforms.resize_crop(image, box, size)
         return transforms.mirror(image) if self._happens("hflip", self._config.hflip_p, example) else image
 
     def _happens(self, stream: str, probability: float, example: int) -> bool:

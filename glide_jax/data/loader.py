@@ -1,8 +1,8 @@
 """The pipeline: batches as a function of (seed, position), made ahead of their consumer by a few threads.
 
-Example g of a run is made from the seed and g alone (`examples.TrainingExamples`). The batch at position p is
-the examples p, p + 1, ..., p + batch_size - 1, so a run resumed at p sees what it would have seen, with any
-number of processes; each makes its own slice of every batch.
+Example g of a run is made from the seed and g alone (`examples.TrainingExamples`; where there are `buckets`, from the
+batch size too). The batch at position p is the examples p, p + 1, ..., p + batch_size - 1, so a run resumed at p sees
+what it would have seen, with any number of processes; each makes its own slice of every batch.
 """
 
 import math
@@ -12,17 +12,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, Generic, Self, TypeVar
 
+from glide_jax.data.buckets import open_buckets
 from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
 from glide_jax.data.order import Order
 from glide_jax.data.source import Share, Source, source_type
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 
 _DEPTH = 3  # batches in the making at any time
@@ -30,6 +32,8 @@ _MAX_THREADS = 16
 
 T = TypeVar("T")
 Task = Callable[[], None]
+# Shapes of a batch, what fills rows of it from some row on, and the examples to fill it with.
+Work = tuple[Shapes, Callable[[Batch, int, Sequence[int]], None], Sequence[int]]
 _Queue = queue.SimpleQueue[tuple["Future[None]", Task] | None]
 
 
@@ -128,25 +132,18 @@ def _stop(tasks: _Queue, threads: int) -> None:
         tasks.put(None)
 
 
-def _load(
-    fill: Callable[[Batch, int, Sequence[int]], None],
-    numbers: Iterable[Sequence[int]],
-    shapes: Shapes,
-    rows: int,
-    config: DataConfig,
-) -> Prefetcher[Batch]:
-    """Batches of `rows` rows; batch k holds the examples `numbers[k]`, which threads `fill` in from some row on.
+def _load(work: Iterable[Work], rows: int, config: DataConfig) -> Prefetcher[Batch]:
+    """Batches of `rows` rows, each of which threads fill.
 
     The rows of one batch are shared among all threads, so that the first batch comes soon and few are held.
     """
     threads = config.workers or min(_MAX_THREADS, os.cpu_count() or 1)
 
     def jobs() -> Iterator[tuple[Batch, list[Task]]]:
-        for batch_numbers in numbers:
+        for shapes, fill, numbers in work:
             batch = empty_batch(shapes, rows)
             share = -(-rows // threads)
-            starts = range(0, len(batch_numbers), share)
-            yield batch, [partial(fill, batch, at, batch_numbers[at : at + share]) for at in starts]
+            yield batch, [partial(fill, batch, at, numbers[at : at + share]) for at in range(0, len(numbers), share)]
 
     return Prefetcher(jobs(), threads=threads, depth=_DEPTH, stall_seconds=config.stall_seconds)
 
@@ -157,12 +154,15 @@ class DataStream:
     Attributes:
         position: examples consumed so far by all processes together: the whole state of the pipeline.
         examples_per_epoch: usable samples of the source; 0 for a stream, whose length nobody knows.
+        counts: usable samples of each size that batches have.
         wait_seconds: time the consumer has spent in `__next__`, for the data-wait share.
     """
 
-    def __init__(self, images: Images, batches: Prefetcher[Batch], batch_size: int, position: int) -> None:
+    def __init__(
+        self, images: Images, batches: Prefetcher[Batch], batch_size: int, position: int, counts: Mapping[Size, int]
+    ) -> None:
         self._images, self._batches, self._batch_size = images, batches, batch_size
-        self.position = position
+        self.position, self.counts = position, counts
         self.examples_per_epoch = len(images)
         self.wait_seconds = 0.0
 
@@ -219,7 +219,8 @@ def open_data(
 
     Args:
         config: data set and transforms.
-        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input.
+        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input. Of `config.buckets` only
+            the factor between the two counts.
         text_ctx: tokens a caption.
         batch_size: examples a batch over all processes; each gets `batch_size / process_count` of them.
         seed: of order, crops, flips and caption dropout, in [0, 2^31).
@@ -231,11 +232,20 @@ def open_data(
             samples exceeds `config.bad_share` or no batch comes for `config.stall_seconds`.
     """
     shapes, share = Shapes(image_size, low_res_size, text_ctx), Share(seed, position, process_index, process_count)
-    rows = share.rows(batch_size)
-    images = Images(source_type(config.source)(config, share), config, image_size)
-    examples = TrainingExamples(images, config, image_size, seed)
-    numbers = (range(start + rows.start, start + rows.stop) for start in count(position, batch_size))
-    return DataStream(images, _load(examples.fill, numbers, shapes, len(rows), config), batch_size, position)
+    rows, by_size = share.rows(batch_size), {size: replace(shapes, bucket=size) for size in config.sizes}
+    by_size = by_size or {shapes.image: shapes}
+    source = source_type(config.source)(config, share)
+    buckets = open_buckets(source, list(by_size), seed, revalidate=config.revalidate)
+    images = Images(source, config, buckets.size_of)
+    examples = TrainingExamples(images, config, seed)
+
+    def work() -> Iterator[Work]:
+        for start in count(position, batch_size):
+            turn = buckets.turn(start, batch_size, config.resampled)
+            numbers = range(start + rows.start, start + rows.stop)
+            yield by_size[turn.bucket.size], partial(examples.fill, turn), numbers
+
+    return DataStream(images, _load(work(), len(rows), config), batch_size, position, buckets.counts)
 
 
 def open_indexed(config: DataConfig) -> Source:
@@ -265,8 +275,8 @@ class ValidationData:
         samples = range(len(self._images))
         starts = range(0, len(samples), self._batch_size)
         numbers = (samples[start + self._rows.start : start + self._rows.stop] for start in starts)
-        examples = PlainExamples(self._images, self._config.low_res_filter)
-        batches = _load(examples.fill, numbers, self._shapes, len(self._rows), self._config)
+        fill = PlainExamples(self._images, self._config.low_res_filter).fill
+        batches = _load(((self._shapes, fill, each) for each in numbers), len(self._rows), self._config)
         try:
             yield from batches
         finally:
@@ -282,7 +292,7 @@ def open_validation(
         raise GlideError("no validation data given: add --config.data.validation_path=FOLDER")
     config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**{"low_res_size": None} | sizes)
     rows = Share(process_index=process_index, process_count=process_count).rows(batch_size)
-    images = Images(open_indexed(config), config, shapes.image_size)
+    images = Images(open_indexed(config), config, lambda _: shapes.image)
     return ValidationData(images, config, shapes, batch_size, rows)
 
 
@@ -297,7 +307,7 @@ def fixed_examples(config: DataConfig, count: int, *, seed: int = 0, **sizes: An
         config = replace(config, shuffle_buffer=1)
         with open_data(config, **sizes, batch_size=count, seed=seed) as stream:
             return next(stream)
-    images = Images(open_indexed(config), config, shapes.image_size)
+    images = Images(open_indexed(config), config, lambda _: shapes.image)
     examples, order = PlainExamples(images, config.low_res_filter), Order(len(images), seed)
     batch, row = empty_batch(shapes, count), 0
     for number in range(len(images)):

@@ -19,15 +19,15 @@ def generator(seed: int, stream: str, example: int) -> np.random.Generator:
 
 
 class Order:
-    """Sample numbers in [0, size) by global example index; each epoch of `size` indices holds every number once.
+    """Numbers in [0, size) by an endless index; each epoch of `size` indices holds every number once.
 
-    A Feistel network of 6 rounds, keyed by seed and epoch, permutes the least 4^k >= size numbers; where it leads
-    outside [0, size) it is applied again until it leads inside (Black and Rogaway 2002, cycle walking). So any
+    A Feistel network of 6 rounds, keyed by seed, stream and epoch, permutes the least 4^k >= size numbers; where it
+    leads outside [0, size) it is applied again until it leads inside (Black and Rogaway 2002, cycle walking). So any
     position of any epoch costs the same few microseconds and no memory.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
+    def __init__(self, size: int, seed: int, stream: str = "order") -> None:
+        self._size, self._seed, self._stream = size, seed, stream
         self._half_bits = max(1, -(-(size - 1).bit_length() // 2))
         self._round_keys = lru_cache(maxsize=4)(self._sample_round_keys)
 
@@ -40,7 +40,7 @@ class Order:
         return number
 
     def _sample_round_keys(self, epoch: int) -> list[int]:
-        words = generator(self._seed, "order", epoch).integers(_WORD, size=_ROUNDS, dtype=np.uint64, endpoint=True)
+        words = generator(self._seed, self._stream, epoch).integers(_WORD, size=_ROUNDS, dtype=np.uint64, endpoint=True)
         return [int(word) for word in words]
 
     def _permute(self, number: int, keys: list[int]) -> int:

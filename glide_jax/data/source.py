@@ -4,8 +4,10 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from glide_jax import images
 from glide_jax.errors import GlideError
 
 # By the name in `data.source`, the module in `sources/`, imported when it is used, and the class.
@@ -26,6 +28,20 @@ class Sample(NamedTuple):
 
 class BadSample(Exception):
     """A sample that cannot be used; its message is the reason under which it is counted."""
+
+
+class Part(NamedTuple):
+    """Samples in a row of which something may be kept in a cache.
+
+    Attributes:
+        identity: what they are, as JSON values.
+        stamp: integers that change when the data do.
+        samples: how many they are.
+    """
+
+    identity: Sequence[Any]
+    stamp: Sequence[int]
+    samples: int
 
 
 class Share(NamedTuple):
@@ -82,6 +98,18 @@ class Source(ABC):
         Raises:
             BadSample: it cannot be read now, or has no caption.
         """
+
+    def parts(self) -> list[Part]:
+        """All samples in order; a source that is not resumable has no parts."""
+        return []
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image in pixels, read without more of the sample than is needed.
+
+        Raises:
+            BadSample, UnreadableImage: it cannot be read now, or is damaged.
+        """
+        return images.image_size(self[index].image)
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
         """Ends what reads ahead, if anything does."""

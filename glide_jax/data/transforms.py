@@ -1,10 +1,10 @@
-"""Image files to training images: decode to RGB on white, crop a square, resize with antialiasing.
+"""Image files to training images: decode to RGB on white, crop to a shape, resize with antialiasing.
 
 Images are 8-bit RGB Pillow images here; they become [height, width, 3] arrays when a batch is filled.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,26 @@ _REDUCING_GAP = 2.0
 _WHITE_FROM = 250
 
 
+class Size(NamedTuple):
+    """Height and width of an image in pixels, written as "48x80"."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def square(cls, side: int) -> Self:
+        """A side by itself."""
+        return cls(side, side)
+
+    @property
+    def aspect(self) -> float:
+        """Width / height."""
+        return self.width / self.height
+
+
 class Box(NamedTuple):
     """A rectangle in pixels of its image; `right` and `bottom` are exclusive."""
 
@@ -26,24 +46,24 @@ class Box(NamedTuple):
     bottom: float
 
 
-def decode(data: bytes, side: int = 0) -> Decoded:
+def decode(data: bytes, least: tuple[int, int] | None = None) -> Decoded:
     """An encoded image as `images.open_image` gives it.
 
     Args:
         data: the content of a file.
-        side: as for `images.decode`.
+        least: as for `images.decode`.
 
     Raises:
         BadSample: it cannot be decoded to the end, or has more than 80 million pixels.
     """
     try:
-        decoded = images.decode(data, side=side)
+        decoded = images.decode(data, least=least)
         return decoded._replace(image=images.on_white(images.eight_bits(decoded.image)))
     except images.UnreadableImage as error:
         raise BadSample(error.reason) from error
 
 
-def prepare(data: bytes, size: int, crop: str, resize_ratio: float, trim: bool) -> Image.Image:
+def prepare(data: bytes, size: Size, crop: str, resize_ratio: float, trim: bool) -> Image.Image:
     """An encoded image as far as it can be made without random numbers; raises `BadSample`.
 
     Unless `crop` is "random" it is cropped and resized to `size`; otherwise it is whole, and a JPEG is decoded at the
@@ -53,52 +73,58 @@ def prepare(data: bytes, size: int, crop: str, resize_ratio: float, trim: bool) 
         image = trim_white(decode(data).image)
         decoded = Decoded(image, *image.size)
     else:
-        decoded = decode(data, decoding_side(size, crop, resize_ratio))
+        decoded = decode(data, least_decoded(size, crop, resize_ratio))
     if crop == "random":
         return decoded.image
     width, height = decoded.width, decoded.height
-    box = Box(0, 0, width, height) if crop == "squash" else center_box(width, height)
+    box = Box(0, 0, width, height) if crop == "squash" else center_box(width, height, size)
     return resize_crop_reduced(decoded, box, size)
 
 
-def decoding_side(size: int, crop: str, resize_ratio: float) -> int:
-    """The shorter side in pixels to decode to at least, so that every possible crop has twice `size`."""
-    return math.ceil(2 * size / (math.sqrt(resize_ratio) if crop == "random" else 1.0))
+def least_decoded(size: Size, crop: str, resize_ratio: float) -> tuple[int, int]:
+    """The width and height in pixels to decode to at least, so that every possible crop has twice `size`."""
+    least = math.sqrt(resize_ratio) if crop == "random" else 1.0
+    return math.ceil(2 * size.width / least), math.ceil(2 * size.height / least)
 
 
-def center_box(width: int, height: int) -> Box:
-    """The largest centred square."""
-    side = min(width, height)
-    return _square((width - side) // 2, (height - side) // 2, side)
+def center_box(width: int, height: int, shape: Size) -> Box:
+    """The largest centred box of a shape."""
+    wide, high = _largest(width, height, shape)
+    left, top = (width - wide) // 2, (height - high) // 2
+    return Box(left, top, left + wide, top + high)
 
 
-def random_box(width: int, height: int, resize_ratio: float, rng: np.random.Generator) -> Box:
-    """A square anywhere in the image whose area is uniform in [resize_ratio, 1] of the largest square's.
+def random_box(width: int, height: int, shape: Size, resize_ratio: float, rng: np.random.Generator) -> Box:
+    """A box of a shape anywhere in the image, whose area is uniform in [resize_ratio, 1] of the largest one's.
 
-    For square images this is `RandomResizedCrop(scale=(resize_ratio, 1), ratio=(1, 1))`; for longer ones
-    the fraction is of the largest square, not of the whole image, so it never falls back to the centre.
+    For square images and boxes this is `RandomResizedCrop(scale=(resize_ratio, 1), ratio=(1, 1))`; for others
+    the fraction is of the largest box, not of the whole image, so it never falls back to the centre.
     """
-    side = max(1, round(min(width, height) * math.sqrt(rng.uniform(resize_ratio, 1.0))))
-    return _square(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side)
+    scale = math.sqrt(rng.uniform(resize_ratio, 1.0))
+    wide, high = (max(1, round(edge * scale)) for edge in _largest(width, height, shape))
+    left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+    return Box(left, top, left + wide, top + high)
 
 
-def _square(left: int, top: int, side: int) -> Box:
-    return Box(left, top, left + side, top + side)
+def _largest(width: int, height: int, shape: Size) -> tuple[float, float]:
+    """Width and height of the largest box of a shape in an image."""
+    return min(width, height * shape.width / shape.height), min(height, width * shape.height / shape.width)
 
 
-def resize_crop_reduced(decoded: Decoded, box: Box, size: int) -> Image.Image:
+def resize_crop_reduced(decoded: Decoded, box: Box, size: Size) -> Image.Image:
     """The part in a box of pixels in the file, to fractions of a pixel where decoding has reduced them."""
     return resize_crop(decoded.image, Box(*(edge / decoded.reduction for edge in box)), size)
 
 
-def resize_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The part in `box` at `size` pixels a side: averaged to no less than twice that, then bicubic."""
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
+def resize_crop(image: Image.Image, box: Box, size: Size) -> Image.Image:
+    """The part in `box` at some size: averaged to no less than twice that, then bicubic."""
+    return image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
 
 
-def downsample(image: Image.Image, size: int, method: str = "bicubic") -> Image.Image:
+def downsample(image: Image.Image, size: Size, method: str = "bicubic") -> Image.Image:
     """An upsampler's low-resolution input, from the finished crop: antialiased `bicubic`, or `area`."""
-    return image.resize((size, size), Image.Resampling.BOX if method == "area" else Image.Resampling.BICUBIC)
+    kind = Image.Resampling.BOX if method == "area" else Image.Resampling.BICUBIC
+    return image.resize((size.width, size.height), kind)
 
 
 def trim_white(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from glide_jax.data import DataConfig, examples
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.source import BadSample
 from glide_jax.data.sources.webdataset import WebDataset
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.distances import Estimate, Features, frechet_estimate, kernel_estimate, mean_estimate
 from glide_jax.evaluate.run_folder import Candidate, PromptRecord, RunFolder
@@ -99,7 +100,7 @@ def _from_files(files: list[Path], size: int) -> _Found:
 
 def _from_shards(path: str, size: int) -> _Found:
     config = DataConfig(path=path, cache_mb=0)
-    images = examples.Images(WebDataset(config), config, size)
+    images = examples.Images(WebDataset(config), config, lambda _: Size.square(size))
 
     def usable() -> Iterator[Pixels]:
         for index in range(len(images)):

@@ -62,10 +62,9 @@ class ModelConfig(Options):
         self._check_divisibility()
 
     def _check_divisibility(self) -> None:
-        levels = len(self.channel_mult)
-        scale = 2 ** (levels - 1)
-        if self.image_size % scale:
-            raise GlideError(f"model.image_size {self.image_size} must be divisible by {scale} for {levels} levels")
+        if self.image_size % self.unit:
+            levels = len(self.channel_mult)
+            raise GlideError(f"model.image_size {self.image_size} must be divisible by {self.unit} for {levels} levels")
         per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
         for mult in self.channel_mult:
             channels = mult * self.num_channels
@@ -86,6 +85,11 @@ class ModelConfig(Options):
         """Which of the four published variants this is."""
         kind = "upsample" if self.super_res else "base"
         return f"{kind}-inpaint" if self.inpaint else kind  # type: ignore[return-value]
+
+    @property
+    def unit(self) -> int:
+        """What height and width of an image must be multiples of, because every level but the first halves them."""
+        return 2 ** (len(self.channel_mult) - 1)
 
     @property
     def in_channels(self) -> int:

@@ -384,7 +384,7 @@ def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = 
     """Height and width; raises `GlideError` where the UNet cannot halve them as often as it does."""
     config = model.stage.model.config
     height, width = size or 2 * (config.image_size,)
-    unit = 2 ** (len(config.channel_mult) - 1)
+    unit = config.unit
     if height < unit or width < unit or height % unit or width % unit:
         raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")
     return height, width

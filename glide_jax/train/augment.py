@@ -1,5 +1,7 @@
 """Conditioning of training examples beside the text: augmented low-resolution inputs, inpainting masks."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -37,7 +39,8 @@ def condition(
         low_res = _augment(config, low_res, keys)
     if not model.inpaint:
         return Conditioning(text, low_res)
-    masks = random_masks(config.masks, jax.vmap(lambda key: fold(key, 0))(keys), x_0.shape[1])
+    _, height, width, _ = x_0.shape
+    masks = random_masks(config.masks, jax.vmap(lambda key: fold(key, 0))(keys), (height, width))
     return Conditioning(text, low_res, x_0, masks)
 
 
@@ -68,38 +71,39 @@ def _blur(images: LowResImage, sigma: Float[Array, "batch 1 1 1"]) -> LowResImag
     return images
 
 
-def random_masks(config: MaskConfig, keys: Key[Array, " batch"], side: int) -> Float[Array, "batch side side 1"]:
+def random_masks(
+    config: MaskConfig, keys: Key[Array, " batch"], size: tuple[int, int]
+) -> Float[Array, "batch height width 1"]:
     """An inpainting mask for each key alone: 1 where a pixel is known, 0 where it is to be inpainted."""
     weights = jnp.asarray(config.shares, jnp.float32)
 
-    def mask(key: Key[Array, ""]) -> Bool[Array, "side side"]:
+    def mask(key: Key[Array, ""]) -> Bool[Array, "height width"]:
         kind_key, key = jax.random.split(key)
         kind = jax.random.categorical(kind_key, jnp.log(weights))
-        holes = jnp.stack(
-            [_rectangles(key, side), _strokes(key, side), jnp.ones((side, side), bool), jnp.zeros((side, side), bool)]
-        )
+        holes = jnp.stack([_rectangles(key, size), _strokes(key, size), jnp.ones(size, bool), jnp.zeros(size, bool)])
         return ~holes[kind]
 
     return jax.vmap(mask)(keys)[..., None].astype(jnp.float32)
 
 
-def _rectangles(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
+def _rectangles(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "height width"]:
     size_key, place_key, count_key = jax.random.split(key, 3)
     sizes = jax.random.uniform(size_key, (_RECTANGLES, 2), minval=1 / 8, maxval=5 / 8)
     corners = jax.random.uniform(place_key, (_RECTANGLES, 2)) * (1 - sizes)
-    points, low, high = _centres(side)[None], corners[..., None, None], (corners + sizes)[..., None, None]
+    points, low, high = _centres(size)[None], corners[..., None, None], (corners + sizes)[..., None, None]
     inside = ((points > low) & (points < high)).all(axis=1)
     count = jax.random.randint(count_key, (), 1, _RECTANGLES + 1)
     return (inside & (jnp.arange(_RECTANGLES) < count)[:, None, None]).any(axis=0)
 
 
-def _strokes(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
-    """Pixels nearer to a broken line than half its width."""
+def _strokes(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "height width"]:
+    """Pixels nearer to a broken line than half its width, which is a fraction of the side of a square as large."""
     corner_key, width_key, count_key = jax.random.split(key, 3)
-    corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2))
+    extent = jnp.asarray(size, jnp.float32) / math.sqrt(math.prod(size))
+    corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2)) * extent
     half_widths = jax.random.uniform(width_key, (_STROKES, 1), minval=0.03, maxval=0.1)
     starts, ends = corners[:, :-1, :, None, None], corners[:, 1:, :, None, None]
-    points = _centres(side)[None, None]
+    points = (_centres(size) * extent[:, None, None])[None, None]
     along = ends - starts
     share = ((points - starts) * along).sum(2, keepdims=True) / jnp.maximum((along**2).sum(2, keepdims=True), 1e-8)
     distance = jnp.linalg.norm(points - starts - jnp.clip(share, 0, 1) * along, axis=2)
@@ -108,7 +112,7 @@ def _strokes(key: Key[Array, ""], side: int) -> Bool[Array, "side side"]:
     return ((distance < half_widths[..., None, None]) & used[..., None, None]).any(axis=(0, 1))
 
 
-def _centres(side: int) -> Float[Array, "2 side side"]:
+def _centres(size: tuple[int, int]) -> Float[Array, "2 height width"]:
     """Rows and columns of the pixels' centres, in [0, 1]."""
-    middle = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
-    return jnp.stack(jnp.meshgrid(middle, middle, indexing="ij"))
+    middles = [(jnp.arange(edge, dtype=jnp.float32) + 0.5) / edge for edge in size]
+    return jnp.stack(jnp.meshgrid(*middles, indexing="ij"))

@@ -1,5 +1,6 @@
 """Every option of a training run: the tables that configuration pages, checks and documentation are made from."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -226,6 +227,11 @@ class RunConfig(Options):
                 "train.distill has no validation loss, which would be of levels that its steps leave out: use"
                 " train.validate_every=0"
             )
+        factor = self.model.image_size // self.model.low_res_size if self.model.super_res else 1
+        unit = math.lcm(self.model.unit, max(factor, 1))
+        for size in self.data.sizes:
+            if size.height % unit or size.width % unit:
+                raise GlideError(f"data.buckets {size}: height and width must be multiples of {unit} for this model")
         if not self.train.prior.prompts:
             return
         if self.model.super_res or self.model.inpaint:

@@ -1,5 +1,6 @@
 """A dry run: what a run would train, how much memory it would take, its first batch, whether its step compiles."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,17 +42,19 @@ def _dry_run(config: RunConfig) -> int:
     console = Console()
     console.print(model_table(program))
     with progress.phase("opening the data"), training_data(config, start.position) as data:
-        batch = next(data)
+        batch, sizes = next(data), [size for size, count in data.counts.items() if count]
     path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
     save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
     print(f"first batch: {path}")
     begun = time.perf_counter()
+    largest = max(sizes, key=math.prod)
     with progress.phase("compiling the training step"), fitting(config.train):
-        compiled = program.compile()
+        compiled = program.compile(largest)
     seconds = time.perf_counter() - begun
     console.print(memory_table(program, compiled))
-    flops = program.step_flops()
-    print(f"one step: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
+    flops = program.step_flops(largest)
+    of = f" of {largest}, the largest of {len(sizes)} sizes" if len(sizes) > 1 else ""
+    print(f"one step{of}: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
     return 0
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from glide_jax import progress
 from glide_jax.checkpoint import CheckpointStore, complete_steps
 from glide_jax.data.examples import Batch
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.options import build, flat, nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
@@ -119,8 +120,7 @@ class Trainer:
                 self.log = stack.enter_context(RunLog(self.run_dir, self.config))
                 stack.enter_context(self.store)
                 stack.enter_context(self.data)
-                with _phase("compiling the training step"), fitting(train):
-                    self._train_step = self.program.compile()
+                self._train_steps = dict(self._compiled())
                 with _phase("waiting for the other processes"):
                     wait_for_all(f"{self.run_dir}, step {self.step}")
             interrupt = stack.enter_context(Interrupt())
@@ -147,6 +147,15 @@ class Trainer:
                     raise GlideError(f"{error}; the state after step {self.step} is saved") from error
                 raise
 
+    def _compiled(self) -> Iterator[tuple[Size, jax.stages.Compiled]]:
+        """The training step for each size of the data: here, so that no signal and no lack of memory comes later."""
+        counts = {size: count for size, count in self.data.counts.items() if count}
+        for number, (size, count) in enumerate(counts.items(), start=1):
+            of = f" for {size}, {number} of {len(counts)}: {count} images" if len(counts) > 1 else ""
+            with _phase(f"compiling the training step{of}"), fitting(self.config.train):
+                step = self.program.compile(size)
+            yield size, step
+
     def _prepare(self) -> None:
         """What the hooks need; and a grid and a validation loss of the weights that fine-tuning starts from."""
         train = self.config.train
@@ -156,8 +165,8 @@ class Trainer:
             self._sample()
         self.watch = SkipWatch(self.run_dir, train.max_skipped_updates, int(self.state["skips"]["count"]))
         peak = peak_flops(jax.devices()[0].device_kind, train.peak_tflops)
-        utilization = self.program.step_flops() / peak if peak else None
-        self.meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds, utilization)
+        self._at_peak = {size: self.program.step_flops(size) / peak for size in self._train_steps} if peak else {}
+        self.meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds)
         self.learning_rate = learning_rate(train.optimizer, train.cosine_steps)
         self._logged = time.monotonic()
 
@@ -176,8 +185,9 @@ class Trainer:
         if train.max_minutes:
             used = self._minutes() / train.max_minutes
             arrays = arrays | {"used": np.full(len(arrays["index"]), used, np.float32)}
-        with fitting(train, self._train_step):
-            self.state, metrics = self._train_step(self.state, put_batch(arrays, self.mesh))
+        step = self._train_steps[batch.size]
+        with fitting(train, step):
+            self.state, metrics = step(self.state, put_batch(arrays, self.mesh))
         self.step += 1
         # Reading the metrics of the step before only now keeps the device busy while the host waits.
         self._read_metrics()
@@ -189,11 +199,11 @@ class Trainer:
             return
         (step, metrics, batch, data), self._unread = self._unread, None
         train = self.config.train
-        with fitting(train, self._train_step):
+        with fitting(train, self._train_steps[batch.size]):
             values = dict(jax.device_get(metrics))
         skipped = int(values.pop("skipped_updates"))
         self._time_used = float(values.pop("time_used", 0.0))
-        self.meter.add(values, skipped=skipped > self.watch.count)
+        self.meter.add(values, skipped=skipped > self.watch.count, at_peak=self._at_peak.get(batch.size))
         self.watch.see(step, skipped, float(values["loss"]), float(values["grad_norm"]), batch)
         # Nothing that processes do together depends on the time, which they need not agree on here.
         late = time.monotonic() - self._logged >= _LOG_SECONDS

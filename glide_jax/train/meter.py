@@ -90,7 +90,6 @@ class Meter:
         batch_size: images per step.
         goodput: counts the time of every step that is not skipped.
         waited: seconds spent waiting for data so far.
-        utilization_per_second: FLOPs of a step over the device's peak FLOP/s; None where that is unknown.
         clock: seconds; a test may give its own.
     """
 
@@ -99,11 +98,10 @@ class Meter:
         batch_size: int,
         goodput: Goodput,
         waited: Callable[[], float],
-        utilization_per_second: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batch_size, self._goodput, self._waited = batch_size, goodput, waited
-        self._utilization, self._clock = utilization_per_second, clock
+        self._clock = clock
         self._clear()
         self.resume()
 
@@ -111,12 +109,19 @@ class Meter:
         """Leaves out the time since the last step: it went into a checkpoint, a sample grid or a validation."""
         self._mark, self._waited_at_mark = self._clock(), self._waited()
 
-    def add(self, values: Values, *, skipped: bool) -> None:
-        """Takes in a step that has just finished; of a skipped one only the time counts."""
+    def add(self, values: Values, *, skipped: bool, at_peak: float | None = None) -> None:
+        """Takes in a step that has just finished; of a skipped one only the time counts.
+
+        Args:
+            values: its metrics.
+            skipped: whether it was.
+            at_peak: seconds it would take at the device's peak FLOP/s; None where that is unknown.
+        """
         before, waited_before = self._mark, self._waited_at_mark
         self.resume()
         seconds, wait = self._mark - before, self._waited_at_mark - waited_before
         self._seconds.append(seconds)
+        self._at_peak.append(at_peak or 0.0)
         self._wait += wait
         if not skipped:
             self._goodput.productive += max(seconds - wait, 0.0)
@@ -133,13 +138,14 @@ class Meter:
             "data_wait_share": self._wait / total,
             "goodput": self._goodput.share(),
         }
-        if self._utilization is not None:
-            figures["mfu"] = self._utilization * len(self._seconds) / total
+        if any(self._at_peak):
+            figures["mfu"] = sum(self._at_peak) / total
         self._clear()
         return figures
 
     def _clear(self) -> None:
         self._seconds: list[float] = []
+        self._at_peak: list[float] = []
         self._values: list[Values] = []
         self._wait = 0.0
 

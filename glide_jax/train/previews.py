@@ -68,8 +68,9 @@ class Previews:
 
     def _make_masks(self) -> np.ndarray:
         keys = keys_per_example(stream_key(0, "preview masks"), jnp.arange(len(self._prompts)))
+        _, height, width, _ = self._true.shape
         # Neither everything nor nothing: there is to be something to see.
-        return np.asarray(random_masks(MaskConfig(everything=0.0, nothing=0.0), keys, self._true.shape[1]))
+        return np.asarray(random_masks(MaskConfig(everything=0.0, nothing=0.0), keys, (height, width)))
 
     def _seen(self) -> list[np.ndarray]:
         """What the model was given, at the size of its images."""

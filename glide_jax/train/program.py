@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from glide_jax.compute import check_device
 from glide_jax.data.examples import Shapes, empty_batch
+from glide_jax.data.transforms import Size
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Glide, Params
 from glide_jax.models.lora import GROUP, stored_type
@@ -107,10 +108,10 @@ class Program:
         """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
         return self.make_state(self._key(), params)
 
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of a training batch over all devices."""
+    def abstract_batch(self, size: Size | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a training batch over all devices; None is the square."""
         model = self.config.model
-        shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx)
+        shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx, size)
         sharding = batch_sharding(self.mesh)
         train = self.config.train
         arrays = empty_batch(shapes, train.batch_size).arrays
@@ -118,13 +119,13 @@ class Program:
             arrays["used"] = np.zeros(train.batch_size, np.float32)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in arrays.items()}
 
-    def compile(self) -> jax.stages.Compiled:
+    def compile(self, size: Size | None = None) -> jax.stages.Compiled:
         """The training step as one program for exactly this state and batch, which cannot be compiled again."""
-        return self.train_step.lower(self.abstract_packed, self.abstract_batch()).compile()
+        return self.train_step.lower(self.abstract_packed, self.abstract_batch(size)).compile()
 
-    def step_flops(self) -> float:
+    def step_flops(self, size: Size | None = None) -> float:
         """FLOPs of one device in one step, by `meter.product_flops`."""
-        traced = self.train_step.trace(self.abstract_packed, self.abstract_batch())
+        traced = self.train_step.trace(self.abstract_packed, self.abstract_batch(size))
         return product_flops(traced.jaxpr.jaxpr) / self.mesh.size
 
     def state_bytes(self) -> dict[str, int]:

@@ -273,10 +273,21 @@ def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3
 def training_data(config: RunConfig, position: int) -> DataStream:
     """Endless batches from `position` on, this process's share; raises `GlideError` as `open_data`."""
     train = config.train
-    return open_data(
+    data = open_data(
         config.data, **_sizes(config.model), batch_size=train.batch_size, seed=train.seed, position=position,
         **_processes(),
     )  # fmt: skip
+    _check_counts(list(data.counts.values()))
+    return data
+
+
+def _check_counts(counts: Collection[int]) -> None:
+    """Raises `GlideError` if processes see different images, for they must agree on the shape of each batch."""
+    if len(counts) == 1 or jax.process_count() == 1:
+        return
+    everywhere = multihost_utils.process_allgather(np.array([*counts], np.int32))
+    if (everywhere != everywhere[0]).any():
+        raise GlideError(f"processes see different images: {everywhere.tolist()} in data.buckets; give all the same")
 
 
 def validation_data(config: RunConfig) -> ValidationData | None:

@@ -174,7 +174,7 @@ def open_upload(source: str | Path | bytes, most_pixels: int) -> Image.Image:
         GlideError: no image, a damaged one, or one of too many pixels, which is not decoded then.
     """
     try:
-        image = eight_bits(decode(source, most_pixels, SIDE).image)
+        image = eight_bits(decode(source, most_pixels, (SIDE, SIDE)).image)
     except UnreadableImage as error:  # where the file lies is not for everyone to know
         raise GlideError(f"not a readable image: {error.why}") from error
     factor = min(image.size) // SIDE

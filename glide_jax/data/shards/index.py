@@ -115,9 +115,12 @@ class Selection:
 
     def index_file(self, shard: Path) -> IndexFile:
         """Where the index of a shard under this selection is kept."""
+        return IndexFile("webdataset", self.identity(shard), stamp_of(shard))
+
+    def identity(self, shard: Path) -> list[Any]:
+        """What decides which samples a shard has, beside its content."""
         lines = (str(self.lines_path.resolve()), *stamp_of(self.lines_path)) if self.needs_lines else ()
-        selection = [self.images, self.captions, asdict(self._bounds), lines]
-        return IndexFile("webdataset", [str(shard.resolve()), selection], stamp_of(shard))
+        return [str(shard.resolve()), [self.images, self.captions, asdict(self._bounds), lines]]
 
 
 def index_shard(shard: Path, selection: Selection) -> Index:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
-from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.shards.index import stamp_of
+from glide_jax.data.source import WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 from glide_jax.files import lines
-from glide_jax.images import SUFFIXES
+from glide_jax.images import SUFFIXES, image_size
 
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
@@ -54,6 +55,13 @@ class Folder(Source):
     def __getitem__(self, index: int) -> Sample:
         image, text = self._pairs[index]
         return Sample(_read(image), _captions(image, text))
+
+    def parts(self) -> list[Part]:
+        images = [image for image, _ in self._pairs]
+        return [Part([*map(str, images)], [number for image in images for number in _stamp(image)], len(images))]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return image_size(self._pairs[index][0])
 
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
@@ -111,6 +119,13 @@ def _captions(image: Path, text: Path | None) -> tuple[str, ...]:
     if text is not None:
         return usable_captions([part for caption in usable_captions(_read(text)) for part in lines(caption)])
     return usable_captions(" ".join(_IDENTIFIER.sub("", image.stem).replace("_", " ").split()))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        return stamp_of(path)
+    except OSError:  # a link to nothing, or removed since
+        return 0, 0
 
 
 def _read(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
 from glide_jax.data.shards.index import Index, IndexFile, stamp_of
-from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.source import WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
@@ -46,8 +46,11 @@ class Tfds(Source):
         self._records = _data_source(builder, split, self._image)
         self.counts: Counter[str] = Counter()
         self._kept: Sequence[int] | Int64[np.ndarray, " samples"] = range(len(self._records))
+        folder, chosen = Path(builder.data_path), [self._image, self._caption, config.label_templates]
+        self._identity = [str(folder), config.path, *chosen, asdict(config.filters)]
+        self._stamp = [number for path in sorted(folder.glob("*.array_record*")) for number in stamp_of(path)]
         if Filters(config.filters):
-            index = self._filtered(config, Path(builder.data_path))
+            index = self._filtered(config)
             self._kept, self.counts = index.rows, Counter(index.counts)
             report_unlabelled(index.unlabelled, len(index.rows))
         if not len(self._kept):
@@ -60,11 +63,12 @@ class Tfds(Source):
         record = self._records[int(self._kept[index])]
         return Sample(record[self._image], self._captions(_at(record, self._caption)))
 
-    def _filtered(self, config: DataConfig, folder: Path) -> Index:
+    def parts(self) -> list[Part]:
+        return [Part(self._identity, self._stamp, len(self))]
+
+    def _filtered(self, config: DataConfig) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""
-        chosen = [self._image, self._caption, config.label_templates, asdict(config.filters)]
-        stamp = [number for path in sorted(folder.glob("*.array_record*")) for number in stamp_of(path)]
-        file = IndexFile("tfds", [str(folder), config.path, *chosen], stamp)
+        file = IndexFile("tfds", self._identity, self._stamp)
         return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
 
     def _judged(self, filters: Filters) -> Index:

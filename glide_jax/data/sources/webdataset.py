@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from glide_jax.data.filters import report_unlabelled
 from glide_jax.data.shards.captions import Span, captions_in, read_spans
 from glide_jax.data.shards.index import Index, IndexFile, Selection, index_shard, stamp_of
 from glide_jax.data.shards.patterns import find_shards
-from glide_jax.data.source import WHOLE, Sample, Share, Source, listed
+from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
+from glide_jax.images import UnreadableImage, image_size
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
 _GIVE_UP_AFTER = 50_000  # samples of which not one passed
 _LISTED = 10  # damaged shards named
+_JPEG, _JPEG_HEADER = b"\xff\xd8", 2**13  # how a JPEG begins, and most bytes that its size is likely to be in
 
 
 class WebDataset(Source):
@@ -54,18 +57,34 @@ class WebDataset(Source):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        position = int(np.searchsorted(self._ends, index, side="right"))
-        rows, shard = self._rows[position], self._shards[position]
-        image_at, caption_at, image_size, caption_size, key = rows[index - int(self._ends[position])].item()
-        place = self._selection.captions[key]
+        position, (image_at, caption_at, image_size, caption_size, key) = self._row(index)
+        place, shard, stamp = self._selection.captions[key], self._shards[position], self._stamps[position]
         spans = Span(image_at, image_size), Span(caption_at, caption_size)
-        stamp = self._stamps[position]
         if place.member == "jsonl":
             (image,) = read_spans(shard, spans[0], stamp=stamp)
             (text,) = read_spans(self._selection.lines_path, spans[1], stamp=self._lines_stamp)
         else:
             image, text = read_spans(shard, *spans, stamp=stamp)
         return Sample(image, captions_in(text, place))
+
+    def parts(self) -> list[Part]:
+        shards = zip(self._shards, self._stamps, self._rows, strict=True)
+        return [Part(self._selection.identity(shard), stamp, len(rows)) for shard, stamp, rows in shards]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        position, (offset, _, size, *_) = self._row(index)
+        shard, stamp = self._shards[position], self._stamps[position]
+        (start,) = read_spans(shard, Span(offset, min(size, _JPEG_HEADER)), stamp=stamp)
+        if start.startswith(_JPEG):  # other formats may have their orientation at the end
+            with suppress(UnreadableImage):
+                return image_size(start)
+        return image_size(*read_spans(shard, Span(offset, size), stamp=stamp))
+
+    def _row(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """The number of a sample's shard, and its row in the index of that."""
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        rows = self._rows[position]
+        return position, rows[index - int(self._ends[position])].item()
 
 
 def _index_all(
