@@ -92,7 +92,7 @@ class DataConfig(Options):
     revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
     resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
     crop: Annotated[
-        Crop, option("largest centred square, a random one, or all pressed into one; of a bucket its shape")
+        Crop, option("largest centred square (or shape of a bucket), a random one, or all pressed into it")
     ] = "center"
     buckets: Annotated[
         Words, option("sizes of training images by aspect ratio, as 64x64 48x80 80x48; empty: squares", metavar="HxW")

@@ -1,7 +1,5 @@
 """Conditioning of training examples beside the text: augmented low-resolution inputs, inpainting masks."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -74,7 +72,10 @@ def _blur(images: LowResImage, sigma: Float[Array, "batch 1 1 1"]) -> LowResImag
 def random_masks(
     config: MaskConfig, keys: Key[Array, " batch"], size: tuple[int, int]
 ) -> Float[Array, "batch height width 1"]:
-    """An inpainting mask for each key alone: 1 where a pixel is known, 0 where it is to be inpainted."""
+    """An inpainting mask for each key alone: 1 where a pixel is known, 0 where it is to be inpainted.
+
+    In other shapes than a square it is the square's, stretched.
+    """
     weights = jnp.asarray(config.shares, jnp.float32)
 
     def mask(key: Key[Array, ""]) -> Bool[Array, "height width"]:
@@ -97,13 +98,12 @@ def _rectangles(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "heig
 
 
 def _strokes(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "height width"]:
-    """Pixels nearer to a broken line than half its width, which is a fraction of the side of a square as large."""
+    """Pixels nearer to a broken line than half its width."""
     corner_key, width_key, count_key = jax.random.split(key, 3)
-    extent = jnp.asarray(size, jnp.float32) / math.sqrt(math.prod(size))
-    corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2)) * extent
+    corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2))
     half_widths = jax.random.uniform(width_key, (_STROKES, 1), minval=0.03, maxval=0.1)
     starts, ends = corners[:, :-1, :, None, None], corners[:, 1:, :, None, None]
-    points = (_centres(size) * extent[:, None, None])[None, None]
+    points = _centres(size)[None, None]
     along = ends - starts
     share = ((points - starts) * along).sum(2, keepdims=True) / jnp.maximum((along**2).sum(2, keepdims=True), 1e-8)
     distance = jnp.linalg.norm(points - starts - jnp.clip(share, 0, 1) * along, axis=2)

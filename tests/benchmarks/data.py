@@ -32,7 +32,7 @@ from glide_jax.tokenizer import GlideTokenizer
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "golden" / "photographs"
 CAPTION = "a photograph of a thing number {} on a table, with soft light from the left side"
-BATCH = 64
+BATCH, SIZE = 64, transforms.Size.square(64)
 SHARDS = 4
 
 
@@ -106,15 +106,15 @@ def profile(folder: Path) -> dict[str, float]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     source, tokenizer = WebDataset(DataConfig(path=str(folder))), GlideTokenizer()
     samples = [source[i] for i in range(200)]
-    reduced = [transforms.decode(sample.image, 128) for sample in samples]
-    boxes = [transforms.center_box(decoded.width, decoded.height) for decoded in reduced]
+    reduced = [transforms.decode(sample.image, (128, 128)) for sample in samples]
+    boxes = [transforms.center_box(decoded.width, decoded.height, SIZE) for decoded in reduced]
     order = Order(len(source), 0)
     stages: dict[str, Callable[[int], object]] = {
         "order": lambda i: order[i],
         "read image and caption": lambda i: source[i],
         "decode in full (for comparison)": lambda i: transforms.decode(samples[i].image),
-        "decode at reduced scale": lambda i: transforms.decode(samples[i].image, 128),
-        "crop and resize to 64": lambda i: transforms.resize_crop_reduced(reduced[i], boxes[i], 64),
+        "decode at reduced scale": lambda i: transforms.decode(samples[i].image, (128, 128)),
+        "crop and resize to 64": lambda i: transforms.resize_crop_reduced(reduced[i], boxes[i], SIZE),
         "squash from full size (for comparison)": lambda i: full[i % 20].resize((64, 64), Image.Resampling.BICUBIC),
         "tokens": lambda i: tokenizer.padded(samples[i].captions, 128),
         "one keyed random number": lambda i: generator(0, "uncond", i).random(),

@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.data.config import DataConfig
+from glide_jax.data.loader import open_data
+from tests.data.streams import CONTEXT
+
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
@@ -65,3 +69,29 @@ def numbered_shards(write_shard, numbered, tmp_path):
     for shard, numbers in enumerate((range(10), range(10, 25), range(25, 37))):
         write_shard(f"set-{shard:03d}.tar", [numbered(i) for i in numbers])
     return str(tmp_path / "set-{000..002}.tar")
+
+
+@pytest.fixture
+def open_stream(numbered_shards):
+    """Opens a stream over the numbered shards; what it opened is closed at the end."""
+    opened = []
+
+    def open_stream(batch_size=8, seed=0, position=0, processes=(0, 1), image_size=8, low_res_size=None, **options):
+        config = DataConfig(**{"path": numbered_shards, "workers": 2} | options)
+        stream = open_data(
+            config,
+            image_size=image_size,
+            low_res_size=low_res_size,
+            text_ctx=CONTEXT,
+            batch_size=batch_size,
+            seed=seed,
+            position=position,
+            process_index=processes[0],
+            process_count=processes[1],
+        )
+        opened.append(stream)
+        return stream
+
+    yield open_stream
+    for stream in opened:
+        stream.close()

@@ -60,6 +60,16 @@ def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path,
     assert capsys.readouterr().err == "error: data.filters.min_aspect 3.0 must be below max_aspect 2.0\n"
 
 
+def test_the_command_counts_the_images_of_each_bucket(write_shard, numbered, encode, tmp_path, capsys):
+    wide = {"png": encode(np.zeros((10, 16, 3), np.uint8))}
+    path = write_shard("a.tar", [numbered(i) | (wide if i < 3 else {}) for i in range(12)])
+    sheet = ["--sheet", tmp_path / "sheet.png", "--image_size", 8]
+    assert check_in_process(path, *sheet, "--buckets", "8x8", "8x12", "12x8") == 0
+    shown = capsys.readouterr().out
+    for line in ("12x8: 0 images, 0.0%", "8x8: 9 images, 75.0%", "8x12: 3 images, 25.0%"):
+        assert f"\nbucket {line}\n" in shown
+
+
 def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):
     path = str(write_shard("a.tar", [numbered(i) for i in range(3)]))
     check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)

@@ -6,7 +6,13 @@ from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Images
 from glide_jax.data.source import BadSample
 from glide_jax.data.sources.webdataset import WebDataset
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
+
+
+def square(side):
+    """What makes each sample a square."""
+    return lambda _: Size.square(side)
 
 
 class CountedSource:
@@ -30,7 +36,7 @@ def open_images(numbered_shards):
     def open_images(image_size=8, **options):
         config = DataConfig(path=numbered_shards, **options)
         source = CountedSource(WebDataset(config))
-        return Images(source, config, image_size), source.reads
+        return Images(source, config, square(image_size)), source.reads
 
     return open_images
 
@@ -50,19 +56,19 @@ def test_squashing_and_trimming_are_done_before_the_size(write_shard, encode):
 
     def corner(**options):
         config = DataConfig(path=path, **options)
-        return np.asarray(Images(WebDataset(config), config, 8)[0].image)[-1, -1].tolist()
+        return np.asarray(Images(WebDataset(config), config, square(8))[0].image)[-1, -1].tolist()
 
     assert corner(crop="squash") == [255, 255, 255]
     assert corner(crop="squash", trim_white=True) == corner(trim_white=True) == [200, 0, 0]
     config = DataConfig(path=path, crop="random", trim_white=True)
-    assert Images(WebDataset(config), config, 8)[0].image.size == (20, 10)
+    assert Images(WebDataset(config), config, square(8))[0].image.size == (20, 10)
 
 
 @pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError(), ValueError("from a library")])
 def test_whatever_a_read_raises_costs_one_sample(numbered_shards, error):
     config = DataConfig(path=numbered_shards)
     source = CountedSource(WebDataset(config))
-    images = Images(source, config, 8)
+    images = Images(source, config, square(8))
 
     class Failing:
         def __getitem__(self, index):
@@ -90,7 +96,7 @@ def test_a_set_that_does_not_fit_is_not_kept_at_all(write_shard, encode, numbere
     path = write_shard("a.tar", [big, numbered(1), big])
     config = DataConfig(path=str(path), crop="random", cache_mb=2)
     source = CountedSource(WebDataset(config))
-    images = Images(source, config, 8)
+    images = Images(source, config, square(8))
     for i in (0, 1, 0, 1, 2, 0, 1, 1):
         assert images[i].image.width == (16 if i == 1 else 700)
     assert source.reads == [0, 1, 2, 0, 1, 1]
@@ -118,7 +124,7 @@ def read_all(images, times=1):
 
 def test_bad_samples_are_counted_beside_those_left_out(half_bad):
     config = DataConfig(path=half_bad)
-    images = Images(WebDataset(config), config, 8)
+    images = Images(WebDataset(config), config, square(8))
     read_all(images)
     assert images.report() == {"usable": 10, "read": 10, "corrupt image": 5, "empty caption": 1}
 
@@ -126,7 +132,7 @@ def test_bad_samples_are_counted_beside_those_left_out(half_bad):
 @pytest.mark.parametrize(("bad_share", "stops"), [(0.0, True), (0.49, True), (0.5, False), (1.0, False)])
 def test_training_stops_above_the_configured_share(half_bad, bad_share, stops):
     config = DataConfig(path=half_bad, bad_share=bad_share)
-    images = Images(WebDataset(config), config, 8)
+    images = Images(WebDataset(config), config, square(8))
     images.check_bad_share()
     read_all(images, times=20)
     if stops:
@@ -138,6 +144,6 @@ def test_training_stops_above_the_configured_share(half_bad, bad_share, stops):
 
 def test_a_few_early_bad_samples_do_not_stop(half_bad):
     config = DataConfig(path=half_bad, bad_share=0.1)
-    images = Images(WebDataset(config), config, 8)
+    images = Images(WebDataset(config), config, square(8))
     read_all(images)
     images.check_bad_share()

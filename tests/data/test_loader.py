@@ -1,56 +1,12 @@
-import itertools
 import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from glide_jax.data.config import DataConfig
-from glide_jax.data.loader import open_data
 from glide_jax.errors import GlideError
 from glide_jax.tokenizer import GlideTokenizer
-
-CONTEXT = 6
-
-
-@pytest.fixture
-def open_stream(numbered_shards):
-    """Opens a stream over the numbered shards; what it opened is closed at the end."""
-    opened = []
-
-    def open_stream(batch_size=8, seed=0, position=0, processes=(0, 1), image_size=8, low_res_size=None, **options):
-        config = DataConfig(**{"path": numbered_shards, "workers": 2} | options)
-        stream = open_data(
-            config,
-            image_size=image_size,
-            low_res_size=low_res_size,
-            text_ctx=CONTEXT,
-            batch_size=batch_size,
-            seed=seed,
-            position=position,
-            process_index=processes[0],
-            process_count=processes[1],
-        )
-        opened.append(stream)
-        return stream
-
-    yield open_stream
-    for stream in opened:
-        stream.close()
-
-
-def take(stream, count):
-    return list(itertools.islice(stream, count))
-
-
-def assert_same(first, second):
-    assert first.captions == second.captions
-    assert first.arrays.keys() == second.arrays.keys()
-    for name, array in first.arrays.items():
-        np.testing.assert_array_equal(array, second.arrays[name])
-
-
-AUGMENTED = {"crop": "random", "resize_ratio": 0.5, "hflip_p": 0.5, "uncond_p": 0.3}
+from tests.data.streams import AUGMENTED, CONTEXT, assert_same, take
 
 
 def test_a_batch_has_the_stated_arrays(open_stream):

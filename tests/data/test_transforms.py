@@ -9,9 +9,11 @@ from PIL import Image, ImageOps
 from glide_jax.data import transforms
 from glide_jax.data.order import generator
 from glide_jax.data.source import BadSample
+from glide_jax.data.transforms import Size
 
 PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "golden" / "photographs").glob("*.jpg"))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+SQUARE = Size.square(1)
 
 
 def smooth(height, width):
@@ -30,8 +32,8 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / max(1e-9, np.square(np.asarray(a, float) - np.asarray(b, float)).mean()))
 
 
-def decoded(data, side=0):
-    return np.asarray(transforms.decode(data, side).image)
+def decoded(data, least=None):
+    return np.asarray(transforms.decode(data, least).image)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -136,16 +138,18 @@ def test_floats_without_a_known_range_are_refused(encode):
 def test_jpegs_are_decoded_small_but_not_too_small(encode):
     data = encode(smooth(400, 640), "JPEG")
     assert transforms.decode(data).image.size == (640, 400)
-    assert transforms.decode(data, side=100).image.size == (160, 100)
-    assert transforms.decode(data, side=101).image.size == (320, 200)
-    assert transforms.decode(data, side=401).image.size == (640, 400)
+    assert transforms.decode(data, (100, 100)).image.size == (160, 100)
+    assert transforms.decode(data, (101, 101)).image.size == (320, 200)
+    assert transforms.decode(data, (401, 401)).image.size == (640, 400)
 
 
 def test_scaled_decoding_changes_a_smooth_image_by_rounding_only(encode):
     data = encode(smooth(512, 512), "JPEG", quality=95)
     full, scaled = (
-        np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 32)).astype(int)
-        for image in (transforms.decode(data).image, transforms.decode(data, side=64).image)
+        np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size, SQUARE), Size.square(32))).astype(
+            int
+        )
+        for image in (transforms.decode(data).image, transforms.decode(data, (64, 64)).image)
     )
     np.testing.assert_allclose(scaled, full, atol=2)
 
@@ -154,22 +158,22 @@ def test_scaled_decoding_changes_a_smooth_image_by_rounding_only(encode):
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda path: path.stem)
 def test_scaled_decoding_of_photographs_keeps_38_db(photograph, size):
     data = photograph.read_bytes()
-    whole, reduced = transforms.decode(data), transforms.decode(data, 2 * size)
-    box = transforms.center_box(whole.width, whole.height)
+    whole, reduced = transforms.decode(data), transforms.decode(data, (2 * size, 2 * size))
+    box = transforms.center_box(whole.width, whole.height, SQUARE)
     assert (whole.width, whole.height) == (reduced.width, reduced.height) == whole.image.size
     full = whole.image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    ours = transforms.resize_crop_reduced(reduced, box, size)
+    ours = transforms.resize_crop_reduced(reduced, box, Size.square(size))
     assert psnr(full, ours) >= 38
 
 
 def test_most_photographs_are_decoded_at_a_reduced_scale():
-    reductions = [transforms.decode(path.read_bytes(), 128).reduction for path in PHOTOGRAPHS]
+    reductions = [transforms.decode(path.read_bytes(), (128, 128)).reduction for path in PHOTOGRAPHS]
     assert sorted(reductions) == [2, 2, 2, 4]
 
 
 def test_squashing_shows_the_whole_image(encode):
     data = encode(halves(height=24, width=80))
-    pixels = np.asarray(transforms.prepare(data, 8, "squash", resize_ratio=0.8, trim=False))
+    pixels = np.asarray(transforms.prepare(data, Size.square(8), "squash", resize_ratio=0.8, trim=False))
     assert tuple(pixels[4, 1]) == (200, 30, 60)
     assert tuple(pixels[4, 6]) == (20, 180, 90)
 
@@ -187,15 +191,15 @@ def test_a_white_border_is_trimmed():
 def test_the_low_resolution_image_by_area_is_the_mean():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     means = pixels.reshape(4, 4, 4, 4, 3).mean((1, 3))
-    area = np.asarray(transforms.downsample(Image.fromarray(pixels), 4, "area"))
+    area = np.asarray(transforms.downsample(Image.fromarray(pixels), Size.square(4), "area"))
     np.testing.assert_allclose(area, means, atol=1)
-    bicubic = np.asarray(transforms.downsample(Image.fromarray(pixels), 4, "bicubic"))
+    bicubic = np.asarray(transforms.downsample(Image.fromarray(pixels), Size.square(4), "bicubic"))
     assert np.abs(bicubic - means).max() > 5
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (25, 24), (24, 24), (1, 9)])
 def test_the_centre_box_is_the_largest_centred_square(width, height):
-    box = transforms.center_box(width, height)
+    box = transforms.center_box(width, height, SQUARE)
     side = min(width, height)
     assert (box.right - box.left, box.bottom - box.top) == (side, side)
     assert abs((box.left + box.right) - width) <= 1
@@ -206,7 +210,7 @@ def test_the_centre_box_is_the_largest_centred_square(width, height):
 @pytest.mark.parametrize("ratio", [0.25, 0.8, 1.0])
 def test_random_boxes_are_squares_inside_with_the_stated_area(width, height, ratio):
     largest = min(width, height)
-    boxes = [transforms.random_box(width, height, ratio, generator(0, "crop", g)) for g in range(300)]
+    boxes = [transforms.random_box(width, height, SQUARE, ratio, generator(0, "crop", g)) for g in range(300)]
     for box in boxes:
         side = box.right - box.left
         assert box.bottom - box.top == side >= 1
@@ -224,22 +228,50 @@ def test_a_crop_keeps_the_aspect_ratio(encode):
     y, x = np.mgrid[:60, :120]
     disc = np.where(((x - 59.5) ** 2 + (y - 29.5) ** 2 < 20**2)[..., None], 0, 255).astype(np.uint8).repeat(3, -1)
     image = transforms.decode(encode(disc)).image
-    small = np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size), 30))[..., 0] < 128
+    small = (
+        np.asarray(transforms.resize_crop(image, transforms.center_box(*image.size, SQUARE), Size.square(30)))[..., 0]
+        < 128
+    )
     assert small.any(0).sum() == small.any(1).sum() == 20
 
 
 def test_a_crop_of_its_own_size_is_copied_exactly():
     pixels = halves(height=32, width=47)
-    out = transforms.resize_crop(Image.fromarray(pixels), transforms.Box(7, 0, 39, 32), 32)
+    out = transforms.resize_crop(Image.fromarray(pixels), transforms.Box(7, 0, 39, 32), Size.square(32))
     np.testing.assert_array_equal(np.asarray(out), pixels[:, 7:39])
 
 
 def test_reduction_is_antialiased():
     checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
-    out = transforms.resize_crop(Image.fromarray(checkerboard), transforms.Box(0, 0, 256, 256), 32)
+    out = transforms.resize_crop(Image.fromarray(checkerboard), transforms.Box(0, 0, 256, 256), Size.square(32))
     np.testing.assert_allclose(np.asarray(out).astype(int), 128, atol=2)
 
 
+@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (160, 100), (7, 9)])
+def test_boxes_of_a_shape_are_the_largest_or_parts_of_it(width, height):
+    shape = Size(48, 80)
+    largest = transforms.center_box(width, height, shape)
+    wide, high = largest.right - largest.left, largest.bottom - largest.top
+    assert wide / high == pytest.approx(80 / 48)
+    assert wide == width or high == height
+    assert abs(largest.left + largest.right - width) < 2
+    assert abs(largest.top + largest.bottom - height) < 2
+    for g in range(100):
+        box = transforms.random_box(width, height, shape, 0.25, generator(0, "crop", g))
+        assert 0 <= box.left < box.right <= width
+        assert 0 <= box.top < box.bottom <= height
+        for edge, whole in ((box.right - box.left, wide), (box.bottom - box.top, high)):
+            assert whole / 2 - 0.5 <= edge <= whole + 0.5
+
+
+def test_a_sideways_jpeg_is_reduced_as_far_as_its_upright_size_allows(encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(smooth(160, 640), "JPEG", exif=exif)
+    assert transforms.decode(data, (40, 160)).image.size == (40, 160)
+    assert transforms.decode(data, (160, 40)).image.size == (160, 640)
+
+
 def test_decoding_leaves_every_crop_twice_the_size():
-    assert transforms.decoding_side(64, "center", 0.25) == 128
-    assert transforms.decoding_side(64, "random", 0.25) == 256
+    assert transforms.least_decoded(Size(64, 48), "center", 0.25) == (96, 128)
+    assert transforms.least_decoded(Size(64, 48), "random", 0.25) == (192, 256)

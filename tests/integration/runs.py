@@ -102,7 +102,7 @@ def _program(config, mesh):
     shared = replace(config.train, **{name: getattr(usual, name) for name in (*_HOSTS, "max_minutes")})
     program = copy.copy(make_program(shared))
     program.config = config
-    program.compile = lambda: compiled_step(shared)
+    program.compile = lambda size: compiled_step(shared, size)
     program.fresh_state = lambda: jax.tree.map(jnp.copy, _fresh_state(shared))
     return program
 

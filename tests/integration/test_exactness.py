@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record, save_weights
+from glide_jax.images import save_png
 from glide_jax.models import Glide
 from glide_jax.parallel import make_mesh
 from glide_jax.train.program import Program
@@ -165,3 +166,20 @@ def test_a_run_with_muon_goes_on_bit_for_bit(tmp_path):
     assert losses(stopped) == losses(whole)
     weights = [load_weights(run_dir, Glide(MODEL).abstract_params(), prefer="params") for run_dir in (stopped, whole)]
     assert_same_bits(*weights)
+
+
+def test_a_run_with_buckets_goes_on_bit_for_bit(tmp_path, capsys):
+    folder = tmp_path / "images"
+    for i, side in enumerate([8] * 9 + [12] * 7):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, side, 3), np.uint8)
+        save_png(folder / f"{i}.png", pixels)
+        (folder / f"{i}.txt").write_text(f"number {i}")
+    given = ["--config.data.source=folder", f"--config.data.path={folder}", "--config.data.buckets=('8x8', '8x12')"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for run_dir, steps in ((stopped, 3), (stopped, 6), (whole, 6)):
+        assert train(run_dir, *given, f"--config.train.max_steps={steps}") == 0
+    shown = capsys.readouterr().err
+    for label in ("8x8, 1 of 2: 9 images", "8x12, 2 of 2: 7 images"):
+        assert f"compiling the training step for {label}" in shown
+    assert losses(stopped) == losses(whole)
+    assert_same_bits(*states_of(stopped, whole))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from glide_jax.data.transforms import Size
 from glide_jax.models import Glide
 from glide_jax.parallel import make_mesh, put_batch
 from glide_jax.tokenizer import GlideTokenizer
@@ -16,6 +17,7 @@ from tests.tiny.models import BASE, random_weights
 
 MODEL = replace(BASE, dropout=0.1)
 SIDE = MODEL.image_size
+SQUARE = Size.square(SIDE)
 
 
 def make_batch(size=8, first=0):
@@ -47,10 +49,14 @@ def make_program(config):
     return Program(run, make_mesh(run.parallel))
 
 
+def compiled_step(config, size=SQUARE):
+    """The step as a user runs it, for images of some size: it deletes the state it is given."""
+    return _compiled_step(config, size)
+
+
 @cache
-def compiled_step(config):
-    """The step as a user runs it: it deletes the state it is given."""
-    return make_program(config).compile()
+def _compiled_step(config, size):
+    return make_program(config).compile(size)
 
 
 def make_state(config, params=None):

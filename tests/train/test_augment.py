@@ -74,9 +74,9 @@ def test_impossible_strengths_are_refused(options):
         ConditioningConfig(**options)
 
 
-def masks(config, count=400, side=32):
+def masks(config, count=400, size=(32, 32)):
     keys = keys_per_example(jax.random.key(0), jnp.arange(count))
-    return np.asarray(random_masks(config, keys, side))
+    return np.asarray(random_masks(config, keys, size))
 
 
 def test_kinds_come_in_their_shares():
@@ -109,11 +109,17 @@ def test_one_rectangle_is_a_rectangle():
     assert filled > 10
 
 
+def test_masks_of_another_shape_are_the_squares_stretched():
+    square, high = masks(MaskConfig()), masks(MaskConfig(), size=(64, 16))
+    stretched = high.reshape(400, 32, 2, 16).mean(2).repeat(2, axis=2)
+    assert np.abs(stretched - square[..., 0]).mean() < 0.05
+
+
 def test_a_mask_depends_on_its_key_alone():
     keys = keys_per_example(jax.random.key(1), jnp.arange(6))
-    together = random_masks(MaskConfig(), keys, 16)
+    together = random_masks(MaskConfig(), keys, (16, 16))
     for i in range(6):
-        np.testing.assert_array_equal(random_masks(MaskConfig(), keys[i : i + 1], 16)[0], together[i])
+        np.testing.assert_array_equal(random_masks(MaskConfig(), keys[i : i + 1], (16, 16))[0], together[i])
 
 
 @pytest.mark.parametrize(

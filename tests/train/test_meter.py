@@ -25,12 +25,12 @@ def values(loss, mse=(1.0, 0.0, 2.0, 4.0), counts=(2.0, 0.0, 1.0, 1.0)):
 def test_three_updates_by_hand():
     clock = Clock()
     goodput = Goodput(first_start=0.0)
-    # A step of 6 GFLOP on a device of 10 GFLOP/s.
-    meter = Meter(8, goodput, lambda: clock.waited, 6e9 / 10e9, lambda: clock.now)
-    for loss, seconds, wait in ((1.0, 1.0, 0.5), (2.0, 2.0, 0.0), (6.0, 3.0, 0.25)):
+    # Steps of 6, 3 and 9 GFLOP, as their images' sizes differ, on a device of 10 GFLOP/s.
+    meter = Meter(8, goodput, lambda: clock.waited, lambda: clock.now)
+    for loss, seconds, wait, flops in ((1.0, 1.0, 0.5, 6e9), (2.0, 2.0, 0.0, 3e9), (6.0, 3.0, 0.25, 9e9)):
         clock.now += seconds
         clock.waited += wait
-        meter.add(values(loss), skipped=False)
+        meter.add(values(loss), skipped=False, at_peak=flops / 10e9)
         # A checkpoint, a grid: no part of any step.
         clock.now += 50.0
         clock.waited += 1.0
@@ -41,7 +41,7 @@ def test_three_updates_by_hand():
     assert figures["step_time_p50"] == 2.0
     assert figures["step_time_p95"] == pytest.approx(2.9)
     assert figures["data_wait_share"] == pytest.approx(0.75 / 6.0)
-    assert figures["mfu"] == pytest.approx(3 * 6e9 / (6.0 * 10e9)) == pytest.approx(0.3)
+    assert figures["mfu"] == pytest.approx((6e9 + 3e9 + 9e9) / (6.0 * 10e9)) == pytest.approx(0.3)
     assert goodput.productive == pytest.approx(6.0 - 0.75)
     assert goodput.share(now=21.0) == pytest.approx(0.25)
     assert (figures["mse_q0"], figures["mse_q2"], figures["mse_q3"]) == (0.5, 2.0, 4.0)
@@ -51,7 +51,7 @@ def test_three_updates_by_hand():
 def test_a_skipped_update_takes_time_but_is_no_good():
     clock = Clock()
     goodput = Goodput(first_start=0.0)
-    meter = Meter(8, goodput, lambda: clock.waited, None, lambda: clock.now)
+    meter = Meter(8, goodput, lambda: clock.waited, lambda: clock.now)
     for loss, skipped in ((1.0, False), (np.nan, True)):
         clock.now += 1.0
         meter.add(values(loss), skipped=skipped)

@@ -10,12 +10,16 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from glide_jax.config import from_ml_collections
+from glide_jax.data import DataConfig
+from glide_jax.data.transforms import Size
+from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
 from glide_jax.parallel import ParallelConfig, bytes_per_device, make_mesh, put_batch, state_shardings, with_shardings
 from glide_jax.sample import Inputs, SampleOptions, Stage
 from glide_jax.train import RunConfig
 from glide_jax.train.program import Program
 from tests.parallel.processes import ROOT
+from tests.tiny.models import BASE, UPSAMPLER
 from tests.tiny.training import compiled_step, make_batch, make_config, make_params, make_program
 
 CONFIG = make_config()
@@ -41,6 +45,26 @@ def test_the_abstract_batch_is_what_the_data_package_makes():
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in expected.items()
     }
+
+
+def test_a_step_takes_images_of_any_shape_with_their_masks_and_low_resolution_inputs():
+    run = RunConfig(model=replace(UPSAMPLER, inpaint=True), train=CONFIG)
+    program = Program(run, make_mesh(run.parallel))
+    square, wide = Size(16, 16), Size(16, 24)
+    assert program.abstract_batch(wide)["low_res"].shape == (8, 8, 12, 3)
+    assert program.step_flops() == program.step_flops(square)
+    assert 1.4 < program.step_flops(wide) / program.step_flops(square) < 1.6
+
+
+def test_sizes_that_the_model_cannot_halve_are_refused():
+    given = {"model": replace(BASE, image_size=16, channel_mult=(1, 1)), "train": CONFIG}
+    assert RunConfig(**given, data=DataConfig(buckets=("16x16", "10x14"))).data.sizes == ((16, 16), (10, 14))
+    message = "data.buckets 10x15: height and width must be multiples of 2 for this model"
+    with pytest.raises(GlideError, match=f"^{message}$"):
+        RunConfig(**given, data=DataConfig(buckets=("16x16", "10x15")))
+    by_three = replace(given["model"], image_size=24, super_res=True, low_res_size=8)
+    with pytest.raises(GlideError, match=r"multiples of 6 for this model"):
+        RunConfig(model=by_three, train=CONFIG, data=DataConfig(buckets=("24x24", "24x32")))
 
 
 ROWS = re.findall(
