@@ -121,7 +121,8 @@ def test_a_run_that_is_killed_and_then_told_to_stop_goes_on_bit_for_bit(tmp_path
 def test_two_processes_train_as_one_does_share_checkpoints_with_it_and_stop_together(whole_run, tmp_path):
     both, alone = (shutil.copytree(whole_run, tmp_path / name) for name in ("both", "alone"))
     flags = ["--num_processes=2", f"--coordinator_address=127.0.0.1:{free_port()}", "--config.parallel.data=1"]
-    given = [ENDLESS, *flags, "--config.parallel.fsdp=2"]
+    buckets = "--config.data.buckets=('8x8', '8x12')"  # all are squares; the processes agree on how many there are
+    given = [ENDLESS, *flags, "--config.parallel.fsdp=2", buckets]
     # One's clock may be ahead: both must take the same share of the time for used.
     given.append("--config.train.max_minutes=1000")
     processes = [begin(both, *given, f"--process_id={i}", JAX_PLATFORMS="cpu") for i in range(2)]
@@ -135,7 +136,7 @@ def test_two_processes_train_as_one_does_share_checkpoints_with_it_and_stop_toge
     assert 0 < used[7] < used[stopped] <= read_record(both)["minutes"] / 1000
 
     end = f"--config.train.max_steps={stopped + 1}"
-    assert train(both, end) == train(alone, end) == 0
+    assert train(both, end, buckets) == train(alone, end, buckets) == 0
     ours, theirs = losses(both), losses(alone)
     assert sorted(ours) == sorted(theirs) == list(range(1, stopped + 2))
     for step in (7, 8, 9, 10, stopped + 1):
@@ -175,11 +176,14 @@ def test_a_run_with_buckets_goes_on_bit_for_bit(tmp_path, capsys):
         save_png(folder / f"{i}.png", pixels)
         (folder / f"{i}.txt").write_text(f"number {i}")
     given = ["--config.data.source=folder", f"--config.data.path={folder}", "--config.data.buckets=('8x8', '8x12')"]
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    for run_dir, steps in ((stopped, 3), (stopped, 6), (whole, 6)):
-        assert train(run_dir, *given, f"--config.train.max_steps={steps}") == 0
-    shown = capsys.readouterr().err
-    for label in ("8x8, 1 of 2: 9 images", "8x12, 2 of 2: 7 images"):
-        assert f"compiling the training step for {label}" in shown
-    assert losses(stopped) == losses(whole)
-    assert_same_bits(*states_of(stopped, whole))
+    given += ["--config.train.max_steps=6", "--config.train.save_every=3"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert train(whole, *given) == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    expected = losses(resumed)
+    assert train(resumed, *given) == 0
+    assert updates(resumed) == updates(whole) + 3
+    assert "compiling the training step for 8x12, 2 of 2: 7 images" in capsys.readouterr().err
+    assert losses(resumed) == expected
+    assert_same_bits(*states_of(resumed, whole))
