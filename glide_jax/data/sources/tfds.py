@@ -64,6 +64,7 @@ class Tfds(Source):
         return Sample(record[self._image], self._captions(_at(record, self._caption)))
 
     def parts(self) -> list[Part]:
+        """The split as one part."""
         return [Part(self._identity, self._stamp, len(self))]
 
     def _filtered(self, config: DataConfig) -> Index:

@@ -68,10 +68,12 @@ class WebDataset(Source):
         return Sample(image, captions_in(text, place))
 
     def parts(self) -> list[Part]:
+        """The shards."""
         shards = zip(self._shards, self._stamps, self._rows, strict=True)
         return [Part(self._selection.identity(shard), stamp, len(rows)) for shard, stamp, rows in shards]
 
     def image_size(self, index: int) -> tuple[int, int]:
+        """As the header says, of which the beginning is enough for most JPEGs."""
         position, (offset, _, size, *_) = self._row(index)
         shard, stamp = self._shards[position], self._stamps[position]
         (start,) = read_spans(shard, Span(offset, min(size, _JPEG_HEADER)), stamp=stamp)
