@@ -1,11 +1,13 @@
 import io
 import itertools
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from glide_jax.data.buckets import measured
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.loader import open_data
 from glide_jax.data.source import BadSample
@@ -73,6 +75,11 @@ def test_images_come_as_files_with_their_captions(prepared):
     whole = [sample for sample in found if isinstance(sample, tuple)]
     assert sorted(sample.captions for sample in whole) == sorted((f"number {i}",) for i in range(SIZE) if i != 4)
     assert all(sample.image.startswith(b"\x89PNG") for sample in whole)
+
+
+def test_sizes_are_the_images_own(prepared):
+    sizes = Counter(map(tuple, measured(open_tfds(prepared)).tolist()))
+    assert sizes == {(16, 16): SIZE - 2, (8, 8): 1, (0, 0): 1}  # the last has no caption
 
 
 def test_splits_are_those_of_tfds(prepared):
