@@ -1,6 +1,12 @@
 from .attention import attention_maps as attention_maps
 from .attention import check_words as check_words
 from .attention import heat_map as heat_map
+from .compare import Axis as Axis
+from .compare import Cell as Cell
+from .compare import combinations as combinations
+from .compare import images_of as images_of
+from .compare import sheet as sheet
+from .compare import variable as variable
 from .conditioning import Inputs as Inputs
 from .loading import LoadedClip as LoadedClip
 from .loading import LoadedModel as LoadedModel
@@ -8,7 +14,9 @@ from .loading import check_upsampler as check_upsampler
 from .loading import checkpoint_config as checkpoint_config
 from .loading import checkpoint_step as checkpoint_step
 from .loading import recorded_sampling as recorded_sampling
+from .lora import Adapters as Adapters
 from .lora import split_scale as split_scale
+from .lora import trained_on as trained_on
 from .options import SAMPLERS as SAMPLERS
 from .options import SampleOptions as SampleOptions
 from .options import base_options as base_options

@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glide_jax import progress, sample
@@ -14,29 +14,37 @@ from glide_jax.sample.options import SampleOptions, base_options, flag_fields, o
 _CELL = 128
 
 
+def variable() -> dict[str, Any]:
+    """The options that a grid may vary, by the flags of `sample.py`, and the types of their values."""
+    hints = {name: field.hint for name, field in flag_fields().items()} | {"seed": int}
+    # Those of several numbers have commas of their own.
+    return {name: hint for name, hint in hints.items() if "tuple" not in str(hint) and "respacing" not in name}
+
+
 class Axis(NamedTuple):
-    """A flag of `sample.py`, and its values along one side of the grid."""
+    """One of `variable`, and its values along one side of the grid."""
 
     flag: str
     values: tuple[Any, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Axis":
-        """The axis that "guidance_scale=1,3,5" names; "seed" is one too.
+        """The axis that "guidance_scale=1,3,5" names, as it is given to `sample.py`.
 
         Raises:
             GlideError: no such option, one that takes several values at once, or a value that it does not take.
         """
-        flag, equals, values = text.partition("=")
-        if not equals or not values:
+        flag, _, values = text.partition("=")
+        if not values:
             raise GlideError(f"--xy {text}: must be an option and its values, as guidance_scale=1,3,5")
-        hints = {name: field.hint for name, field in flag_fields().items()} | {"seed": int}
-        # Those of several numbers have commas of their own.
-        able = [name for name, hint in hints.items() if "tuple" not in str(hint) and "respacing" not in name]
-        if flag not in able:
-            near = difflib.get_close_matches(flag, able, n=2) or ["sampler", "num_steps", "guidance_scale"]
+        hints = variable()
+        if flag not in hints:
+            near = difflib.get_close_matches(flag, hints, n=2) or ["sampler", "num_steps", "guidance_scale"]
             raise GlideError(f"--xy cannot vary {flag}; did you mean {' or '.join(near)}?")
         return cls(flag, tuple(parse_value(hints[flag], value.strip(), f"--xy {flag}") for value in values.split(",")))
+
+    def __str__(self) -> str:
+        return f"{self.flag}={','.join(map(str, self.values))}"
 
 
 class Cell(NamedTuple):
@@ -48,8 +56,26 @@ class Cell(NamedTuple):
     upsampler_options: SampleOptions
 
 
+def combinations(axes: Sequence[Axis], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and values of each cell, by flag, row by row.
+
+    Args:
+        axes: one or two; values of the first go from left to right, of the second from top to bottom.
+        where: begins what errors say.
+
+    Raises:
+        GlideError: the same option twice, or more than two.
+    """
+    names = [axis.flag for axis in axes]
+    if len(axes) > 2 or len(set(names)) < len(names):
+        raise GlideError(f"{where}{' '.join(names)}: must be one option or two different ones")
+    for values in itertools.product(*(axis.values for axis in reversed(axes))):
+        chosen = dict(zip(names, reversed(values), strict=True))
+        yield "\n".join(f"{name} {value}" for name, value in chosen.items()), chosen
+
+
 def cells(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Cell]:
-    """The cells of the grid row by row: values of the first axis from left to right, of the second from top to bottom.
+    """The cells of the grid that a command line of `sample.py` asks for, row by row.
 
     Args:
         axes: one or two.
@@ -59,14 +85,11 @@ def cells(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str,
     Raises:
         GlideError: the same option twice, an option without effect here, or values that do not go together.
     """
-    names = [axis.flag for axis in axes]
-    if len(axes) > 2 or len(set(names)) < len(names):
-        raise GlideError(f"--xy {' '.join(names)}: must be one option or two different ones")
-    _check_effect(names, flags)
+    combined = list(combinations(axes, "--xy "))
+    _check_effect([axis.flag for axis in axes], flags)
     made = []
-    for values in itertools.product(*(axis.values for axis in reversed(axes))):
-        changed = dict(flags) | dict(zip(reversed(names), values, strict=True))
-        label = "\n".join(f"{name} {value}" for name, value in zip(names, reversed(values), strict=True))
+    for label, values in combined:
+        changed = {**flags, **values}
         made.append(Cell(label, changed["seed"], base_options(changed, settings), upsampler_options(changed, settings)))
     return made
 
@@ -89,10 +112,21 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
         raise GlideError("--xy strength is about the image to start from: give --init_image FILE")
 
 
+def images_of(pipeline: "sample.Pipeline", prompt: str, wanted: Sequence[Cell], **inputs: Any) -> Iterator[Pixels]:
+    """Generates an image of `prompt` for each cell; `inputs` are those of a pipeline call, the same for all."""
+    for _, seed, options, up_options in wanted:
+        yield pipeline(prompt, seed=seed, options=options, upsampler_options=up_options, **inputs).images[0]
+
+
+def sheet(images: Sequence[Pixels], wanted: Sequence[Cell], columns: int) -> Pixels:
+    """The labelled grid of the images of cells, so many a row."""
+    return grid(images, [cell.label for cell in wanted], columns=columns, cell=_CELL)
+
+
 def compare(
     pipeline: "sample.Pipeline", prompt: "sample.Prompt", wanted: Sequence[Cell], columns: int, **inputs: Any
 ) -> tuple[Pixels, list[str]]:
-    """Generates an image of `prompt` for each cell.
+    """Generates an image of `prompt` for each cell, with a bar on the terminal.
 
     Args:
         pipeline: the models.
@@ -105,11 +139,11 @@ def compare(
         The labelled grid, and a line of text for each cell with how often the models are evaluated for it.
     """
     images, lines = [], []
+    from_image = inputs.get("init_image") is not None
     with progress.bar("comparing", len(wanted)) as bar:
-        for label, seed, options, up_options in wanted:
-            how: dict[str, Any] = {"options": options, "upsampler_options": up_options}
-            images.append(pipeline(prompt, seed=seed, **how, **inputs).images[0])
-            count = pipeline.count_evaluations(1, **how, from_image=inputs.get("init_image") is not None)
-            lines.append(f"{label.replace(chr(10), ', ')}: {count} model evaluations")
+        for cell, image in zip(wanted, images_of(pipeline, prompt, wanted, **inputs), strict=True):
+            images.append(image)
+            count = pipeline.count_evaluations(1, cell.options, cell.upsampler_options, from_image=from_image)
+            lines.append(f"{cell.label.replace(chr(10), ', ')}: {count} model evaluations")
             bar.update(figures=lines[-1])
-    return grid(images, [cell.label for cell in wanted], columns=columns, cell=_CELL), lines
+    return sheet(images, wanted, columns), lines

@@ -1,7 +1,8 @@
 """Models out of checkpoints: what they are is in their records."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,6 +14,7 @@ from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
+from glide_jax.models.lora import fingerprint
 from glide_jax.options import fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
 from glide_jax.sample.lora import Adapters, base_of, merged
@@ -80,6 +82,15 @@ class LoadedModel:
         params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
         mesh = make_mesh(ParallelConfig())
         return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The `fingerprint` of the weights; reading all of them may take seconds, once."""
+        return fingerprint(self.params)
+
+    def with_adapters(self, adapters: Sequence[Adapters]) -> Self:
+        """A copy whose weights have adapters added; raises `GlideError` where they belong to other weights."""
+        return replace(self, params=merged(self.params, adapters, self.sha256))
 
     def save(self, path: str | Path, dtype: str = "float32") -> None:
         """Writes the weights as a checkpoint of their own, rounded to `dtype`; `path` must not exist."""

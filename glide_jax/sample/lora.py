@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 
@@ -72,33 +72,59 @@ def split_scale(text: str) -> tuple[str, float]:
     return path, scale
 
 
+class TrainedOn(NamedTuple):
+    """The weights that adapters were trained on: where they were, and their `fingerprint`."""
+
+    base: str
+    sha256: str
+
+    @property
+    def is_there(self) -> bool:
+        """Whether they still are where they were; of the Hub that is taken for granted."""
+        return bool(self.base) and (hub.is_name(self.base) or Path(self.base).exists())
+
+
+def trained_on(path: str | Path) -> TrainedOn | None:
+    """What the adapters at `path` were trained on; None if it is of a whole model.
+
+    Raises:
+        GlideError: no checkpoint there.
+    """
+    entry = read_record(path).get("lora")
+    return TrainedOn(str(entry.get("base", "")), str(entry.get("base_sha256", ""))) if isinstance(entry, dict) else None
+
+
 def base_of(path: str | Path) -> str | None:
     """The checkpoint that the adapters at `path` were trained on; None if it is of a whole model.
 
     Raises:
         GlideError: no checkpoint there, or its base is not where it was.
     """
-    entry = read_record(path).get("lora")
-    if not isinstance(entry, dict):
+    found = trained_on(path)
+    if found is None:
         return None
-    base = str(entry.get("base", ""))
-    if not base or not (hub.is_name(base) or Path(base).exists()):
-        whose = f"{base}, which is not there" if base else "weights that it does not name"
+    if not found.is_there:
+        whose = f"{found.base}, which is not there" if found.base else "weights that it does not name"
         raise GlideError(f"{path} has adapters of {whose}: give --checkpoint BASE --lora {path}")
-    return base
+    return found.base
 
 
-def merged(params: Params, adapters: Sequence[Adapters]) -> Params:
+def merged(params: Params, adapters: Sequence[Adapters], sha256: str | None = None) -> Params:
     """Weights with adapters added, which cost nothing from then on.
 
     What adapters change adds up: those of DoRA are applied to the weights that were given, whatever others do to these.
+
+    Args:
+        params: the weights, which stay as they are.
+        adapters: what is added.
+        sha256: the weights' `fingerprint`, where it is known already.
 
     Raises:
         GlideError: adapters that belong to other weights.
     """
     if not adapters:
         return params
-    found = fingerprint(params)
+    found = sha256 or fingerprint(params)
     for each in adapters:
         if each.base_sha256 != found:
             raise GlideError(

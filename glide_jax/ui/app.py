@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, given, option
-from glide_jax.sample import Chosen, LoadedClip, choose, of_upsampler
+from glide_jax.sample import LoadedClip, choose
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
 from glide_jax.ui.models import Models
-from glide_jax.ui.request import Limits
+from glide_jax.ui.request import SCALES, Limits
 from glide_jax.ui.service import Service
 from glide_jax.ui.uploads import FILE_SIZE, bound_folder
 
@@ -69,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="DIR", action="append", default=[],
         help="base model or pipeline, as for sample.py; may be given several times")  # fmt: skip
     add("--upsampler", metavar="DIR", action="append", default=[], help="the same for upsamplers")
-    add("--models", metavar="FOLDER", action="append", default=[], help="folder to search for more of both")
+    add("--models", metavar="FOLDER", action="append", default=[],
+        help="folder to search for more of both, and for adapters")  # fmt: skip
+    add("--lora", metavar="PATH[:SCALE]", action="append", default=[],
+        help="adapters (LoRA) of a base model, as for sample.py; may be given several times")  # fmt: skip
     add("--clip_model", metavar="NAME[/TAG]",
         help="what ranks images, as for evaluate.py: an OpenCLIP model, or noised (default: none)")  # fmt: skip
     add("--clip_checkpoint", type=Path, metavar="FILE", help="weights of --clip_model, in place of a download")
@@ -126,6 +129,7 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
     models = Models(
         [*checkpoints, *upsamplers], args.models, dtype=args.dtype, batch_size=limits.batch_size,
         clip=None if args.clip is None else LoadedClip.from_checkpoints(*args.clip), kept=limits.max_loaded,
+        lora=args.lora,
     )  # fmt: skip
     base = next(iter(models.bases), None)
     wanted = models.upsamplers if upsamplers or base is None else []
@@ -135,22 +139,29 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
     upsampler = fitting[0] if fitting else None
     names = (base.name if base else "", upsampler.name if upsampler else "")
     models.pipeline(names[0] or None, names[1] or None)
-    settings = _settings(chosen, *(None if found is None else found.path for found in (base, upsampler)))
     prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
-    service = Service(models, *names, limits, scorer, prompts, settings)
+    service = Service(models, *names, limits, scorer, prompts, _adapters(models, names[0]))
+    settings = models.settings(*service.start)
     if unknown := sorted(settings.keys() - service.fields.keys() - {"guidance_interval"}):
         print(f"warning: the page has no field for {', '.join(unknown)}, which the pipeline sets", file=sys.stderr)
     return service
 
 
-def _settings(chosen: Sequence[Chosen], base: Path | None, upsampler: Path | None) -> dict[str, Any]:
-    """The settings that two models were given with."""
-    settings: dict[str, Any] = {}
-    for each in reversed(chosen):
-        ours = {False: each.base is not None and Path(each.base) == base,
-                True: each.upsampler is not None and Path(each.upsampler) == upsampler}  # fmt: skip
-        settings |= {name: value for name, value in each.settings.items() if ours[of_upsampler(name)]}
-    return settings
+def _adapters(models: Models, base: str) -> tuple[str, ...]:
+    """The adapters named by --lora that belong to the base model chosen first, and are chosen with it.
+
+    Raises:
+        GlideError: too many, or some that belong to no base model that there is.
+    """
+    given = [each for each in models.adapters if each.given]
+    fitting = [each.name for each in models.fitting(base) if each.given]
+    if len(fitting) > len(SCALES):
+        raise GlideError(f"--lora is given {len(fitting)} times: at most {len(SCALES)} are added at once")
+    if given and not base:
+        raise GlideError("--lora is for a base model: give --checkpoint DIR")
+    if len(fitting) < len(given) and len(models.bases) == 1:
+        models.pipeline(base, None, {each.name: 1.0 for each in given})  # says whose they are
+    return tuple(fitting)
 
 
 def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:

@@ -12,18 +12,19 @@ from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.images import png
-from glide_jax.options import Field
-from glide_jax.sample import Pipeline, with_recorded
+from glide_jax.sample import Pipeline
 from glide_jax.ui.batching import Batches, Done, QueueFull
-from glide_jax.ui.models import Found, Unloadable
-from glide_jax.ui.request import Request, check_fit, checked, request_fields
+from glide_jax.ui.found import Found
+from glide_jax.ui.models import Unloadable
+from glide_jax.ui.request import Choice, Request, check_fit, checked
 from glide_jax.ui.service import Service, entries
 
 PATH = "/v1/images/generations"
 # What OpenAI's models take beside these has no meaning here, and is sent by programs that cannot know it.
 _WITHOUT_EFFECT = ("background", "moderation", "output_compression", "quality", "style", "user")
 _OWN = (
-    "model", "n", "negative_prompt", "output_format", "prompt", "response_format", "size", "stream", "upsampler",
+    "lora", "model", "n", "negative_prompt", "output_format", "prompt", "response_format", "size", "stream",
+    "upsampler",
 )  # fmt: skip
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LONGEST_BODY = 100_000
@@ -99,7 +100,7 @@ class ImagesApi:
 
     def _checked(self, body: Any) -> tuple[Request, Pipeline]:
         request = asked(self._service, body)
-        pipeline = self._service.models.pipeline(request.base, request.upsampler)
+        pipeline = self._service.models.pipeline(request.base, request.upsampler, request.adapters)
         check_fit(pipeline, request, self._service.limits.max_steps)
         return request, pipeline
 
@@ -120,7 +121,8 @@ def asked(service: Service, body: Any) -> Request:
     Args:
         service: models, limits and defaults.
         body: `prompt`; `n` images, 1 if left out; `size` as "256x256", which decides whether and by what the images are
-            upsampled, as otherwise does `upsampler`; `model`, a base model's name; any setting of `service.fields`.
+            upsampled, as otherwise does `upsampler`; `model`, a base model's name; `lora`, names of adapters for it,
+            those that the page starts with if left out; any setting of `service.fields`.
 
     Raises:
         GlideError: no such setting, model or size, or a value out of bounds.
@@ -130,7 +132,9 @@ def asked(service: Service, body: Any) -> Request:
     body = {name: value for name, value in body.items() if value is not None}
     base = _model(service, body.get("model"))
     upsampler = _upsampler(service, base, body)
-    fields = dict(_fields(service, base, upsampler))
+    adapters = body.get("lora", service.adapters if base.name == service.base else ())
+    own = {"base": base.name, "upsampler": upsampler, "lora": adapters}
+    fields = service.fields_of(Choice.of(own))
     settings = fields.keys() - {"num_images", "candidates", "top_k", "strength"}
     known = {*settings, *_OWN, *_WITHOUT_EFFECT}
     if unknown := sorted(body.keys() - known):
@@ -143,16 +147,7 @@ def asked(service: Service, body: Any) -> Request:
         raise GlideError("stream must be false: images come when they are finished")
     sent = {name: body[name] for name in (*settings, "negative_prompt", "prompt") if name in body}
     fields["num_images"] = fields["num_images"]._replace(name="n")
-    own = {"base": base.name, "upsampler": upsampler, "num_images": body.get("n", 1)}
-    return checked("draw", sent | own, fields)
-
-
-def _fields(service: Service, base: Found, upsampler: str) -> Mapping[str, Field]:
-    """The settings with their defaults: the page's for the models that it starts with, for others their own."""
-    if (base.name, upsampler) in ((service.base, service.upsampler), (service.base, "")):
-        return service.fields
-    paths = {found.name: found.path for found in service.models.upsamplers}
-    return request_fields(service.limits, with_recorded({}, base.path, paths.get(upsampler)))
+    return checked("draw", sent | own | {"num_images": body.get("n", 1)}, fields)
 
 
 def _model(service: Service, name: Any) -> Found:

@@ -1,40 +1,17 @@
-"""The models a page may choose from: checkpoints found in folders, a few of them loaded."""
+"""The models a page may choose from, a few of them loaded."""
 
+import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from glide_jax.errors import GlideError
-from glide_jax.sample import LoadedClip, LoadedModel, Pipeline, checkpoint_config, checkpoint_step
-
-_DEPTH = 3
-
-
-@dataclass(frozen=True)
-class Found:
-    """A checkpoint that may be chosen.
-
-    Attributes:
-        name: what it is called by the page and its clients, who never see or send paths.
-        path: a run folder, one of its steps or a converted model.
-        image_size: side of the images it generates, in pixels.
-        enlarges: side of the images it takes, if it is an upsampler, else 0.
-        inpaints: whether it is an inpainting model.
-    """
-
-    name: str
-    path: Path
-    image_size: int
-    enlarges: int = 0
-    inpaints: bool = False
-
-    @property
-    def label(self) -> str:
-        """What a person reads in the menu."""
-        sizes = f"{self.enlarges} → {self.image_size} px" if self.enlarges else f"{self.image_size} px"
-        return f"{self.name} ({sizes}{', inpainting' * self.inpaints})"
+from glide_jax.sample import Adapters, LoadedClip, LoadedModel, Pipeline, checkpoint_step, choose, of_upsampler
+from glide_jax.ui.found import Found, FoundAdapters, search
 
 
 class Unloadable(GlideError):
@@ -50,7 +27,8 @@ class Models:
         dtype: compute type.
         clip: the noised CLIP, to guide by.
         batch_size: images generated at once.
-        kept: how many models stay loaded; the one unused for longest goes first.
+        kept: how many models stay loaded, one with adapters being a model; the one unused for longest goes first.
+        lora: adapters named one by one, each as PATH or PATH:SCALE.
     """
 
     def __init__(
@@ -62,12 +40,14 @@ class Models:
         clip: LoadedClip | None = None,
         batch_size: int = 4,
         kept: int = 3,
+        lora: Sequence[str] = (),
     ) -> None:
         self._given, self._folders = [Path(path) for path in given], [Path(folder) for folder in folders]
+        self._lora = list(lora)
         self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
         self._loaded = lru_cache(kept)(self._load_step)
         self._lock = threading.Lock()
-        self._found: dict[str, Found] = {}
+        self._sha256s: dict[Path, str] = {}
         self.search()
 
     @property
@@ -78,78 +58,123 @@ class Models:
     @property
     def bases(self) -> list[Found]:
         """The models that generate from text."""
-        return [found for found in self._found.values() if not found.enlarges]
+        return [found for found in self._there.models.values() if not found.enlarges]
 
     @property
     def upsamplers(self) -> list[Found]:
         """The models that enlarge."""
-        return [found for found in self._found.values() if found.enlarges]
+        return [found for found in self._there.models.values() if found.enlarges]
+
+    @property
+    def adapters(self) -> list[FoundAdapters]:
+        """What may be added to base models."""
+        return list(self._there.adapters.values())
+
+    def scale(self, adapters: str) -> float:
+        """How much of adapters is added where nobody says."""
+        found = self._there.adapters.get(adapters)
+        return 1.0 if found is None else found.scale
 
     def search(self) -> None:
-        """Looks again for what is there.
+        """Looks again for what is there; raises `GlideError` as `glide_jax.ui.found.search` does."""
+        self._there = search(self._given, self._lora, self._folders)
+
+    def fitting(self, base: str) -> list[FoundAdapters]:
+        """The adapters that may be added to a base model, which is loaded to know that, if there are any at all."""
+        if not self._there.adapters or not base:
+            return []
+        sha256 = self._sha256(base)
+        return [each for each in self._there.adapters.values() if each.base_sha256 == sha256]
+
+    def _sha256(self, base: str) -> str:
+        with self._lock:
+            found = self._model(base)
+            step = checkpoint_step(found.path)
+            # Kept when the model itself has gone: whoever opens the page asks.
+            if step not in self._sha256s:
+                self._sha256s[step] = self._loaded(step, found).sha256
+            return self._sha256s[step]
+
+    def settings(self, base: str, upsampler: str, adapters: Sequence[str] = ()) -> dict[str, Any]:
+        """What these models and adapters bring of their own, by the flags of `sample.py`; names not there bring none.
 
         Raises:
-            GlideError: one of those named one by one is no checkpoint, or a folder to search does not exist.
+            GlideError: what one says cannot be used.
         """
-        found: dict[str, Found] = {}
-        for path in self._given:
-            _add(found, _described("/".join(path.parts[-2:]), path))
-        for folder in self._folders:
-            if not folder.expanduser().is_dir():
-                raise GlideError(f"--models {folder}: no such folder")
-            for new in _below(folder.expanduser(), folder.expanduser(), _DEPTH):
-                if all(new.path.resolve() != other.path.expanduser().resolve() for other in found.values()):
-                    _add(found, new)
-        self._found = found
+        models = [self._there.models.get(name) for name in (base, upsampler)]
+        paths = [None if found is None else str(found.path) for found in models]
+        if paths == [None, None]:
+            return {}
+        lora = [str(self._there.adapters[name].path) for name in adapters if name in self._there.adapters]
+        own = choose(paths[0], paths[1], lora).settings
+        return {name: value for name, value in own.items() if paths[of_upsampler(name)] is not None}
 
-    def pipeline(self, base: str | None, upsampler: str | None) -> Pipeline:
+    def pipeline(
+        self, base: str | None, upsampler: str | None, adapters: Mapping[str, float] = MappingProxyType({})
+    ) -> Pipeline:
         """The models of these names, loaded if they are not yet, in one pipeline.
+
+        Args:
+            base, upsampler: names; None is none.
+            adapters: those to add to the base model, and the scale of each.
 
         Raises:
             GlideError: no such name, a checkpoint that cannot be loaded, or two that do not fit each other.
         """
         if base is None and upsampler is None:
             raise GlideError("no model is chosen: choose a base model or an upsampler")
-        models = [None if name is None else self._load(name) for name in (base, upsampler)]
-        return Pipeline(models[0], models[1], self._clip, self._batch_size)
+        return Pipeline(
+            None if base is None else self._load(base, adapters),
+            None if upsampler is None else self._load(upsampler),
+            self._clip,
+            self._batch_size,
+        )
 
-    def _load(self, name: str) -> LoadedModel:
-        if name not in self._found:
-            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
-        found = self._found[name]
+    def _load(self, name: str, adapters: Mapping[str, float] = MappingProxyType({})) -> LoadedModel:
         with self._lock:
+            found = self._model(name)
             # A run still training has a newer step tomorrow.
-            return self._loaded(checkpoint_step(found.path), found)
+            step = checkpoint_step(found.path)
+            # By a scale of 0 they are as good as not there.
+            added = [(self._named_adapters(each), scale) for each, scale in adapters.items() if scale]
+            if not added:
+                return self._loaded(step, found)
+            return self._loaded(step, found, tuple((checkpoint_step(each.path), each, by) for each, by in added))
 
-    def _load_step(self, step: Path, found: Found) -> LoadedModel:
-        try:
-            return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
-        except Exception as error:  # of a damaged file, whatever its reader throws
-            reason = str(error).strip() or type(error).__name__
-            if not isinstance(error, GlideError):
-                reason = reason.splitlines()[0][:200]
-            reason = reason.replace(str(step), found.name)  # where it lies is not for everyone to know
-            raise Unloadable(f"{found.name} could not be loaded: {reason}") from error
+    def _model(self, name: str) -> Found:
+        if name not in self._there.models:
+            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+        return self._there.models[name]
+
+    def _named_adapters(self, name: str) -> FoundAdapters:
+        if name not in self._there.adapters:
+            raise GlideError(f"there is no LoRA {name[:100]!r} any more: choose another")
+        return self._there.adapters[name]
+
+    def _load_step(
+        self, step: Path, found: Found, adapters: Sequence[tuple[Path, FoundAdapters, float]] = ()
+    ) -> LoadedModel:
+        """A model; one with adapters is made of the one without, which stays loaded beside it if there is room."""
+        if not adapters:
+            with _said_by_name(found.name, step):
+                return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
+        model, loaded = self._loaded(step, found), []
+        for path, each, scale in adapters:
+            with _said_by_name(each.name, path):
+                own = Adapters.load(path)
+            # Where they and their base lie is not for everyone to know.
+            loaded.append(replace(own, where=each.name, base=Path(own.base).name, scale=scale))
+        return model.with_adapters(loaded)
 
 
-def _described(name: str, path: Path) -> Found:
-    config = checkpoint_config(path)
-    return Found(name, path, config.image_size, config.low_res_size if config.super_res else 0, config.inpaint)
-
-
-def _add(found: dict[str, Found], new: Found) -> None:
-    names = (new.name, *(f"{new.name} ({number})" for number in range(2, len(found) + 2)))
-    name = next(name for name in names if name not in found)
-    found[name] = replace(new, name=name)
-
-
-def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
-    """The checkpoints in a folder, called by their paths from `root`."""
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        try:
-            found = _described(path.relative_to(root).as_posix(), path)
-        except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
-            if depth > 1:
-                yield from _below(path, root, depth - 1)
-        else:
-            yield found
+@contextlib.contextmanager
+def _said_by_name(name: str, path: Path) -> Iterator[None]:
+    """Makes whatever the reader of a damaged file throws one line, with its name in place of its path."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        if not isinstance(error, GlideError):
+            reason = reason.splitlines()[0][:200]
+        reason = reason.replace(str(path), name)  # where it lies is not for everyone to know
+        raise Unloadable(f"{name} could not be loaded: {reason}") from error

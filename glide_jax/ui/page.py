@@ -2,11 +2,12 @@
 
 import html
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from glide_jax.errors import GlideError
-from glide_jax.ui.models import Found
+from glide_jax.ui.choice import Menus
+from glide_jax.ui.comparison import options_to_vary
 from glide_jax.ui.request import LONGEST_PROMPT, Task
 from glide_jax.ui.service import Service, Shown, follow
 from glide_jax.ui.settings import setting, settings_panels
@@ -49,7 +50,7 @@ def build_page(service: Service, tidy: Callable[[], None]) -> Any:
 
     with _blocks(gr)(title="glide_jax", analytics_enabled=False, delete_cache=(3600, _CACHE_SECONDS)) as blocks:
         page = _Page(gr, service, tidy)
-        blocks.load(page.found, None, page.models, **_PRIVATE)
+        page.menus.refresh_on(blocks.load)
     return blocks.queue(max_size=service.limits.max_queue, default_concurrency_limit=1)
 
 
@@ -93,54 +94,22 @@ class _Page:
     def __init__(self, gr: Any, service: Service, tidy: Callable[[], None]) -> None:
         self._gr, self._service, self._tidy = gr, service, tidy
         gr.Markdown("# GLIDE\nText to image.")
-        self.models = self._choose_models()
+        self.menus = Menus(gr, service)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=340):
-                self._fields = dict(zip(("base", "upsampler"), self.models, strict=True))
+                self._fields = dict(self.menus.fields)
                 for name, label in (("prompt", "Prompt"), ("negative_prompt", "Negative prompt: what to avoid")):
                     lines = 2 if name == "prompt" else 1
                     self._fields[name] = gr.Textbox(
                         "", label=label, lines=lines, max_length=LONGEST_PROMPT, elem_id=name
                     )
                 tabs = self._tabs()
-                self._fields |= settings_panels(gr, service.fields, has_clip=service.models.has_clip)
+                settings = settings_panels(gr, service.fields, has_clip=service.models.has_clip)
+                self._fields |= settings
             with gr.Column(scale=1, min_width=340):
                 self._results()
+        self.menus.connect(settings)
         self._connect(tabs)
-
-    def found(self) -> tuple[Any, Any]:
-        """Menus of what is there now, so that reloading the page shows new checkpoints."""
-        try:
-            self._service.models.search()
-        except GlideError as error:
-            self._gr.Warning(str(error))
-        models, update = self._service.models, self._gr.update
-        return update(choices=_menu(models.bases)), update(choices=_menu(models.upsamplers))
-
-    def _choose_models(self) -> list[Any]:
-        gr, service = self._gr, self._service
-        with gr.Row():
-            base = gr.Dropdown(_menu(service.models.bases), value=service.base, label="Base model", min_width=200)
-            upsampler = gr.Dropdown(
-                _menu(service.models.upsamplers), value=service.upsampler, label="Upsampler", min_width=200
-            )
-        menus, working = [base, upsampler], gr.State((service.base, service.upsampler))
-        for menu in menus:
-            menu.input(
-                self._switch, [*menus, working], [*menus, working], concurrency_id="models",
-                api_visibility="private", show_progress="minimal",
-            )  # fmt: skip
-        return menus
-
-    def _switch(self, base: str, upsampler: str, working: tuple[str, str]) -> tuple[str, str, tuple[str, str]]:
-        """Loads the models chosen; if that fails, those before are chosen again."""
-        try:
-            if base or upsampler:
-                self._service.models.pipeline(base or None, upsampler or None)
-        except GlideError as error:
-            self._gr.Warning(html.escape(str(error)), title="Not changed")
-            return *working, working
-        return base, upsampler, (base, upsampler)
 
     def _tabs(self) -> dict[Task, _Tab]:
         gr, own = self._gr, self._service.fields
@@ -172,7 +141,31 @@ class _Page:
                         counts = {name: setting(gr, own[name]) for name in ("candidates", "top_k")}
                     gr.Markdown(f"Ranked by {scorer.name}.")
                     tabs["rank"] = self._tab("Generate and rank", "rank", **counts)
+            with gr.Tab("X/Y grid"):
+                tabs["compare"] = self._tab("Generate grid", "compare", **self._axes())
         return tabs
+
+    def _axes(self) -> dict[str, Any]:
+        """Which options a grid varies, and by which values."""
+        gr, known = self._gr, self._service.fields
+        names = options_to_vary(known, has_clip=self._service.models.has_clip)
+        most = self._service.limits.max_images
+        gr.Markdown(
+            f"One image of the prompt for each value, or each pair of values, from the same noise: at most {most}."
+        )
+        made: dict[str, Any] = {}
+        for side, where, option, values in (("x", "from left to right", "guidance_scale", "1, 3, 6"),
+                                            ("y", "from top to bottom", "", "")):  # fmt: skip
+            menu = [("none", "")] * (side == "y") + [(name, name) for name in names]
+            with gr.Row():
+                made[f"{side}_option"] = gr.Dropdown(
+                    menu, value=option, label=f"{side.upper()}: {where}", info="what is varied", min_width=200
+                )
+                made[f"{side}_values"] = gr.Textbox(
+                    values, label=f"{side.upper()} values", info="separated by commas", max_lines=1, min_width=200,
+                    elem_id=f"{side}-values",
+                )  # fmt: skip
+        return made
 
     def _upload(self, label: str, elem_id: str) -> Any:
         return self._gr.Image(label=label, sources=_SOURCES, height=280, elem_id=elem_id)
@@ -247,7 +240,3 @@ class _Page:
             )
         download = gr.update(value=shown.download, interactive=shown.download is not None)
         return shown.status, str(shown.seed), gallery, download
-
-
-def _menu(found: Sequence[Found]) -> list[tuple[str, str]]:
-    return [("none", ""), *((each.label, each.name) for each in found)]

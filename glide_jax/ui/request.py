@@ -2,9 +2,9 @@
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from PIL import Image
 
@@ -12,6 +12,8 @@ from glide_jax.errors import GlideError
 from glide_jax.options import Field, Options, build, fields, option
 from glide_jax.sample import (
     SAMPLERS,
+    Axis,
+    Cell,
     Pipeline,
     SampleOptions,
     default_schedule,
@@ -19,14 +21,17 @@ from glide_jax.sample import (
     sampler_options,
     upsampling,
 )
+from glide_jax.ui.found import MOST_SCALE
 
-Task = Literal["draw", "inpaint", "redraw", "enlarge", "rank"]
+Task = Literal["draw", "inpaint", "redraw", "enlarge", "rank", "compare"]
 
 # Those left out need several times the evaluations or are of historical interest.
 SAMPLER_MENU = tuple(name for name in SAMPLERS if name not in ("prk", "dpm_2", "dpm_2_ancestral", "lms"))
 # Options of the upsampler that may be sent, by the names of their flags; blank is GLIDE's own.
 UPSAMPLER = {f"upsampler_{name}": name for name in ("sampler", "schedule", "num_steps", "guidance_scale", "strength")}
 UPSAMPLER |= {"upsample_temp": "temperature"}
+# How much of the first, second, ... of the adapters chosen is added; more are not added at once.
+SCALES = ("lora_scale", "lora_scale_2", "lora_scale_3")
 LONGEST_PROMPT = 1000
 _LONGEST_TEXT = 60
 _LARGEST = 1e5  # of what has no limit of its own, as sigmas
@@ -56,6 +61,34 @@ class _Own(Options):
     seed: Annotated[int | None, option("blank: a new one each time", low=-1, high=2**31 - 1)] = None
     interval_low: Annotated[float | None, option("guide only above this sigma", low=0)] = None
     interval_high: Annotated[float | None, option("guide only up to this sigma", low=0)] = None
+    lora_scale: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
+    lora_scale_2: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
+    lora_scale_3: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
+
+
+class Choice(NamedTuple):
+    """Names of the models that are chosen, "" being none, and of the adapters for the base model."""
+
+    base: str = ""
+    upsampler: str = ""
+    adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """What a client chose as base, upsampler and lora, the last being a name or several.
+
+        Raises:
+            GlideError: something else than names, more adapters than may be added at once, or one of them twice.
+        """
+        base, upsampler = (checked_text(name, values.get(name), LONGEST_PROMPT) for name in ("base", "upsampler"))
+        sent = values.get("lora") or []
+        named = sent if isinstance(sent, list | tuple) else [sent]
+        if len(named) > len(SCALES):
+            raise GlideError(f"{len(named)} LoRAs are too many: at most {len(SCALES)} at once")
+        adapters = tuple(checked_text("lora", name, LONGEST_PROMPT) for name in named)
+        if len(set(adapters)) < len(adapters):
+            raise GlideError("lora names the same twice: give it once, with a larger lora_scale")
+        return cls(base, upsampler, adapters)
 
 
 @dataclass(frozen=True)
@@ -71,6 +104,8 @@ class Request:
         seed: theirs; a random one if none was given, which `any_seed` says.
         options, upsampler_options: of the two models.
         images: what was uploaded, as `Pipeline.batches` takes it: image and mask, or init_image.
+        adapters: those added to the base model, and the scale of each.
+        axes, cells: what is varied, and what each image is generated with (task "compare").
     """
 
     task: Task
@@ -85,6 +120,9 @@ class Request:
     options: SampleOptions
     upsampler_options: SampleOptions
     images: Mapping[str, Image.Image]
+    adapters: Mapping[str, float]
+    axes: Sequence[Axis] = ()
+    cells: Sequence[Cell] = ()
 
 
 def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Field]:
@@ -131,17 +169,16 @@ def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -
 
     Args:
         task: what it asks for.
-        values: by the names of `known`, and base, upsampler, prompt, negative_prompt, image, mask; what is left out or
-            None takes its default.
+        values: by the names of `known`, and base, upsampler, lora, prompt, negative_prompt, image, mask; what is left
+            out or None takes its default.
         known: see `request_fields`.
 
     Raises:
         GlideError: something is out of bounds, of another type, or missing.
     """
-    sent = {name: _value(field, values.get(name)) for name, field in known.items()}
-    base, upsampler, prompt, negative = (
-        _text(name, values.get(name), LONGEST_PROMPT) for name in ("base", "upsampler", "prompt", "negative_prompt")
-    )
+    sent = {name: checked_value(field, values.get(name)) for name, field in known.items()}
+    base, upsampler, adapters = Choice.of(values)
+    prompt, negative = (checked_text(name, values.get(name), LONGEST_PROMPT) for name in ("prompt", "negative_prompt"))
     if not prompt and task != "enlarge":
         raise GlideError("the prompt is empty: say what to generate")
     images = _needed_images(task, values)
@@ -165,6 +202,9 @@ def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -
             {name: sent[flag] for flag, name in UPSAMPLER.items() if sent[flag] not in (None, "")}
         ),
         images=images,
+        adapters={}
+        if task == "enlarge"
+        else {name: sent[scale] for name, scale in zip(adapters, SCALES, strict=False)},
     )
 
 
@@ -178,9 +218,10 @@ def check_fit(pipeline: Pipeline, request: Request, most_steps: int) -> None:
         return
     if request.task == "inpaint" and not pipeline.base.stage.model.config.inpaint:
         raise GlideError(f"{request.base} cannot inpaint: choose a base model that says so")
-    levels = pipeline.base.stage.levels(request.options)
-    if levels is not None and len(levels) > most_steps:
-        raise GlideError(f"{len(levels)} steps are too many: at most {most_steps}")
+    for options in [cell.options for cell in request.cells] or [request.options]:
+        levels = pipeline.base.stage.levels(options)
+        if levels is not None and len(levels) > most_steps:
+            raise GlideError(f"{len(levels)} steps are too many: at most {most_steps}")
 
 
 def without_effect(chosen: Mapping[str, Any]) -> set[str]:
@@ -204,7 +245,12 @@ def _base_options(sent: Mapping[str, Any], *, redraw: bool) -> SampleOptions:
     return build(SampleOptions, own)
 
 
-def _value(field: Field, value: Any) -> Any:
+def checked_value(field: Field, value: Any) -> Any:
+    """The value of a field from what a client sent, a number maybe as text; None is its default.
+
+    Raises:
+        GlideError: it is of another type, out of bounds, or none of the choices.
+    """
     choices = field.option.choices
     if value is None:
         return field.default
@@ -213,7 +259,7 @@ def _value(field: Field, value: Any) -> Any:
             raise GlideError(f"{field.name} must be one of {', '.join(filter(None, choices))}")
         return value
     if str in kinds(field):
-        return _text(field.name, value, _LONGEST_TEXT)
+        return checked_text(field.name, value, _LONGEST_TEXT)
     return _number(field, value)
 
 
@@ -238,7 +284,8 @@ def _number(field: Field, value: Any) -> float | None:
     return int(value)
 
 
-def _text(name: str, value: Any, longest: int) -> str:
+def checked_text(name: str, value: Any, longest: int) -> str:
+    """A text as it may be written into an image file, on one line; raises `GlideError` if it is none or too long."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -251,7 +298,7 @@ def _text(name: str, value: Any, longest: int) -> str:
 
 def _needed_images(task: Task, values: Mapping[str, Any]) -> dict[str, Image.Image]:
     image, mask = values.get("image"), values.get("mask")
-    if task in ("draw", "rank"):
+    if task in ("draw", "rank", "compare"):
         return {}
     if not isinstance(image, Image.Image):
         raise GlideError("there is no image yet: upload one")

@@ -18,10 +18,11 @@ from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.scorer import score
 from glide_jax.images import save_png, to_uint8
 from glide_jax.options import Field
-from glide_jax.sample import Pipeline, Samples, metadata
+from glide_jax.sample import Pipeline, Samples, images_of, metadata, sheet
+from glide_jax.ui.comparison import compared
 from glide_jax.ui.jobs import Images, Report, Worker
 from glide_jax.ui.models import Models
-from glide_jax.ui.request import Limits, Request, Task, check_fit, checked, request_fields
+from glide_jax.ui.request import SCALES, Choice, Limits, Request, Task, check_fit, checked, request_fields
 
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
 
@@ -35,7 +36,9 @@ class Generated(NamedTuple):
 
 
 def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Scorer | None = None) -> list[Generated]:
-    """All images of a request, in the order to be shown in; what `report` raises ends the sampling.
+    """All images of a request, in the order to be shown in; of task "compare" the grid of them.
+
+    What `report` raises ends the sampling.
 
     Raises:
         GlideError: models and request do not fit, or there is no scorer for task "rank".
@@ -47,6 +50,11 @@ def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Score
 
     images: dict[str, Any] = dict(request.images)
     how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
+    if request.task == "compare":
+        guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
+        for image in images_of(pipeline, request.prompt, request.cells, **guided):
+            finished.append(image)
+        return [Generated(sheet(finished, request.cells, columns=len(request.axes[0].values)), 0)]
     batches: Iterable[Samples]
     if request.task == "enlarge":
         batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
@@ -75,11 +83,10 @@ class Service:
 
     Attributes:
         models: to choose from.
-        base, upsampler: names of those chosen first; "" is none.
+        base, upsampler, adapters: names of those chosen first; "" is none.
         limits: the most a request may ask for.
         scorer: ranks, if there is one.
         examples: prompts to try.
-        defaults: settings in place of the usual ones, for the page to start with and where a client names none.
     """
 
     models: Models
@@ -88,12 +95,26 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     scorer: Scorer | None = None
     examples: Sequence[str] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> Choice:
+        """What is chosen first."""
+        return Choice(self.base, self.upsampler, self.adapters)
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """The settings of a request: see `request_fields`."""
-        return request_fields(self.limits, self.defaults)
+        """The settings of a request with the models chosen first."""
+        return self.fields_of(self.start)
+
+    def fields_of(self, choice: Choice) -> dict[str, Field]:
+        """The settings of a request, by default those that its models and adapters bring: see `request_fields`.
+
+        Raises:
+            GlideError: what one of them says of its settings cannot be used.
+        """
+        scales = map(self.models.scale, choice.adapters)
+        return request_fields(self.limits, {**self.models.settings(*choice), **dict(zip(SCALES, scales, strict=False))})
 
 
 class Shown(NamedTuple):
@@ -122,14 +143,15 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.
     """
-    request = checked(task, values, service.fields)
+    known = service.fields_of(Choice.of(values))
+    if task == "compare":
+        request = compared(values, known, has_clip=service.models.has_clip)
+    else:
+        request = checked(task, values, known)
     yield Shown(_line("Loading models…"), request.seed, images=[])
-    pipeline = service.models.pipeline(request.base, request.upsampler)
+    pipeline = service.models.pipeline(request.base, request.upsampler, request.adapters)
     check_fit(pipeline, request, service.limits.max_steps)
-    total = pipeline.count_evaluations(
-        request.num_images, request.options, request.upsampler_options, from_image=task == "redraw"
-    )
-    clock, latest = _Clock(total), None
+    clock, latest = _Clock(_evaluations(pipeline, request)), None
     job = Worker(lambda report: generate(pipeline, request, report, service.scorer))
     with contextlib.closing(job.progress()) as news:
         for progress in news:
@@ -146,6 +168,15 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
             list(zip(files, scores, strict=True)),
             _download(Path(folder), request, files),
         )
+
+
+def _evaluations(pipeline: Pipeline, request: Request) -> int:
+    """Of all images of a request, as `generate` will report them."""
+    if request.task == "compare":
+        return sum(pipeline.count_evaluations(1, each.options, each.upsampler_options) for each in request.cells)
+    return pipeline.count_evaluations(
+        request.num_images, request.options, request.upsampler_options, from_image=request.task == "redraw"
+    )
 
 
 class _Clock:
@@ -182,6 +213,8 @@ def _summary(request: Request, generated: Sequence[Generated], pipeline: Pipelin
     what = f"{len(generated)} images" if len(generated) > 1 else "1 image"
     if request.task == "rank":
         what = f"The best {len(generated)} of {request.num_images}"
+    elif request.task == "compare":
+        what = f"{request.num_images} images in a grid"
     yield f"{what} of {width} x {height} pixels in {seconds:.1f} s."
     if cut := pipeline.unseen_end(request.prompt):
         yield f"The prompt is too long for this model; it does not see “{cut}”."
@@ -196,7 +229,8 @@ def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> lis
     paths = []
     for rank, each in enumerate(generated, 1):
         ranked = f"-rank{rank}" if each.score is not None else ""
-        paths.append(folder / f"glide-{request.seed}-{each.number:02d}{ranked}.png")
+        number = "grid" if request.task == "compare" else f"{each.number:02d}"
+        paths.append(folder / f"glide-{request.seed}-{number}{ranked}.png")
         save_png(paths[-1], each.pixels, entries(request, each))
     return paths
 
@@ -204,12 +238,22 @@ def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> lis
 def entries(request: Request, each: Generated) -> dict[str, str]:
     """What an image file says of itself: prompt, seed and settings, as those of sample.py do."""
     own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
+    if request.adapters:
+        own["lora"] = " ".join(f"{name}:{scale:g}" for name, scale in request.adapters.items())
+    if request.axes:
+        own["xy"] = " ".join(map(str, request.axes))
     if each.score is not None:
         own["clip_score"] = f"{each.score:.6f}"
     named = {"checkpoint": request.base, "negative_prompt": request.negative_prompt, "upsampler": request.upsampler}
     own |= {name: value for name, value in named.items() if value} | dict.fromkeys(request.images, "uploaded")
-    options = request.options if request.base else None
-    return own | metadata(options, request.upsampler_options if request.upsampler else None)
+    options = [(cell.options, cell.upsampler_options) for cell in request.cells]
+    settings = [
+        metadata(base if request.base else None, upsampling if request.upsampler else None)
+        for base, upsampling in options or [(request.options, request.upsampler_options)]
+    ]
+    # Of a grid what all its images have in common.
+    own |= set.intersection(*(set(each.items()) for each in settings))
+    return {name: value for name, value in own.items() if name not in [axis.flag for axis in request.axes]}
 
 
 def _download(folder: Path, request: Request, images: Sequence[Path]) -> Path:

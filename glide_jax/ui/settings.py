@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from glide_jax.options import Field
-from glide_jax.ui.request import UPSAMPLER, kinds, without_effect
+from glide_jax.ui.request import SCALES, UPSAMPLER, kinds, without_effect
 
 _LABELS = {
     "num_images": "Images", "num_steps": "Steps", "upsampler_num_steps": "Steps", "upsample_temp": "Temperature",
     "top_k": "Keep the best",
 }  # fmt: skip
 _FIRST = ("num_images", "seed", "num_steps", "guidance_scale")
-_OF_TABS = ("strength", "candidates", "top_k")
+# Those that stand elsewhere: beside the menu of adapters, and in single tabs.
+_ELSEWHERE = (*SCALES, "strength", "candidates", "top_k")
 _MENUS = ("sampler", "schedule", "guidance", "thresholding")
 _LONGEST_SLIDER = 1000
 
@@ -21,10 +22,10 @@ def settings_panels(gr: Any, known: Mapping[str, Field], *, has_clip: bool) -> d
 
     Args:
         gr: gradio.
-        known: see `request_fields`; those of single tabs are left out.
+        known: see `request_fields`; those that stand elsewhere on the page are left out.
         has_clip: whether there is a noised CLIP to guide by.
     """
-    others = [name for name in known if name not in (*_FIRST, *_OF_TABS, *UPSAMPLER)]
+    others = [name for name in known if name not in (*_FIRST, *_ELSEWHERE, *UPSAMPLER)]
     if not has_clip:
         others.remove("clip_guidance_scale")
     idle = without_effect({name: known[name].default for name in _MENUS})
@@ -46,25 +47,49 @@ def settings_panels(gr: Any, known: Mapping[str, Field], *, has_clip: bool) -> d
     return made
 
 
-def setting(gr: Any, field: Field, *, visible: bool = True) -> Any:
+def setting(gr: Any, field: Field, **look: Any) -> Any:
     """The component of a field: a menu, a slider, or a text that may be blank, as Gradio's numbers read blank as 0."""
     name, option, default = field.name, field.option, field.default
     look = {
         "label": _LABELS.get(name, name.removeprefix("upsampler_").replace("_", " ").capitalize()),
         "info": option.help.split(". ")[0] or None,
-        "visible": visible,
         "min_width": 200,
+        **look,
     }
     if option.choices:
-        return gr.Dropdown([(choice or "default", choice) for choice in option.choices], value=default, **look)
-    low, high = option.low or option.above or 0, option.high or 0
-    if str in kinds(field) or type(None) in kinds(field) or high - low > _LONGEST_SLIDER:
-        value = "" if default is None else default if isinstance(default, str) else f"{default:g}"
+        return gr.Dropdown(_menu(field), value=default, **look)
+    if _is_text(field):
         return gr.Textbox(
-            value, max_lines=1, max_length=60, elem_id=name, placeholder={"seed": "random"}.get(name, "default"), **look
-        )
+            shown(field), max_lines=1, max_length=60, elem_id=name,
+            placeholder={"seed": "random"}.get(name, "default"), **look,
+        )  # fmt: skip
+    low, high = option.low or option.above or 0, option.high or 0
     step = 1 if int in kinds(field) else 0.005 if high - low <= 2 else 0.1
     return gr.Slider(low if option.above is None else low + step, high, default, step=step, **look)
+
+
+def shown(field: Field) -> Any:
+    """The default of a field as its component has it."""
+    if field.option.choices or not _is_text(field):
+        return field.default
+    return "" if field.default is None else field.default if isinstance(field.default, str) else f"{field.default:g}"
+
+
+def changes(gr: Any, before: Field, after: Field) -> Any:
+    """What happens to a component when other models are chosen: where these bring another value, it is set to that."""
+    if before.default == after.default:
+        return gr.skip()
+    return gr.update(value=shown(after), **({"choices": _menu(after)} if after.option.choices else {}))
+
+
+def _menu(field: Field) -> list[tuple[str, str]]:
+    return [(choice or "default", choice) for choice in field.option.choices]
+
+
+def _is_text(field: Field) -> bool:
+    option = field.option
+    span = (option.high or 0) - (option.low or option.above or 0)
+    return str in kinds(field) or type(None) in kinds(field) or span > _LONGEST_SLIDER
 
 
 def _show_what_matters(gr: Any, made: Mapping[str, Any], names: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Small random models in a folder, as the page finds them."""
 
+import json
 import os
 import re
 import shutil
@@ -12,15 +13,19 @@ import pytest
 
 from glide_jax.ui.models import Models
 from tests.parallel.processes import ROOT, free_port
-from tests.tiny.models import INPAINT, UPSAMPLER, save_clip, save_model
+from tests.tiny.models import INPAINT, UPSAMPLER, save_clip, save_lora, save_model
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
+    """Two of the models bring settings; the adapters are of the first."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "base")
+    save_settings(folder, base="base", settings={"num_steps": 3})
+    save_lora(folder / "lora", folder / "base")
     save_model(folder / "inpaint", INPAINT)
     save_model(folder / "more" / "up", UPSAMPLER, noise_schedule="linear")
+    save_settings(folder / "more", upsampler="up", settings={"upsampler_num_steps": 2})
     save_clip(folder / "clip")
     (folder / "notes").mkdir()
     return folder
@@ -39,6 +44,8 @@ def app(folder, tmp_path_factory):
     copies = tmp_path_factory.mktemp("copies")
     models = shutil.copytree(folder, copies / "models")
     cut_arrays(shutil.copytree(folder / "base", models / "broken"))
+    shutil.rmtree(models / "lora")
+    save_lora(models / "lora", models / "base")
     log = copies / "log.txt"
     command = [
         sys.executable, "app.py", "--checkpoint", models / "base", "--models", models, "--port", str(free_port()),
@@ -55,6 +62,11 @@ def app(folder, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(20)
+
+
+def save_settings(folder, **index):
+    """Writes the index of a pipeline: its models and settings."""
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def cut_arrays(model):

@@ -80,8 +80,9 @@ def test_the_settings_are_those_of_the_models_that_it_opens_with(started, folder
     assert "lms" in alone.fields["sampler"].option.choices
     assert (with_other.base, with_other.upsampler) == ("mine/base", "more/up")
     assert shown(with_other, "sampler", "upsample_temp") == ["lms", None]
+    assert shown(with_other, "upsampler_num_steps") == [2]
     assert behind.base == f"{folder.name}/base"
-    assert shown(behind, "sampler") == ["ddim"]
+    assert shown(behind, "sampler", "num_steps") == ["ddim", 3]
 
 
 def test_what_is_given_comes_first(started, folder, tmp_path):
@@ -90,7 +91,8 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
     more = ["--examples", tmp_path / "prompts.txt", "--max_images", 2, "--host", "0.0.0.0"]
     app.main(list(map(str, [*given, *more])))
     [(service, server, _)] = started
-    assert (service.base, service.upsampler, service.defaults) == (f"{folder.name}/inpaint", "more/up", {})
+    assert (service.base, service.upsampler) == (f"{folder.name}/inpaint", "more/up")
+    assert service.fields["num_steps"].default == 50
     assert [found.name for found in service.models.bases] == [service.base, "base"]
     assert (service.limits.max_images, service.examples, server.host) == (2, ["a cup", "a hat"], "0.0.0.0")
 

@@ -25,7 +25,7 @@ ACCOUNTS = (("ann", "secret"), ("bob", "voilà"))
 @pytest.fixture(scope="module")
 def service(models):
     limits = Limits(batch_size=2, max_queue=40, max_steps=20)
-    return Service(models, "base", "more/up", limits, defaults={"num_steps": 3, "upsampler_num_steps": 2})
+    return Service(models, "base", "more/up", limits)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_thirty_clients_at_once_share_batches(client, api, models, monkeypatch):
     prompts = [f"{number:03d}" for number in range(30)]
     alone = models.pipeline("base", None)
     seen = watch(alone, monkeypatch)
-    monkeypatch.setattr(models, "pipeline", lambda base, upsampler: alone)
+    monkeypatch.setattr(models, "pipeline", lambda *chosen: alone)
     with ThreadPoolExecutor(30) as clients:
         with DEVICE.mine():
             answers = [clients.submit(client.images.generate, prompt=prompt, size="8x8") for prompt in prompts]
@@ -200,7 +200,7 @@ def test_what_is_too_long_is_refused_before_it_is_all_there(served):
 
 
 def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, models, monkeypatch):
-    def fail(base, upsampler):
+    def fail(*chosen):
         raise Unloadable("base could not be loaded: its files are cut")
 
     monkeypatch.setattr(models, "pipeline", fail)

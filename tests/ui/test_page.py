@@ -239,10 +239,11 @@ def test_only_the_tasks_are_offered_to_clients_with_all_settings_by_name(app):
     with urllib.request.urlopen(f"{app}/gradio_api/info", timeout=30) as answer:
         endpoints = json.load(answer)["named_endpoints"]
     names = {task: {each["parameter_name"] for each in endpoints[task]["parameters"]} for task in endpoints}
-    common = {"base", "upsampler", "prompt", "negative_prompt", *request_fields(Limits(), {})}
+    common = {"base", "upsampler", "lora", "prompt", "negative_prompt", *request_fields(Limits(), {})}
     common -= {"strength", "candidates", "top_k"}
     own = {"inpaint": {"editor"}, "redraw": {"picture", "strength"}, "enlarge": {"picture"}}
     own |= {"draw": set(), "rank": {"candidates", "top_k"}}
+    own |= {"compare": {"x_option", "x_values", "y_option", "y_values"}}
     assert names == {f"/{task}": common | fields for task, fields in own.items()}
 
 

@@ -63,11 +63,11 @@ def test_images_are_those_of_the_command_line(service, models):
     }  # fmt: skip
 
 
-def test_a_client_that_names_no_sampler_gets_the_services(service):
-    other = replace(service, defaults={"sampler": "dpmpp_2m"})
-    for sampler, expected in ((None, "dpmpp_2m"), ("ddim", "ddim")):
-        _, _, entries = generated(other, sampler=sampler)
-        assert entries[0]["sampler"] == expected
+def test_a_client_that_names_no_steps_gets_those_of_the_model_it_chooses(service):
+    patient = replace(service, base="inpaint", limits=Limits(max_steps=6))
+    for base, steps, expected in (("base", None, "3"), ("base", 4, "4"), ("inpaint", None, "6")):
+        _, _, entries = generated(patient, base=base, num_steps=steps, num_images=1)
+        assert entries[0]["num_steps"] == expected
 
 
 def test_the_seed_shown_generates_the_same_again(service):
