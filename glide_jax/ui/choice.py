@@ -2,15 +2,60 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
+from glide_jax.options import Field
 from glide_jax.ui.found import Found
 from glide_jax.ui.request import SCALES, Choice
 from glide_jax.ui.service import Service
-from glide_jax.ui.settings import changes, setting, shown
+from glide_jax.ui.settings import change, setting, shown
 
 _PRIVATE = {"api_visibility": "private"}
+
+
+class Switched(NamedTuple):
+    """What comes of a choice.
+
+    Attributes:
+        choice: the models, and the adapters that fit.
+        fitting: all adapters that fit.
+        scales: of adapters that come to another place, by that: theirs before, or of new ones their own.
+        settings: those for which the models bring another value than the ones before, which is their default.
+    """
+
+    choice: Choice
+    fitting: list[str]
+    scales: dict[int, Any]
+    settings: dict[str, Field]
+
+
+def switched(service: Service, values: Mapping[str, Any], before: Choice) -> Switched:
+    """Loads the models that are chosen.
+
+    Args:
+        service: where they are.
+        values: what a client sent as base, upsampler, lora and how much of each; adapters of another base model are
+            let go.
+        before: what was chosen before.
+
+    Raises:
+        GlideError: a model cannot be loaded, or two do not fit each other.
+    """
+    chosen = Choice.of(values)
+    if chosen.base or chosen.upsampler:
+        service.models.pipeline(chosen.base or None, chosen.upsampler or None)
+    fitting = [each.name for each in service.models.fitting(chosen.base)]
+    choice = chosen._replace(adapters=tuple(name for name in chosen.adapters if name in fitting))
+    were: dict[str, Any] = dict(zip(before.adapters, map(values.get, SCALES), strict=False))
+    scales = {
+        place: were.get(name, service.models.scale(name))
+        for place, name in enumerate(choice.adapters)
+        if before.adapters[place : place + 1] != (name,)
+    }
+    old, new = map(service.fields_of, (before, choice))
+    other = {name: field for name, field in new.items() if name not in SCALES and field.default != old[name].default}
+    return Switched(choice, fitting, scales, other)
 
 
 class Menus:
@@ -43,9 +88,11 @@ class Menus:
         inputs = [*self.fields.values(), working]
         outputs = [*self.fields.values(), self._row, working, *settings.values()]
         for name in ("base", "upsampler", "lora"):
+            # Unprocessed: a menu whose choices change tells once more what is none of them any longer.
             self.fields[name].input(
-                self.switch, inputs, outputs, concurrency_id="models", show_progress="minimal", **_PRIVATE
-            )
+                self._switch, inputs, outputs, concurrency_id="models", preprocess=False, show_progress="minimal",
+                show_progress_on=[self.fields["base"], self.fields["upsampler"]], **_PRIVATE,
+            )  # fmt: skip
 
     def refresh_on(self, load: Callable[..., Any]) -> None:
         """Makes the event of opening the page show what is there then, so that reloading it shows new checkpoints."""
@@ -63,40 +110,31 @@ class Menus:
         menus = [_menu(models.bases), _menu(models.upsamplers), [each.name for each in fitting]]
         return [*(update(choices=menu) for menu in menus), update(visible=bool(fitting))]
 
-    def switch(self, base: str, upsampler: str, lora: Sequence[str], *others: Any) -> list[Any]:
-        """Updates of all components after a choice; where a model cannot be loaded, what was chosen before is again.
-
-        Args:
-            base, upsampler, lora: what is chosen now.
-            *others: the scales, and the `Choice` before.
-        """
-        gr, models, skip = self._gr, self._service.models, self._gr.skip()
-        *scales, working = others
+    def _switch(self, *sent: Any) -> list[Any]:
+        """Updates of all components; where a model cannot be loaded, what was chosen before is chosen again."""
+        gr, skip = self._gr, self._gr.skip()
+        *values, before = sent
         try:
-            if base or upsampler:
-                models.pipeline(base or None, upsampler or None)
-            fitting = [each.name for each in models.fitting(base)]
-            choice = Choice(base, upsampler, tuple(name for name in lora if name in fitting))
-            fields, row = self._followed(working, choice), gr.update(visible=bool(fitting))
-            menu = {"choices": fitting}
+            now = switched(self._service, dict(zip(self.fields, values, strict=True)), before)
         except GlideError as error:
             gr.Warning(html.escape(str(error)), title="Not changed")
-            choice, fields, row, menu = working, [skip] * len(self._settings), skip, {}
-        were = dict(zip(working.adapters, scales, strict=False))
-        values = [were.get(name, models.scale(name)) for name in choice.adapters]
-        looks = [gr.update(**look) for look in _looks(choice.adapters)]
-        for look, value in zip(looks, values, strict=False):
-            look["value"] = value
-        names = [choice.base, choice.upsampler, gr.update(value=list(choice.adapters), **menu)]
-        return [*names, *looks, row, choice, *fields]
+            menus = [before.base, before.upsampler, list(before.adapters)]
+            return [*menus, *[skip] * len(SCALES), skip, before, *[skip] * len(self._settings)]
+        if now.settings:
+            said = ", ".join(f"{name} {_said(shown(field))}" for name, field in now.settings.items())
+            gr.Info(html.escape(f"Settings that these models bring: {said}"))
+        scales = [gr.update(**look) for look in _looks(now.choice.adapters)]
+        for i, scale in now.scales.items():
+            scales[i]["value"] = scale
+        return [
+            skip, skip, gr.update(choices=now.fitting, value=list(now.choice.adapters)), *scales,
+            gr.update(visible=bool(now.fitting)), now.choice,
+            *(change(gr, now.settings[name]) if name in now.settings else skip for name in self._settings),
+        ]  # fmt: skip
 
-    def _followed(self, before: Choice, after: Choice) -> list[Any]:
-        """Updates of the settings where the models of one choice bring others than those before, which are named."""
-        old, new = map(self._service.fields_of, (before, after))
-        if other := [name for name in self._settings if old[name].default != new[name].default]:
-            said = ", ".join(f"{name} {text if (text := shown(new[name])) != '' else 'default'}" for name in other)
-            self._gr.Info(html.escape(said), title="Set as these models want it")
-        return [changes(self._gr, old[name], new[name]) for name in self._settings]
+
+def _said(value: Any) -> str:
+    return "default" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _looks(adapters: Sequence[str]) -> list[dict[str, Any]]:

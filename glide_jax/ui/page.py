@@ -23,7 +23,7 @@ CSS = """
 #status .wrap .error { display: none; }
 #images .grid-wrap { max-height: none; overflow: hidden; }
 .small-images img { image-rendering: pixelated; }
-@media (max-width: 600px) { #tasks .tab-container button { padding: 0 8px; } }
+#tasks .tab-container button { padding: 0 8px; }
 """
 # Until its turn comes; and where the columns are below each other, the images are out of sight of the button.
 _QUEUED = """() => {
@@ -151,7 +151,8 @@ class _Page:
         names = options_to_vary(known, has_clip=self._service.models.has_clip)
         most = self._service.limits.max_images
         gr.Markdown(
-            f"One image of the prompt for each value, or each pair of values, from the same noise: at most {most}."
+            f"One image of the prompt for each value, or each pair of values, from the same noise; at most {most}."
+            " The settings below hold for all of them."
         )
         made: dict[str, Any] = {}
         for side, where, option, values in (("x", "from left to right", "guidance_scale", "1, 3, 6"),

@@ -75,11 +75,9 @@ def shown(field: Field) -> Any:
     return "" if field.default is None else field.default if isinstance(field.default, str) else f"{field.default:g}"
 
 
-def changes(gr: Any, before: Field, after: Field) -> Any:
-    """What happens to a component when other models are chosen: where these bring another value, it is set to that."""
-    if before.default == after.default:
-        return gr.skip()
-    return gr.update(value=shown(after), **({"choices": _menu(after)} if after.option.choices else {}))
+def change(gr: Any, field: Field) -> Any:
+    """The update that sets a component to the default of its field."""
+    return gr.update(value=shown(field), **({"choices": _menu(field)} if field.option.choices else {}))
 
 
 def _menu(field: Field) -> list[tuple[str, str]]:

@@ -59,12 +59,16 @@ def save_model(path, config=BASE, seed=1, **diffusion):
     return str(path)
 
 
-def save_lora(path, base, config=BASE, **options):
-    """Writes adapters of what `save_model` wrote at `base`, as a run leaves them, and returns their path."""
+def save_lora(path, base, config=BASE, sampling=None, **options):
+    """Writes adapters of what `save_model` wrote at `base`, as a run leaves them, and returns their path.
+
+    `sampling` is how they say that images are to be sampled, if they do.
+    """
     lora = LoraConfig(**{"rank": 1} | options)
     adapters = random_weights(Glide(config, lora=lora).abstract_params()[GROUP])
     entry = asdict(lora) | {"base": str(base), "base_sha256": fingerprint(_weights_of(config))}
     record = {"model": asdict(config), "diffusion": asdict(DiffusionConfig()), "lora": entry}
+    record |= {"sampling": sampling} if sampling else {}
     save_weights(Path(path), {GROUP: adapters}, record)
     return str(path)
 

@@ -97,6 +97,23 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
     assert (service.limits.max_images, service.examples, server.host) == (2, ["a cup", "a hat"], "0.0.0.0")
 
 
+def test_adapters_that_are_given_are_chosen_with_the_model_they_belong_to(started, folder, tmp_path):
+    base, inpaint, lora = (str(folder / name) for name in ("base", "inpaint", "lora"))
+    app.main(["--checkpoint", base, "--lora", f"{lora}:0.5"])
+    app.main(["--checkpoint", inpaint, "--checkpoint", base, "--lora", lora])
+    app.main(["--checkpoint", base, "--models", str(folder)])
+    (first, *_), (second, *_), (third, *_) = started
+    assert (first.adapters, first.fields["lora_scale"].default) == ((f"{folder.name}/lora",), 0.5)
+    assert (second.adapters, third.adapters) == ((), ())
+    for flags, message in (
+        (["--checkpoint", inpaint, "--lora", lora], "lora has adapters of weights of SHA-256"),
+        (["--checkpoint", base, *["--lora", lora] * 4], "--lora is given 4 times: at most 3"),
+        (["--upsampler", str(folder / "more" / "up"), "--lora", lora], "--lora is for a base model"),
+    ):
+        with pytest.raises(GlideError, match=message):
+            app.main(flags)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -205,6 +205,22 @@ def test_a_model_that_cannot_be_loaded_is_not_chosen(page):
     page.wait(lambda: page.one("input[aria-label='Base model']").get_attribute("value") == "models/base (8 px)")
 
 
+def test_adapters_with_a_strength_and_a_grid(page):
+    page.one("#lora input").click()
+    page.wait(lambda: [each for each in page.all("[role=option]") if each.text.strip().endswith("lora")])[0].click()
+    page.wait(lambda: page.one("input[aria-label='number input for Strength of lora']"))
+    page.type("#prompt textarea", "a cat")
+    page.tab("X/Y grid")
+    page.type("#x-values textarea, #x-values input", "1, 2")
+    page.one("#go-compare").click()
+    page.wait(lambda: "2 images in a grid" in page.status)
+    assert [image.shape[1] for image in page.finish()] == [268]
+    # It has neither adapters nor settings of its own.
+    page.choose("Base model", "inpaint (8 px, inpainting)")
+    page.wait(lambda: page.one("input[aria-label='number input for Steps']").get_attribute("value") == "50")
+    page.wait(lambda: not any(element.is_displayed() for element in page.all("#lora")))
+
+
 def test_reloading_ends_the_request_and_starts_afresh(page):
     page.type("#prompt textarea", "a cat")
     page.number("Images", 8)

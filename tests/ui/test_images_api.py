@@ -3,6 +3,7 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -159,6 +160,19 @@ def test_what_other_models_take_is_let_pass(service):
 def test_settings_are_those_of_the_model(service):
     steps = [asked(service, {"prompt": "a", "model": name}).options.levels.num_steps for name in ("base", "inpaint")]
     assert steps == [3, 20]
+
+
+def test_adapters_are_those_named_or_those_that_the_server_starts_with(service):
+    started = replace(service, adapters=("lora",))
+    for name, body, expected in (
+        ("nothing named", {}, {"lora": 1.0}),
+        ("another scale", {"lora_scale": 0.5}, {"lora": 0.5}),
+        ("none", {"lora": []}, {}),
+        ("another model", {"model": "inpaint"}, {}),
+    ):
+        assert asked(started, {"prompt": "a", **body}).adapters == expected, name
+    assert asked(service, {"prompt": "a", "lora": "lora", "lora_scale": 0.5}).adapters == {"lora": 0.5}
+    assert asked(service, {"prompt": "a"}).adapters == {}
 
 
 @pytest.mark.parametrize("name", ["dall-e-2", "more/up", 3, []])

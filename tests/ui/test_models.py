@@ -1,11 +1,14 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.ui.models import Models
-from tests.tiny.models import save_model
+from glide_jax.sample import LoadedModel
+from glide_jax.ui.models import Models, Unloadable
+from tests.tiny.models import UPSAMPLER, save_lora, save_model
 from tests.ui.conftest import cut_arrays
 from tests.ui.test_jobs import concurrently
 
@@ -90,3 +93,72 @@ def test_a_folder_that_is_not_there_is_said():
         Models([], ["nowhere"])
     with pytest.raises(GlideError, match="nowhere"):
         Models(["nowhere"])
+
+
+def test_adapters_are_found_for_the_base_model_whose_weights_they_were_trained_on(models, folder):
+    assert [found.name for found in models.adapters] == ["lora"]
+    assert [found.name for found in models.fitting("base")] == ["lora"]
+    assert models.fitting("inpaint") == models.fitting("") == []
+    given = Models([folder / "base"], [folder], lora=[f"{folder / 'lora'}:0.5"])
+    assert [(found.name, found.scale, found.given) for found in given.adapters] == [(f"{folder.name}/lora", 0.5, True)]
+
+
+def test_found_adapters_bring_their_base_model_if_it_is_there(folder, tmp_path):
+    save_lora(tmp_path / "mine", folder / "base")
+    models = Models([], [tmp_path])
+    assert [found.name for found in models.bases] == [f"{folder.name}/base"]
+    assert [found.name for found in models.fitting(f"{folder.name}/base")] == ["mine"]
+    assert Models([], [tmp_path, folder]).bases == Models([], [folder]).bases
+    save_lora(tmp_path / "mine2", tmp_path / "gone")
+    assert [found.name for found in Models([], [tmp_path]).bases] == [f"{folder.name}/base"]
+
+
+def test_adapters_are_added_by_their_scale_and_the_base_model_is_read_once(folder, monkeypatch):
+    read, load = [], LoadedModel.from_checkpoint
+    monkeypatch.setattr(LoadedModel, "from_checkpoint", lambda path, *how: read.append(path) or load(path, *how))
+    models = Models([], [folder], kept=3)
+    plain = models.pipeline("base", None).base
+    merged, other = (models.pipeline("base", None, {"lora": scale}).base for scale in (0.5, 1.5))
+    assert models.pipeline("base", None, {"lora": 1.5}).base is other
+    expected = load(folder / "base", lora=[f"{folder / 'lora'}:0.5"])
+    jax.tree.map(np.testing.assert_array_equal, merged.params, expected.params)
+    assert models.pipeline("base", None, {"lora": 0.0}).base is plain
+    assert len(read) == 1
+
+
+def test_merged_weights_are_a_model_more_in_memory(folder):
+    models = Models([], [folder], kept=2)
+    merged = models.pipeline("base", None, {"lora": 0.5}).base
+    models.pipeline("base", None, {"lora": 1.5})
+    assert models._loaded.cache_info().currsize == 2
+    assert models.pipeline("base", None, {"lora": 0.5}).base is not merged
+
+
+def test_adapters_that_cannot_be_added_are_one_line_without_paths(folder, tmp_path):
+    for name in ("base", "lora"):
+        shutil.copytree(folder / name, tmp_path / name)
+    cut_arrays(tmp_path / "lora")
+    models = Models([tmp_path / "base"], [tmp_path, folder])
+    cut, good, other = f"{tmp_path.name}/base", "lora (2)", "inpaint"
+    for base, adapters, kind, message in (
+        (cut, {"lora": 1.0}, Unloadable, "lora could not be loaded"),
+        (other, {good: 1.0}, GlideError, "has adapters of weights of SHA-256"),
+        (cut, {str(folder / "lora"): 1.0}, GlideError, "there is no LoRA"),
+    ):
+        with pytest.raises(kind, match=message) as raised:
+            models.pipeline(base, None, adapters)
+        assert "\n" not in str(raised.value)
+        assert message == "there is no LoRA" or str(folder) not in str(raised.value)
+
+
+def test_only_adapters_of_base_models_are_given_as_such(folder, tmp_path):
+    save_lora(tmp_path / "up-lora", folder / "more" / "up", UPSAMPLER)
+    for text, message in (
+        (folder / "base", "must be adapters of a base model"),
+        (tmp_path / "up-lora", "must be adapters of a base model"),
+        (f"{folder / 'lora'}:2.5", "a scale of 0 to 2"),
+        (tmp_path / "gone", "gone"),
+    ):
+        with pytest.raises(GlideError, match=message):
+            Models([folder / "base"], lora=[str(text)])
+    assert [found.name for found in Models([], [tmp_path]).upsamplers] == ["up-lora"]

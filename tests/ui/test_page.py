@@ -103,6 +103,8 @@ def test_it_generates_and_the_files_say_how(app):
         ({"base": "../../etc"}, "there is no model"),
         ({"base": "broken"}, "broken could not be loaded"),
         ({"guidance": "cfg++"}, "cfg++"),
+        ({"lora": "../lora"}, "there is no LoRA"),
+        ({"base": "inpaint", "lora": ["lora"]}, "lora has adapters of weights of SHA-256"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_the_server(app, sent, message):
@@ -119,6 +121,16 @@ def test_what_is_no_image_is_one_line(app, picture):
         with pytest.raises(Refused) as refused:
             call(app, task, **{field: picture})
         assert len(refused.value.args[0]["error"].splitlines()) == 1
+
+
+def test_a_grid_and_adapters_are_for_programs_too(app):
+    sent = {"x_option": "guidance_scale", "x_values": "1,3", "lora": ["lora"], "lora_scale": 0.5}
+    status, _, images, _ = call(app, "compare", **sent)
+    assert "2 images in a grid of 268 x " in status
+    with Image.open(io.BytesIO(fetched(images[0]["image"]))) as image:
+        assert (image.text["xy"], image.text["lora"]) == ("guidance_scale=1.0,3.0", "lora:0.5")
+    with pytest.raises(Refused, match="a grid of 9 images is too large: at most 8"):
+        call(app, "compare", **sent | {"x_values": "1,2,3,4,5,6,7,8,9"})
 
 
 def test_what_nobody_expected_is_one_line_and_in_the_log(app):

@@ -8,7 +8,7 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.options import build, fields
 from glide_jax.sample import SAMPLERS, SampleOptions, upsampling
-from glide_jax.ui.request import Limits, check_fit, checked, kinds, request_fields
+from glide_jax.ui.request import Choice, Limits, check_fit, checked, kinds, request_fields
 
 KNOWN = request_fields(Limits(max_images=3, max_steps=20), {})
 NUMBERS = [name for name, field in KNOWN.items() if not field.option.choices and str not in kinds(field)]
@@ -139,3 +139,17 @@ def test_only_an_inpainting_model_inpaints(models):
     painted = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
     with pytest.raises(GlideError, match="base cannot inpaint"):
         check_fit(models.pipeline("base", None), request("inpaint", image=IMAGE, mask=painted), 20)
+
+
+def test_adapters_are_named_each_with_a_scale():
+    assert request(lora="mine", lora_scale="0.5").adapters == {"mine": 0.5}
+    assert request(lora=["mine", "other"], lora_scale_2=2).adapters == {"mine": 1.0, "other": 2.0}
+    assert request(lora=None).adapters == request("enlarge", image=IMAGE, upsampler="up", lora="mine").adapters == {}
+    for lora, message in (
+        (["a", "b", "c", "d"], "4 LoRAs are too many: at most 3"),
+        (["a", "a"], "names the same twice"),
+        ([["a"]], "lora must be text"),
+        (3, "lora must be text"),
+    ):
+        with pytest.raises(GlideError, match=message):
+            Choice.of({"lora": lora})

@@ -10,7 +10,9 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NoisedClipScorer
 from glide_jax.evaluate.scorer import score
-from glide_jax.sample import LoadedClip
+from glide_jax.sample import Axis, LoadedClip
+from glide_jax.sample.cli import parser
+from glide_jax.sample.compare import cells, compare
 from glide_jax.ui.request import Limits
 from glide_jax.ui.service import Service, follow
 from tests.ui.test_jobs import concurrently
@@ -64,10 +66,11 @@ def test_images_are_those_of_the_command_line(service, models):
 
 
 def test_a_client_that_names_no_steps_gets_those_of_the_model_it_chooses(service):
-    patient = replace(service, base="inpaint", limits=Limits(max_steps=6))
-    for base, steps, expected in (("base", None, "3"), ("base", 4, "4"), ("inpaint", None, "6")):
-        _, _, entries = generated(patient, base=base, num_steps=steps, num_images=1)
+    other = replace(service, base="inpaint")
+    for steps, expected in ((None, "3"), (4, "4")):
+        _, _, entries = generated(other, num_steps=steps)
         assert entries[0]["num_steps"] == expected
+    assert other.fields["num_steps"].default == 50
 
 
 def test_the_seed_shown_generates_the_same_again(service):
@@ -169,3 +172,40 @@ def test_the_end_of_a_long_prompt_is_named(service):
     last, _, _ = generated(service, prompt="a cat and <b>" + "a dog " * 9)
     assert "too long for this model; it does not see" in last.status
     assert "<b>" not in last.status
+
+
+def test_adapters_are_added_by_their_scale(service, models):
+    _, pixels, entries = generated(service, lora="lora", lora_scale=0.5)
+    adapted, plain = (models.pipeline("base", None, {"lora": scale}) for scale in (0.5, 0))
+    how = {"num_images": 2, "seed": 1, "num_steps": 4}
+    np.testing.assert_array_equal(pixels, adapted("a cat", **how).images)
+    assert (pixels != plain("a cat", **how).images).any()
+    assert [entry["lora"] for entry in entries] == ["lora:0.5"] * 2
+    with pytest.raises(GlideError, match="lora has adapters of weights of SHA-256"):
+        generated(service, base="inpaint", lora="lora")
+
+
+def test_a_grid_is_that_of_the_command_line(service, models):
+    sent = {"x_option": "num_steps", "x_values": "3, 4", "y_option": "guidance_scale", "y_values": "2,3"}
+    last, pixels, entries = generated(service, "compare", **sent, temperature=0.9, negative_prompt="a dog")
+    assert "4 images in a grid of 268 x " in last.status
+    axes = [Axis.parse("num_steps=3,4"), Axis.parse("guidance_scale=2,3")]
+    flags = vars(parser().parse_args(["--checkpoint", "base", "--seed", "1", "--temperature", "0.9"]))
+    wanted = cells(axes, flags | {"strength": None}, {})
+    expected, _ = compare(models.pipeline("base", None), "a cat", wanted, 2, negative_prompt="a dog")
+    np.testing.assert_array_equal(pixels[0], expected)
+    assert last.images[0][0].name == "glide-1-grid.png"
+    assert entries[0] == {
+        "prompt": "a cat", "seed": "1", "index": "0", "xy": "num_steps=3,4 guidance_scale=2.0,3.0", "sampler": "ddim",
+        "schedule": "leading", "temperature": "0.9", "checkpoint": "base", "negative_prompt": "a dog",
+    }  # fmt: skip
+
+
+def test_a_grid_counts_every_image_and_shows_each(service):
+    states = list(follow(service, "compare", ask(x_option="seed", x_values="1,2,3")))
+    previews = [shown.images for shown in states if shown.images and shown.download is None]
+    assert {len(images) for images in previews} == {1, 2, 3}
+    assert not any("Compiling" in shown.status for shown in states[-3:])
+    assert (
+        max(float(shown.status.split("width: ")[1].split("%")[0]) for shown in states if "width" in shown.status) == 100
+    )

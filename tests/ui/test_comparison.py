@@ -1,0 +1,65 @@
+"""Which grids the page refuses, in one line, before anything is generated."""
+
+import pytest
+
+from glide_jax.errors import GlideError
+from glide_jax.ui.comparison import compared, options_to_vary
+from glide_jax.ui.request import Limits, request_fields
+
+KNOWN = request_fields(Limits(max_images=4, max_steps=20), {})
+
+
+def asked(x="", y="", has_clip=False, **values):
+    sides = {f"{side}_{what}": text for side, axis in (("x", x), ("y", y))
+             for what, text in zip(("option", "values"), axis.split("="), strict=False)}  # fmt: skip
+    return compared({"base": "base", "prompt": "a cat", **sides, **values}, KNOWN, has_clip=has_clip)
+
+
+def test_each_image_has_the_settings_of_its_cell():
+    request = asked("num_steps=5, 10", "guidance_scale=1,3", sampler="ddpm", seed=7)
+    assert (request.num_images, request.keep) == (4, 1)
+    found = [(cell.options.levels.num_steps, cell.options.guidance.guidance_scale) for cell in request.cells]
+    assert found == [(5, 1.0), (10, 1.0), (5, 3.0), (10, 3.0)]
+    assert {(cell.seed, cell.options.solver.sampler) for cell in request.cells} == {(7, "ddpm")}
+    assert request.cells[1].label == "num_steps 10\nguidance_scale 1.0"
+
+
+def test_a_blank_seed_is_one_for_all_and_others_may_be_varied():
+    assert len({cell.seed for cell in asked("eta=0,1").cells}) == 1
+    assert [cell.seed for cell in asked("seed=3,4").cells] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "message"),
+    [
+        ("", {}, "choose an option to vary"),
+        ("num_steps=", {}, "num_steps: give its values, separated by commas"),
+        ("num_steps=1,,2", {}, "num_steps: give its values, separated by commas"),
+        ("num_steps=5,500", {}, r"num_steps must be in \[1, 20\], not 500"),
+        ("num_steps=5,many", {}, "num_steps must be a number, not 'many'"),
+        ("num_steps=1,2,3,4,5", {}, "a grid of 5 images is too large: at most 4"),
+        ("num_steps=1,2,3", {"y_option": "seed", "y_values": "1,2"}, "a grid of 6 images is too large: at most 4"),
+        ("num_steps=1,2", {"y_option": "num_steps", "y_values": "3"}, "one option or two different ones"),
+        ("sampler=ddim,prk", {}, "sampler must be one of"),
+        ("strength=0.1", {}, "cannot vary strength"),
+        ("num_images=1,2", {}, "cannot vary num_images"),
+        ("clip_guidance_scale=1", {}, "cannot vary clip_guidance_scale"),
+        ("upsampler_strength=0.5,1", {}, "upsampler_strength is about the upsampler: choose one"),
+        ("rho=3,7", {}, "rho has no effect"),
+        ("apg_eta=0,1", {}, "apg_eta has no effect"),
+        ("num_steps=5", {"timestep_respacing": "10"}, "leave that blank"),
+        ("seed=1,-1", {}, "seeds from 0 on"),
+        (f"eta={'0,' * 200}1", {}, "x_values has 401 characters"),
+        ("eta=0,1", {"y_option": ["sampler"]}, "y_option must be text"),
+    ],
+)
+def test_what_cannot_be_varied_is_one_line(x, values, message):
+    with pytest.raises(GlideError, match=message) as refused:
+        asked(x, **values)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_has_an_effect_may_be_varied():
+    assert "clip_guidance_scale" in options_to_vary(KNOWN, has_clip=True)
+    assert len(asked("sampler=ddim,dpmpp_2m", "rho=3,7").cells) == 4
+    assert len(asked("upsample_temp=0.9,1", upsampler="up").cells) == 2
