@@ -46,6 +46,7 @@ class Models:
         self._lora = list(lora)
         self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
         self._loaded = lru_cache(kept)(self._load_step)
+        self._read = lru_cache(kept)(_read_adapters)
         self._lock = threading.Lock()
         self._sha256s: dict[Path, str] = {}
         self.search()
@@ -158,13 +159,15 @@ class Models:
         if not adapters:
             with _said_by_name(found.name, step):
                 return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
-        model, loaded = self._loaded(step, found), []
-        for path, each, scale in adapters:
-            with _said_by_name(each.name, path):
-                own = Adapters.load(path)
-            # Where they and their base lie is not for everyone to know.
-            loaded.append(replace(own, where=each.name, base=Path(own.base).name, scale=scale))
-        return model.with_adapters(loaded)
+        model = self._loaded(step, found)
+        return model.with_adapters([replace(self._read(path, each.name), scale=by) for path, each, by in adapters])
+
+
+def _read_adapters(step: Path, name: str) -> Adapters:
+    with _said_by_name(name, step):
+        found = Adapters.load(step)
+    # Where they and their base lie is not for everyone to know.
+    return replace(found, where=name, base=Path(found.base).name)
 
 
 @contextlib.contextmanager
