@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -32,7 +32,6 @@ class _Job:
     """A request, the numbers of its images, and those that are finished, by place."""
 
     request: Request
-    pipeline: Pipeline
     numbers: Sequence[int]
     future: Future[Done] = field(default_factory=Future)
     finished: dict[int, Generated] = field(default_factory=dict)
@@ -40,8 +39,9 @@ class _Job:
     @property
     def alike(self) -> tuple[Any, ...]:
         """What requests must have in common to share a batch."""
-        own, models = self.request, (self.pipeline.base, self.pipeline.upsampler)
-        return *map(id, models), own.negative_prompt, own.seed, own.options, own.upsampler_options
+        own = self.request
+        models = own.base, own.upsampler, own.adapters
+        return *models, own.negative_prompt, own.seed, own.options, own.upsampler_options
 
     def settle(self, outcome: Done | BaseException) -> None:
         """Ends the wait for it, unless nobody waits any more or it has ended."""
@@ -69,10 +69,11 @@ class Batches:
 
     Args:
         limits: how many images a batch has, and how many requests may wait.
+        pipeline_of: the models of a request, loaded when its turn comes: those that wait keep none in memory.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, pipeline_of: Callable[[Request], Pipeline]) -> None:
+        self._limits, self._pipeline_of = limits, pipeline_of
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         # How many images a request has had that has waited all along.
@@ -82,7 +83,7 @@ class Batches:
         self._seed, self._numbers = secrets.randbelow(2**31), itertools.count()
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def submit(self, request: Request, pipeline: Pipeline) -> Future[Done]:
+    def submit(self, request: Request) -> Future[Done]:
         """Queues a request for the task "draw"; cancelling its future takes it out again.
 
         Raises:
@@ -95,7 +96,7 @@ class Batches:
             if request.any_seed:
                 request = replace(request, seed=self._seed)
                 numbers = list(itertools.islice(self._numbers, request.num_images))
-            job, arrival = _Job(request, pipeline, numbers), next(self._arrivals)
+            job, arrival = _Job(request, numbers), next(self._arrivals)
             self._waiting += [_Waiting(self._turn + place, arrival, place, job) for place in range(len(numbers))]
             self._waiting.sort(key=lambda waiting: waiting[:3])
             self._changed.notify()
@@ -132,7 +133,8 @@ class Batches:
         return batch
 
     def _generate(self, batch: Sequence[_Waiting]) -> None:
-        request, pipeline = batch[0].job.request, batch[0].job.pipeline
+        request = batch[0].job.request
+        pipeline = self._pipeline_of(request)
 
         def stop_if_unwanted(_done: int, _x_0: Any) -> None:
             if all(waiting.job.future.done() for waiting in batch):

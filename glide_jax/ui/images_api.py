@@ -54,7 +54,7 @@ class ImagesApi:
 
     def __init__(self, service: Service, accounts: Sequence[Account] | None = None) -> None:
         self._service, self._accounts = service, accounts
-        self._batches = Batches(service.limits)
+        self._batches = Batches(service.limits, self._pipeline)
 
     async def answer(self, http: Any) -> Any:
         """Answers a `starlette.requests.Request` with images, or with an error in OpenAI's form."""
@@ -78,7 +78,7 @@ class ImagesApi:
             body = json.loads(sent)
         except (ValueError, RecursionError) as error:
             raise GlideError("the request must be a JSON object") from error
-        waiting = self._batches.submit(*await asyncio.to_thread(self._checked, body))
+        waiting = self._batches.submit(await asyncio.to_thread(self._checked, body))
         try:
             future = asyncio.wrap_future(waiting)
             while not (await asyncio.wait([future], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
@@ -98,11 +98,13 @@ class ImagesApi:
         if scheme.lower() != "bearer" or not any(found):
             raise NoSuchUser("no such user: the API key is USER:PASSWORD")
 
-    def _checked(self, body: Any) -> tuple[Request, Pipeline]:
+    def _checked(self, body: Any) -> Request:
         request = asked(self._service, body)
-        pipeline = self._service.models.pipeline(request.base, request.upsampler, request.adapters)
-        check_fit(pipeline, request, self._service.limits.max_steps)
-        return request, pipeline
+        check_fit(self._pipeline(request), request, self._service.limits.max_steps)
+        return request
+
+    def _pipeline(self, request: Request) -> Pipeline:
+        return self._service.models.pipeline(request.base, request.upsampler, request.adapters)
 
 
 async def _body(http: Any) -> bytes:
