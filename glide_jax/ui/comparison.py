@@ -10,8 +10,6 @@ from glide_jax.options import Field
 from glide_jax.sample import Axis, Cell, combinations, of_upsampler, variable
 from glide_jax.ui.request import Request, checked, checked_text, checked_value, without_effect
 
-# What a client sends beside the settings: an option and its values from left to right, and another from top to bottom.
-FIELDS = ("x_option", "x_values", "y_option", "y_values")
 _LONGEST_VALUES = 300
 
 
@@ -34,7 +32,8 @@ def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip:
     """A request for a grid; each of its cells counts as one of `num_images`, and passes all checks of a request.
 
     Args:
-        values: as for `checked`, and those of `FIELDS`; the second option may be left out.
+        values: as for `checked`, and x_option and x_values, what varies from left to right, and y_option and y_values,
+            from top to bottom; one of them may be left out. Values are separated by commas.
         known, has_clip: as for `options_to_vary`.
 
     Raises:
