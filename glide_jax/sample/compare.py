@@ -112,7 +112,9 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
         raise GlideError("--xy strength is about the image to start from: give --init_image FILE")
 
 
-def images_of(pipeline: "sample.Pipeline", prompt: str, wanted: Sequence[Cell], **inputs: Any) -> Iterator[Pixels]:
+def images_of(
+    pipeline: "sample.Pipeline", prompt: "sample.Prompt", wanted: Sequence[Cell], **inputs: Any
+) -> Iterator[Pixels]:
     """Generates an image of `prompt` for each cell; `inputs` are those of a pipeline call, the same for all."""
     for _, seed, options, up_options in wanted:
         yield pipeline(prompt, seed=seed, options=options, upsampler_options=up_options, **inputs).images[0]

@@ -91,7 +91,7 @@ def test_its_index_says_what_differs_from_the_usual(folder):
 
 def test_an_interval_without_end_is_json_that_others_can_read(tmp_path):
     settings = {"guidance_interval": (0.5, math.inf), "num_steps": 4}
-    write_index(tmp_path, ["base"], settings)
+    write_index(tmp_path, {"base": "base"}, settings)
     index = json.loads((tmp_path / INDEX).read_text(), parse_constant=pytest.fail)
     assert index["settings"]["guidance_interval"] == [0.5, "inf"]
     assert Pretrained.open(tmp_path).settings == settings
@@ -176,8 +176,8 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
     [
         ("{", "is not JSON"),
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}', "it is of another library"),
-        ('{"base": "../../etc"}', "base must be the name of a folder beside it, not '../../etc'"),
-        ('{"base": ["a"]}', "base must be the name of a folder beside it"),
+        ('{"base": "../../etc"}', "base must be the name of a folder or file beside it, not '../../etc'"),
+        ('{"base": ["a"]}', "base must be the name of a folder or file beside it"),
         ('{"base": "base", "settings": {"sampeler": "ddim"}}', "'sampeler' is no setting of a pipeline"),
         ('{"base": "base", "settings": {"strength": 0.1}}', "'strength' is no setting of a pipeline"),
         ('{"base": "base", "settings": [1]}', r"its settings are \[1\], not an object"),
