@@ -131,11 +131,13 @@ def _add(known: dict[str, _T], new: _T) -> None:
 
 def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
     """The checkpoints in a folder, called by their paths from `root`."""
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path.is_dir() or path.suffix == ".safetensors"):
+            continue
         try:
             found = _described(path.relative_to(root).as_posix(), path)
         except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
-            if depth > 1:
+            if path.is_dir() and depth > 1:
                 yield from _below(path, root, depth - 1)
         else:
             yield found

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from convert.to_kohya import to_kohya
 from glide_jax.errors import GlideError
 from glide_jax.sample import LoadedModel
 from glide_jax.ui.models import Models, Unloadable
@@ -112,6 +113,14 @@ def test_found_adapters_bring_their_base_model_if_it_is_there(folder, tmp_path):
     both = Models([], [tmp_path, folder])
     assert [found.name for found in both.bases] == ["base", "inpaint"]
     assert [found.name for found in both.adapters] == ["mine", "other", "lora"]
+
+
+def test_safetensors_files_are_found_too(folder, tmp_path):
+    to_kohya(folder / "lora", tmp_path / "mine.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(b"of another program")
+    assert [found.name for found in Models([folder / "base"], [tmp_path]).fitting(f"{folder.name}/base")] == [
+        "mine.safetensors"
+    ]
 
 
 def test_adapters_are_added_by_their_scale_and_the_base_model_is_read_once(folder, monkeypatch):
