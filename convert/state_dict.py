@@ -5,6 +5,7 @@ Training programs save weights beside optimiser states and step counts, under na
 """
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -136,6 +137,7 @@ def write_tensors(
                 metadata = {"format": "pt", _HEADER: json.dumps(options or {})}
                 metadata |= {torch_file.HEADER: json.dumps(checkpoint)} if checkpoint else {}
                 library.torch.save_file(tensors, partial, metadata)
+                partial.chmod(0o666 & ~_umask())  # it lets nobody else read it
             else:
                 torch.save(tensors, partial)
         except full_disk as error:
@@ -158,6 +160,12 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise GlideError(f"{path}: the entry {_HEADER} of its header is damaged")
     return options
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def holds(dtype: np.dtype, array: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ folder or such a file.
 """
 
 from glide_jax.checkpoint.folders import complete_steps as complete_steps
+from glide_jax.checkpoint.folders import lasting as lasting
 from glide_jax.checkpoint.folders import newest_intact as newest_intact
 from glide_jax.checkpoint.folders import resolve as resolve
 from glide_jax.checkpoint.store import CheckpointStore as CheckpointStore

@@ -58,14 +58,19 @@ def unfinished(directory: Path) -> list[Path]:
     return [folder for folder in directory.iterdir() if TEMPORARY_SUFFIX in folder.name]
 
 
+def lasting(path: Path) -> Path:
+    """A checkpoint's path from any folder; a file keeps its name, which what it links to may not have."""
+    return path.absolute() if path.is_file() else path.resolve()
+
+
 def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
-    """The folder of one complete step that `path` means: of a run, a checkpoints folder or a step.
+    """What `path` means: the folder of one complete step, or a safetensors file.
 
     Args:
-        path: any of the three; PATH@STEP names a step of the first two. hf://USER/NAME@REVISION/FOLDER is a step in a
-            repository of the Hugging Face Hub, whose files are downloaded if they are not yet. A
-            safetensors file (`torch_file`) stands for itself.
-        step: which step, by default the newest; of no use with a path that is one step already.
+        path: a run folder, its checkpoints folder or one step's; PATH@STEP names a step of the first two. Or a
+            safetensors file (`torch_file`). hf://USER/NAME@REVISION/PART is such a folder or file in a repository of
+            the Hugging Face Hub, downloaded if it is not yet.
+        step: which step, by default the newest; of no use with a path that is one already.
 
     Raises:
         GlideError: there is no such checkpoint, or a part of it is missing.
@@ -74,6 +79,8 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
     if not directory.is_dir() and step is None and (match := _WITH_STEP.fullmatch(str(directory))):
         directory, step = Path(match[1]), int(match[2])
     if torch_file.is_file(directory):
+        if step is not None:
+            raise GlideError(f"{directory} is one file: leave out step {step}")
         return directory
     if not directory.is_dir():
         raise GlideError(

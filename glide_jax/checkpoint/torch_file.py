@@ -26,7 +26,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 _OUT_FIRST = ("kernel", "down", "up", "magnitude")
 # The file is a stranger's: what its header makes up must not take for ever to lay out. The published have 16 blocks of
 # a kind, and 50,257 tokens.
-_MOST_BLOCKS = 100
+_MOST_BLOCKS = 32
 _LARGEST = 100_000
 _LISTED = 3
 _ENTRIES = ("model", "clip_text", "clip_image", "lora")

@@ -9,13 +9,13 @@ from typing import Any, Self, TypeVar
 import jax
 
 from glide_jax import hub
-from glide_jax.checkpoint import load_weights, read_record, resolve, save_weights
+from glide_jax.checkpoint import lasting, load_weights, read_record, resolve, save_weights
 from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
 from glide_jax.models.lora import fingerprint
-from glide_jax.options import fields
+from glide_jax.options import build, fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
 from glide_jax.sample.lora import Adapters, base_of, merged
 from glide_jax.sample.options import SampleOptions
@@ -140,13 +140,14 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
     """The one step that `path` means today, absolute: a run still training will mean another tomorrow.
 
     Args:
-        path: a run folder (RUN@STEP for another step than its newest), one of its steps, or a converted model.
+        path: a run folder (RUN@STEP for another step than its newest), one of its steps, a converted model, or a
+            safetensors file of either.
         kind: which entry its record must have: model, clip_text or clip_image.
 
     Raises:
         GlideError: no checkpoint there, or one of another kind.
     """
-    step = resolve(path).resolve()
+    step = lasting(resolve(path))
     _entry(step, kind)
     return step
 
@@ -157,9 +158,10 @@ def checkpoint_config(path: str | Path) -> ModelConfig:
 
 
 def _config(kind: type[_T], path: str | Path, name: str) -> _T:
+    entry = _entry(path, name)
     try:
-        return kind(**_entry(path, name))
-    except (TypeError, ValueError) as error:
+        return build(kind, entry)
+    except GlideError as error:
         raise GlideError(f"{path}: the {name} entry of its record cannot be used: {error}") from error
 
 
@@ -168,7 +170,8 @@ def _entry(path: str | Path, name: str) -> dict[str, Any]:
     if not isinstance(record.get(name), dict):
         found = ", ".join(entry for entry in ("model", "clip_text", "clip_image") if entry in record)
         raise GlideError(f"{path} is of another kind: its record has no {name} entry (it has {found or 'none known'})")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in record[name].items()}
+    entry: dict[str, Any] = record[name]
+    return entry
 
 
 def _placed(abstract: Params) -> Params:

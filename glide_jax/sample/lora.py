@@ -52,7 +52,12 @@ class Adapters:
         base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
         config = build(LoraConfig, options, f"{path}: lora.")
         model = build(ModelConfig, record["model"], f"{path}: model.")
-        abstract = Glide(model, lora=config).abstract_params()[GROUP]
+        if not config.rank:
+            raise GlideError(f"{path}: lora.rank must be at least 1")
+        try:
+            abstract = Glide(model, lora=config).abstract_params()[GROUP]
+        except GlideError as error:
+            raise GlideError(f"{path} has adapters that its model cannot have: {error}") from error
         # On the host, so that they go to whatever devices have the weights.
         adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
         return cls(path, config, adapters, base, base_sha256, scale)
@@ -81,7 +86,10 @@ class TrainedOn(NamedTuple):
     @property
     def is_there(self) -> bool:
         """Whether they still are where they were; of the Hub that is taken for granted."""
-        return bool(self.base) and (hub.is_name(self.base) or Path(self.base).exists())
+        try:
+            return bool(self.base) and (hub.is_name(self.base) or Path(self.base).exists())
+        except OSError:  # no name of a file at all
+            return False
 
 
 def trained_on(path: str | Path) -> TrainedOn | None:
@@ -98,7 +106,7 @@ def base_of(path: str | Path) -> str | None:
     """The checkpoint that the adapters at `path` were trained on; None if it is of a whole model.
 
     Raises:
-        GlideError: no checkpoint there, or its base is not where it was.
+        GlideError: no checkpoint there, or its base is not where it was, or none.
     """
     found = trained_on(path)
     if found is None:
@@ -106,6 +114,8 @@ def base_of(path: str | Path) -> str | None:
     if not found.is_there:
         whose = f"{found.base}, which is not there" if found.base else "weights that it does not name"
         raise GlideError(f"{path} has adapters of {whose}: give --checkpoint BASE --lora {path}")
+    if not hub.is_name(found.base) and trained_on(found.base) is not None:
+        raise GlideError(f"{path} has adapters of {found.base}, which is of adapters itself, not of weights")
     return found.base
 
 

@@ -115,7 +115,12 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
     """
     if hub.is_name(name):
         repository = hub.parse(name)
-        whole = Pretrained.open(str(repository._replace(inside="")))
+        try:
+            whole = Pretrained.open(str(repository._replace(inside="")))
+        except GlideError:
+            if not repository.inside:
+                raise
+            return str(name), None  # a repository may be of one model
         found = getattr(whole, part)
         if not repository.inside:
             return _present(found, name, part), whole

@@ -5,7 +5,6 @@ function of the text transformer's output, so that texts can be mixed after they
 """
 
 import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,10 @@ from typing import NamedTuple
 
 from glide_jax.errors import GlideError
 
-_WEIGHTED = re.compile(r"\(([^()]*):([^():]*)\)")
+# Text, or words and their weight in brackets, or a bracket that is neither.
+_PIECES = re.compile(r"((?:\\[()]|[^()])+)|\(((?:\\[()]|[^()])*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|([()])", re.ASCII)
+_ESCAPED = re.compile(r"\\([()])")
+_MOST = 100
 
 
 class Text(NamedTuple):
@@ -58,34 +60,32 @@ def texts(prompts: Iterable[Prompt]) -> list[str]:
 
 
 def weighted(prompt: str) -> Prompt:
-    """A prompt whose words may be stressed or weakened: "a (red:1.5) bicycle".
+    r"""A prompt whose words may be stressed or weakened: "a (red:1.5) bicycle"; brackets of the text are \( and \).
 
     E + sum_i (w_i - 1) (E - E_i), with E the whole text encoded and E_i the text without the words of weight w_i: 1 is
     the text as it is, 0 without them, and beyond 1 away from there, as guidance does.
 
     Raises:
-        GlideError: a weight that is no finite number.
+        GlideError: brackets without words or without a number, one inside another, or a weight beyond 100.
     """
-    pieces, spans, last = [], [], 0
-    for match in _WEIGHTED.finditer(prompt):
-        pieces += [prompt[last : match.start()], match[1]]
-        end = sum(len(piece.lower()) for piece in pieces)
-        spans.append(((end - len(match[1].lower()), end), _weight(match[2], match[0])))
-        last = match.end()
-    if not spans:
-        return prompt
-    text = "".join([*pieces, prompt[last:]]).lower()
-    without = [(Text(text, (span,)), 1 - weight) for span, weight in spans]
-    return Blend(prompt, ((Text(text), 1 - sum(share for _, share in without)), *without))
+    text, spans = "", []
+    for plain, words, number, stray in _PIECES.findall(prompt):
+        if stray or not (plain or words.strip()):
+            raise GlideError(f"prompt weights: brackets must be as (red:1.5), or \\( and \\) in the text: {prompt!r}")
+        first = len(text.lower())
+        text += _ESCAPED.sub(r"\1", plain or words)
+        if number:
+            spans.append(((first, len(text.lower())), _weight(number)))
+    without = [(Text(text.lower(), (span,)), 1 - weight) for span, weight in spans if weight != 1]
+    if not without:
+        return text
+    return Blend(prompt, ((Text(text.lower()), 1 - sum(share for _, share in without)), *without))
 
 
-def _weight(number: str, where: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise GlideError(f"prompt weights: {where} must be words and a number, as (red:1.5)")
+def _weight(number: str) -> float:
+    weight = float(number)
+    if abs(weight) > _MOST:
+        raise GlideError(f"prompt weights: {number} must be from -{_MOST} to {_MOST}")
     return weight
 
 
@@ -107,4 +107,4 @@ def _between(prompts: Sequence[Prompt], count: int) -> Iterator[Prompt]:
             share = i / (count - 1)
             own = [(text, weight * (1 - share)) for text, weight in parts(first)]
             other = [(text, weight * share) for text, weight in parts(second)]
-            yield Blend(f"{1 - share:.0%} {first}\n{share:.0%} {second}", (*own, *other))
+            yield Blend(f"{100 - 100 * share:.4g}% {first}\n{100 * share:.4g}% {second}", (*own, *other))

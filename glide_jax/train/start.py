@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from glide_jax import hub
-from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record
+from glide_jax.checkpoint import CheckpointStore, lasting, load_weights, newest_intact, read_record
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
@@ -166,7 +166,7 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
     base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
     where = config.init_from
     entry = asdict(config.train.lora) | {
-        "base": where if hub.is_name(where) else str(Path(where).expanduser().resolve()),
+        "base": where if hub.is_name(where) else str(lasting(Path(where).expanduser())),
         "base_sha256": fingerprint(base),
     }
     before = record.get("lora", {}).get("base_sha256", entry["base_sha256"])

@@ -28,13 +28,22 @@ def encoded(loaded):
     return encode
 
 
-def test_a_prompt_without_weights_stays_a_text():
-    assert weighted("a (red) bicycle: (new") == "a (red) bicycle: (new"
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a red bicycle: New", "a red bicycle: New"),
+        (r"a \(Red:2\) bicycle, \new", r"a (Red:2) bicycle, \new"),
+        ("a (Red:1) bicycle", "a Red bicycle"),
+        ("", ""),
+    ],
+)
+def test_a_prompt_without_weights_stays_a_text(prompt, text):
+    assert weighted(prompt) == text
 
 
 def test_weights_are_taken_out_of_the_text():
-    prompt = weighted("A (Red :1.5) bicycle on (GRASS:0)")
-    assert str(prompt) == "A (Red :1.5) bicycle on (GRASS:0)"
+    prompt = weighted(r"A (Red : 1.5) bicycle on (GRASS:0)")
+    assert str(prompt) == "A (Red : 1.5) bicycle on (GRASS:0)"
     assert texts([prompt, "a dog"]) == ["a red  bicycle on grass", "a dog"]
     assert parts(prompt) == (
         (Text("a red  bicycle on grass"), 0.5),
@@ -43,17 +52,32 @@ def test_weights_are_taken_out_of_the_text():
     )
 
 
-@pytest.mark.parametrize("wrong", ["a (cat:much)", "a (cat:)", "a (cat:inf)", "a (cat:nan)"])
-def test_a_weight_must_be_a_number(wrong):
-    with pytest.raises(GlideError, match="must be words and a number"):
+def test_words_may_hold_colons_and_brackets():
+    assert weighted(r"at (10:30 \(UTC\):2)").parts[1] == (Text("at 10:30 (utc)", ((3, 14),)), -1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["a (cat:much)", "a (cat:)", "a (cat:inf)", "a (cat)", "a (:2)", "a ( :2)", "a ((red:2) cat:2)", "a (cat:2",
+     "a) cat", "(cat:1_0)", "(cat:٣)"],
+)  # fmt: skip
+def test_brackets_must_be_words_and_a_number(wrong):
+    with pytest.raises(GlideError, match=r"brackets must be as \(red:1.5\)") as caught:
         weighted(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["100.1", "-101", "1" * 400])
+def test_a_weight_is_bounded(number):
+    with pytest.raises(GlideError, match="must be from -100 to 100"):
+        weighted(f"a (cat:{number})")
 
 
 def test_weights_lead_from_the_text_without_the_words_through_it(encoded):
     whole, without = encoded("a red cat"), encoded(weighted("a (red:0) cat"))
     assert np.abs(whole - without).max() > 0.01
     assert np.abs(without - encoded("a cat")).max() > 0.01, "the words after it keep their places"
-    np.testing.assert_allclose(encoded(weighted("a (red:1) cat")), whole, atol=1e-6)
+    np.testing.assert_allclose(encoded(weighted("a (red:1.5) cat")), whole + (whole - without) / 2, atol=1e-5)
     np.testing.assert_allclose(encoded(weighted("a (red:3) cat")), whole + 2 * (whole - without), atol=1e-5)
 
 
