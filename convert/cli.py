@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     torch = commands.add_parser("to-torch", help="checkpoint to PyTorch file")
     torch.set_defaults(run=_to_torch)
-    torch.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
+    torch.add_argument("checkpoint", help="a run, one of its steps, or converted weights")
     torch.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the new file, FILE.pt or FILE.safetensors"
     )
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     small = commands.add_parser("shrink", help="checkpoint to a small one: EMA weights in bfloat16")
     small.set_defaults(run=_shrink)
-    small.add_argument("checkpoint", type=Path, help="a run, one of its steps, or converted weights")
+    small.add_argument("checkpoint", help="a run, one of its steps, or converted weights")
     small.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new checkpoint")
     small.add_argument(
         "--captions", type=Path, metavar="FILE.txt", help="all captions it was trained on; other tokens are forgotten"
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     whole = commands.add_parser("merge", help="adapters (LoRA) into the weights they belong to")
     whole.set_defaults(run=_merge)
-    whole.add_argument("checkpoint", type=Path, help="the model, or a run that trained adapters of one")
+    whole.add_argument("checkpoint", help="the model, or a run that trained adapters of one")
     whole.add_argument(
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="further adapters, once for each"
     )
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     kohya = commands.add_parser("to-kohya", help="adapters (LoRA) to one safetensors file, as they are exchanged")
     kohya.set_defaults(run=_to_kohya)
-    kohya.add_argument("checkpoint", type=Path, help="a run that trained adapters, or one of its steps")
+    kohya.add_argument("checkpoint", help="a run that trained adapters, or one of its steps")
     kohya.add_argument(
         "--output", type=Path, required=True, metavar="FILE.safetensors", help="the new file, which --lora takes too"
     )

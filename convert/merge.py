@@ -9,7 +9,7 @@ from glide_jax.sample import with_recorded
 from glide_jax.sample.lora import Adapters, base_of, merged
 
 
-def merge(checkpoint: Path, lora: Sequence[str], output: Path) -> Architecture:
+def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architecture:
     """Writes weights with adapters added, in float32.
 
     Args:

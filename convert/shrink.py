@@ -15,7 +15,7 @@ from glide_jax.tokenizer import GlideTokenizer
 _LONGEST_CAPTION = 256  # tokens
 
 
-def shrink(checkpoint: Path, output: Path, captions: Path | None = None) -> tuple[Architecture, int]:
+def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -> tuple[Architecture, int]:
     """Writes the weights of a model in bfloat16, rounded to the nearest.
 
     Args:

@@ -26,7 +26,7 @@ _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "mag
 _REFERENCE = "https://github.com/openai/glide-text2im"
 
 
-def to_kohya(checkpoint: Path, output: Path) -> int:
+def to_kohya(checkpoint: str | Path, output: Path) -> int:
     """Writes the adapters of a run, their EMA weights in float32.
 
     The header tells by hash which weights they belong to, and where these are only if that is on the Hub.
@@ -50,6 +50,8 @@ def to_kohya(checkpoint: Path, output: Path) -> int:
     architecture = glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
     thin = flatten_dict(adapters.params)
     entries = [each for each in architecture.keymap if each.path[-1] == "kernel" and (*each.path[:-1], "down") in thin]
+    if len(thin) != sum((*each.path[:-1], part) in thin for each in entries for part in _PARTS.values()):
+        raise GlideError(f"{checkpoint} has adapters of layers that have no name in PyTorch")
     tensors = {(entry, part): tensor for entry in entries for part, tensor in _tensors(entry, thin, adapters.config)}
     keys = {(entry, part): f"{kohya_name(entry)}.{part}" for entry, part in tensors}
     base = adapters.base if hub.is_name(adapters.base) else ""  # a path of this machine is nothing to others
@@ -60,7 +62,7 @@ def to_kohya(checkpoint: Path, output: Path) -> int:
     }
     metadata = {
         HEADER: json.dumps(header),
-        **_others_metadata(architecture, adapters.config, Path(adapters.base).name, output.stem),
+        **_others_metadata(architecture, adapters.config, base, output.stem),
     }
     with written(output) as partial:
         partial.write_bytes(save({keys[at]: tensor for at, tensor in tensors.items()}, metadata))

@@ -19,7 +19,7 @@ Weights = Literal["ema", "params"]
 
 
 def to_torch(
-    checkpoint: Path, output: Path, weights: Weights | None = None, dtype: str | None = None
+    checkpoint: str | Path, output: Path, weights: Weights | None = None, dtype: str | None = None
 ) -> tuple[Architecture, Weights]:
     """Writes the weights of any checkpoint as a .pt or .safetensors file; the latter tells what it is of.
 
@@ -75,7 +75,7 @@ def write_model(
     write_tensors(output, arrays, architecture.options, {"record": architecture.record | sampling, "names": names})
 
 
-def _require_reference(architecture: Architecture, checkpoint: Path) -> None:
+def _require_reference(architecture: Architecture, checkpoint: str | Path) -> None:
     wanted: dict[str, dict[str, Any]] = {"model": {"norm_groups": 32}, "diffusion": {"prediction_type": "epsilon"}}
     for entry, values in wanted.items():
         for name, value in values.items():

@@ -33,7 +33,18 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
-_BASE = ("checkpoint", "negative_prompt", "prompt_weights", "init_image", "image", "mask", "height", "width", "dtype")
+_BASE = (
+    "checkpoint",
+    "negative_prompt",
+    "prompt_weights",
+    "interpolate",
+    "init_image",
+    "image",
+    "mask",
+    "height",
+    "width",
+    "dtype",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
 def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("models and prompts").add_argument
     add("--checkpoint", metavar="DIR",
-        help="base model: a run folder, one of its checkpoints, or a converted model; or a whole pipeline: a folder, "
-        "or hf://USER/NAME of the Hugging Face Hub (default: checkpoints/emoji)")  # fmt: skip
+        help="base model: a run folder, one of its checkpoints, a converted model, or a safetensors file of one; or a "
+        "whole pipeline: a folder, or hf://USER/NAME of the Hugging Face Hub (default: checkpoints/emoji)")  # fmt: skip
     add("--upsampler", metavar="DIR",
         help="upsampler that enlarges what the base model generates (default: that of the pipeline, if "
         "--checkpoint is one)")  # fmt: skip
@@ -63,7 +74,8 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH[:SCALE]",
-        help="adapters (LoRA) for that base model, from a run that trained them; may be given several times",
+        help="adapters (LoRA) for that base model: a run that trained them, or their safetensors file; may be given "
+        "several times",
     )
     add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
     add("--prompt", action="append", default=[], help="text to generate an image of; may be given several times")
@@ -81,7 +93,7 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("out"), metavar="DIR",
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
     add("--animate", type=Path, metavar="FILE",
-        help="also shows how the images form, the predicted clean ones on the way: .gif, .webp or .png")  # fmt: skip
+        help="also shows how the images form; with --interpolate all, one by one: .gif, .webp or .png")  # fmt: skip
     add("--attention", action="append", default=[], metavar="WORD",
         help="also shows where the base model attends to this word; may be given several times")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")
@@ -107,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
+    _check_prompts(args)
     prompts = _prompts(args)
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
@@ -114,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
     axes = [Axis.parse(text) for text in args.xy or ()]
     compared = cells(axes, vars(args), args.settings) if axes else []
-    _check_shown(args, len(prompts) * args.num_samples)
+    _check_animated(args, len(prompts) * args.num_samples)
     pipeline = sample.Pipeline.from_checkpoints(
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
@@ -168,9 +181,12 @@ def _generate(
     if args.animate is not None:
         width = samples.images.shape[2]
         cell = -(-_CELL // width) * width  # of which the base model's width is a fraction too
-        sheets = [grid(list(images), samples.prompts, cell=cell) for images in (*frames, samples.images)]
-        save_animation(args.animate, [grid([image], cell=cell) for image in samples.images] if walk else sheets)
-        print(f"{args.animate} shows " + ("one after the other" if walk else "how they form"))
+        if walk:
+            sheets = [grid([image], cell=cell) for image in samples.images]
+        else:
+            sheets = [grid(list(images), samples.prompts, cell=cell) for images in (*frames, samples.images)]
+        save_animation(args.animate, sheets)
+        print(f"{args.animate} shows " + ("the images one after the other" if walk else "how they form"))
 
 
 def _inputs(pipeline: "sample.Pipeline", args: argparse.Namespace) -> dict[str, Any]:
@@ -193,8 +209,9 @@ def _show_attention(base: "sample.LoadedModel", samples: "sample.Samples", args:
     maps = sample.attention_maps(base, small, samples.prompts, args.attention, seed=args.seed)
     cells, labels = [], []
     for image, prompt, of_image in zip(samples.images, samples.prompts, maps.swapaxes(0, 1), strict=True):
-        cells += [image, *(sample.heat_map(image, share) for share in of_image)]
-        labels += [prompt, *args.attention]
+        pairs = list(zip(args.attention, of_image, strict=True))
+        cells += [image, *(sample.heat_map(image, share) for _, share in pairs)]
+        labels += [prompt, *(f"{word}\n{share.min():.1%} to {share.max():.1%}" for word, share in pairs)]
     save_png(args.output / "attention.png", grid(cells, labels, columns=1 + len(maps), cell=_CELL))
     print(f"attention.png is in {args.output}")
 
@@ -207,14 +224,25 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
     return (side if args.height is None else args.height, side if args.width is None else args.width)
 
 
-def _check_shown(args: argparse.Namespace, count: int) -> None:
-    """Raises `GlideError` where --interpolate, --attention or --animate do not go with the other options."""
-    if args.interpolate is not None and (args.checkpoint is None or args.xy or args.num_samples != 1):
-        raise GlideError("--interpolate is of a base model's images, one each: leave out --xy and --num_samples")
-    if args.attention and (args.checkpoint is None or args.xy or args.prompt_weights or args.interpolate is not None):
-        raise GlideError(
-            "--attention is of a base model under plain prompts: leave out --xy, --prompt_weights and --interpolate"
-        )
+def _check_prompts(args: argparse.Namespace) -> None:
+    """Raises `GlideError` where --interpolate, --prompt_weights and --attention do not go with the other options."""
+    walk = args.interpolate is not None
+    given = {"--interpolate": walk, "--attention": bool(args.attention)}
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        if args.checkpoint is None:
+            raise GlideError(f"{flag} is of a base model: give --checkpoint DIR")
+        if args.xy:
+            raise GlideError(f"{flag} does not go with --xy: leave one out")
+    if walk and args.num_samples != 1:
+        raise GlideError("--interpolate generates one image each: leave out --num_samples")
+    if args.attention and (args.prompt_weights or walk or args.image):
+        raise GlideError("--attention is of plain prompts: leave out --prompt_weights, --interpolate and --image")
+    if args.clip_guidance_scale and (args.prompt_weights or walk):
+        raise GlideError("--clip_guidance_scale is by plain prompts: leave out --prompt_weights and --interpolate")
+
+
+def _check_animated(args: argparse.Namespace, count: int) -> None:
+    """Raises `GlideError` where there is to be an animation, and cannot be."""
     if args.animate is None:
         return
     check_animation(args.animate)

@@ -1,6 +1,7 @@
 """Models as safetensors files: checkpoints for every program here, state dicts for PyTorch's."""
 
 import json
+import stat
 from dataclasses import asdict
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from convert.architecture import glide_architecture
 from convert.cli import main
 from convert.download import open_source
 from convert.state_dict import read_state_dict
@@ -18,9 +20,9 @@ from glide_jax import hub
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
-from glide_jax.sample import Pipeline
-from glide_jax.sample.pretrained import INDEX
-from tests.convert.state_dicts import ALL_KINDS, architecture, state_dict
+from glide_jax.sample import Pipeline, checkpoint_config, checkpoint_step
+from glide_jax.sample.pretrained import INDEX, Pretrained, located
+from tests.convert.state_dicts import ALL_KINDS, COSINE, architecture, state_dict
 from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
 
 pytestmark = pytest.mark.usefixtures("torch")
@@ -71,6 +73,30 @@ def test_a_pipeline_of_files_holds_the_same_models(tmp_path, monkeypatch):
             getattr(ours, part).params, theirs))))  # fmt: skip
     monkeypatch.setattr(hub, "fetch_file", lambda name, file: (tmp_path / "files" / file, "0"))
     assert read_record("hf://someone/tiny@0/base.safetensors")["model"]["image_size"] == BASE.image_size
+
+
+def test_a_file_that_is_a_link_keeps_its_name(tmp_path):
+    """The Hub's cache links to files named by their hashes."""
+    write_model(dict(random_model().params), glide_architecture(BASE, COSINE), tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "5e1f")
+    (tmp_path / "link.safetensors").symlink_to("5e1f")
+    assert checkpoint_config(checkpoint_step(tmp_path / "link.safetensors")) == BASE
+    assert stat.S_IMODE((tmp_path / "5e1f").stat().st_mode) == stat.S_IMODE(written_plainly(tmp_path).stat().st_mode)
+    with pytest.raises(GlideError, match=r"link.safetensors is one file: leave out step 3$"):
+        read_record(f"{tmp_path / 'link.safetensors'}@3")
+
+
+def written_plainly(folder):
+    (folder / "plain").write_bytes(b"")
+    return folder / "plain"
+
+
+def test_a_repository_may_be_of_one_model_without_an_index(monkeypatch):
+    monkeypatch.setattr(Pretrained, "open", lambda name: (_ for _ in ()).throw(GlideError(f"{name} has no index")))
+    name = "hf://someone/tiny@0/base.safetensors"
+    assert located(name, "base") == (name, None)
+    with pytest.raises(GlideError, match="has no index"):
+        located("hf://someone/tiny", "base")
 
 
 def test_a_file_of_pytorchs_alone_is_to_be_converted(tmp_path):

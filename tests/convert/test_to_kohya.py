@@ -17,6 +17,7 @@ from glide_jax.checkpoint import read_record
 from glide_jax.checkpoint.torch_file import HEADER
 from glide_jax.errors import GlideError
 from glide_jax.models.lora import fingerprint
+from glide_jax.sample import recorded_sampling
 from glide_jax.sample.lora import Adapters, base_of, merged
 from tests.convert.state_dicts import COSINE
 from tests.tiny.models import BASE, random_model, save_lora
@@ -110,7 +111,7 @@ def test_the_header_is_kohyas_too_and_tells_no_path(file):
     dora = json.loads(header[HEADER])["record"]["lora"]["dora"]
     assert header["ss_network_module"] == ("lycoris.kohya" if dora else "networks.lora")
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("2", "3.0")
-    assert (header["ss_base_model_version"], header["ss_sd_model_name"]) == ("glide_base", "base")
+    assert (header["ss_base_model_version"], header["ss_sd_model_name"]) == ("glide_base", "")
     assert header["modelspec.architecture"] == "glide-base/lora"
     assert json.loads(header["ss_network_args"]).get("dora_wd", "False") == str(dora)
     assert "/home/me" not in str(header)
@@ -143,6 +144,9 @@ DAMAGED = f"the entry {HEADER} of its header is damaged$"
         ({f"{OUT}.lora_up.weight": np.zeros((6, 2, 1, 1), np.int32)}, "of type float32, float16, bfloat16$"),
         ({"record": {"lora": {"rank": 10**400}}}, DAMAGED),
         ({"record": {"lora": {"alpha": "much"}}}, "lora.alpha cannot be 'much': it takes float$"),
+        ({"record": {"lora": {"rank": 0}}}, "lora.rank must be at least 1$"),
+        ({"record": {"lora": {"rank": 0.5}}}, "lora.rank cannot be 0.5"),
+        ({"record": {"lora": {"targets": ["text/nothing"]}}}, "has adapters that its model cannot have: "),
         ({"record": {"lora": {"rnk": 3}}}, "lora.rnk is unknown; did you mean rank"),
         ({"record": {"model": {"num_res_blocks": 1000}}}, DAMAGED),
         ({"record": {"model": {"channel_mult": [1] * 1000}}}, DAMAGED),
@@ -153,6 +157,15 @@ def test_a_file_that_was_changed_is_one_line(change, message, damaged, tmp_path)
     with pytest.raises(GlideError, match=message) as caught:
         Adapters.load(changed(damaged, tmp_path / "changed.safetensors", **change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["x" * 5000, "itself"])
+def test_a_base_that_is_none_is_one_line(base, damaged, tmp_path):
+    path = tmp_path / "changed.safetensors"
+    changed(damaged, path, record={"lora": {"base": str(path) if base == "itself" else base}})
+    with pytest.raises(GlideError, match="has adapters of "):
+        base_of(path)
+    assert recorded_sampling(path) == {}
 
 
 def with_entry(file, text):

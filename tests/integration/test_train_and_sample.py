@@ -187,10 +187,10 @@ def sample(checkpoint, output, *arguments):
         (["--animate", "a.gif", "--xy", "num_steps=2,3"], "leave out --xy"),
         (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
         (["--interpolate", 3], "needs two prompts or more"),
-        (["--prompt", "b", "--interpolate", 3, "--num_samples", 2], "leave out --xy and --num_samples"),
-        (["--prompt_weights", "--attention", "a"], "leave out --xy, --prompt_weights and --interpolate"),
+        (["--prompt", "b", "--interpolate", 3, "--num_samples", 2], "leave out --num_samples"),
+        (["--prompt_weights", "--attention", "a"], "leave out --prompt_weights, --interpolate and --image"),
         (["--attention", "cat"], "no attention map of 'cat'"),
-        (["--prompt_weights", "--prompt", "a (cat:x)"], "(cat:x) must be words and a number"),
+        (["--prompt_weights", "--prompt", "a (cat:x)"], "brackets must be as (red:1.5)"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(given, said, whole_run, tmp_path, capsys):
