@@ -50,14 +50,13 @@ class Adapters:
             raise GlideError(f"{path} has no adapters: it is of a whole model")
         options: dict[str, Any] = dict(entry)
         base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
-        config = build(LoraConfig, options, f"{path}: lora.")
-        model = build(ModelConfig, record["model"], f"{path}: model.")
-        if not config.rank:
-            raise GlideError(f"{path}: lora.rank must be at least 1")
         try:
+            config, model = build(LoraConfig, options, "lora."), build(ModelConfig, record["model"], "model.")
+            if not config.rank:
+                raise GlideError("lora.rank must be at least 1")
             abstract = Glide(model, lora=config).abstract_params()[GROUP]
         except GlideError as error:
-            raise GlideError(f"{path} has adapters that its model cannot have: {error}") from error
+            raise GlideError(f"{path} has adapters that cannot be used: {error}") from error
         # On the host, so that they go to whatever devices have the weights.
         adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
         return cls(path, config, adapters, base, base_sha256, scale)
