@@ -148,7 +148,7 @@ DAMAGED = f"the entry {HEADER} of its header is damaged$"
         ({"record": {"lora": {"rank": 0.5}}}, "lora.rank cannot be 0.5"),
         (
             {"record": {"lora": {"targets": ["text/nothing"]}}},
-            "has adapters that cannot be used: train.lora.targets: no layer",
+            "cannot be used: train.lora.targets: no layer",
         ),
         ({"record": {"lora": {"rnk": 3}}}, "lora.rnk is unknown; did you mean rank"),
         ({"record": {"model": {"num_res_blocks": 1000}}}, DAMAGED),
