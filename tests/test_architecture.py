@@ -53,7 +53,7 @@ CONFINED = {
     "ml_collections": ("configs", "glide_jax/config.py", *ENTRY_POINTS, "tests"),
 }
 # Libraries that come with an extra or take seconds to import: imported inside the function that needs them.
-LAZY = {"gradio", "huggingface_hub", "wandb", "tensorboardX", "open_clip", "tensorflow_datasets", "webdataset"}
+LAZY = {"av", "gradio", "huggingface_hub", "wandb", "tensorboardX", "open_clip", "tensorflow_datasets", "webdataset"}
 SCRIPTS = ("datasets", "tests/benchmarks")
 
 MOST_LINES_IN_A_FILE = 450

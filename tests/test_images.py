@@ -1,6 +1,7 @@
 """The uint8 edge, picture files and grids."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -38,8 +39,22 @@ def test_an_animation_has_all_frames_and_rests_on_the_last(ending, tmp_path):
 
 
 def test_an_animation_is_of_the_formats_that_move(tmp_path):
-    with pytest.raises(GlideError, match=r"must end with \.gif, \.webp, \.png"):
-        save_animation(tmp_path / "forming.mp4", [np.zeros((2, 2, 3), np.uint8)])
+    with pytest.raises(GlideError, match=r"must end with \.gif, \.webp, \.png, \.mp4$"):
+        save_animation(tmp_path / "forming.avi", [np.zeros((2, 2, 3), np.uint8)])
+
+
+def test_a_video_has_all_frames_and_rests_on_the_last(tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    frames = [np.full((33, 47, 3), level, np.uint8) for level in (0, 100, 250)]
+    save_animation(tmp_path / "forming.mp4", frames)
+    with av.open(tmp_path / "forming.mp4") as video:
+        shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert video.duration == pytest.approx(2.4e6, rel=0.1)
+    assert shown[0].shape == (34, 48, 3)
+    np.testing.assert_allclose([image[:30, :44].mean() for image in shown], [0, 100, *[250] * 10], atol=3)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(GlideError, match="uv sync --extra video"):
+        save_animation(tmp_path / "forming.mp4", frames)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 9])

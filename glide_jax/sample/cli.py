@@ -93,7 +93,7 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("out"), metavar="DIR",
         help="folder for the images and grid.png (default: %(default)s)")  # fmt: skip
     add("--animate", type=Path, metavar="FILE",
-        help="also shows how the images form; with --interpolate all, one by one: .gif, .webp or .png")  # fmt: skip
+        help="also shows how the images form; with --interpolate, all in turn: .gif, .webp, .png, .mp4")  # fmt: skip
     add("--attention", action="append", default=[], metavar="WORD",
         help="also shows where the base model attends to this word; may be given several times")  # fmt: skip
     add("--batch_size", type=int, default=16, help="images generated at once (default: %(default)s)")

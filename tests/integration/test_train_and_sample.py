@@ -183,7 +183,7 @@ def sample(checkpoint, output, *arguments):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--animate", "a.mp4"], "its name must end with .gif"),
+        (["--animate", "a.avi"], "its name must end with .gif"),
         (["--animate", "a.gif", "--xy", "num_steps=2,3"], "leave out --xy"),
         (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
         (["--interpolate", 3], "needs two prompts or more"),
