@@ -8,67 +8,94 @@ arithmetic on the counts of images finds the batch at any position, and no table
 Without `data.buckets` there is one bucket, the square: a batch holds what comes next in its order.
 """
 
+import threading
+import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt16, UInt32
+from jaxtyping import Int32, UInt16, UInt32
 
 from glide_jax import progress
 from glide_jax.data.order import Order, generator
 from glide_jax.data.shards.index import Index, IndexFile
-from glide_jax.data.source import Source
+from glide_jax.data.source import PASSING, BadSample, Source, listed
 from glide_jax.data.transforms import Size
+from glide_jax.errors import GlideError
+from glide_jax.images import UnreadableImage
 
 _CHUNK = 1000  # images that a thread measures at a time
 _BAR_FROM = 4  # chunks to measure for a progress bar to be worth showing
 _THREADS = 16
+
+Samples = Sequence[int] | UInt32[np.ndarray, " samples"]
 
 
 class Bucket(NamedTuple):
     """Images that are made one size: that size, their numbers in the source, and their order."""
 
     size: Size
-    samples: Sequence[int] | UInt32[np.ndarray, " samples"]
+    samples: Samples
     order: Order
 
 
 class Turn(NamedTuple):
-    """What a batch holds: example g is number g + shift of the bucket's order."""
+    """What a batch holds: example g is number g + shift of the bucket's order; `every` is the images of all buckets."""
 
     bucket: Bucket
     shift: int
+    every: Samples
 
 
 class Buckets:
     """All buckets of a source, and whose turn it is at each position.
 
+    Attributes:
+        counts: the number of images of each size; 1 for a stream.
+        left_out: samples that are in no bucket, by reason.
+
     Args:
         sizes: at least one.
-        assigned: for each sample the number of its size; None where there is but one.
+        assigned: for each sample the number of its size, or `len(sizes)` if it is left out; None where there is but
+            one size, of all samples.
         count: samples of the source; 0 for a stream, whose length nobody knows.
         seed: keys the orders.
+        left_out: as the attribute.
     """
 
     def __init__(
-        self, sizes: Sequence[Size], assigned: UInt16[np.ndarray, " samples"] | None, count: int, seed: int
+        self,
+        sizes: Sequence[Size],
+        assigned: UInt16[np.ndarray, " samples"] | None,
+        count: int,
+        seed: int,
+        left_out: Counter[str] | None = None,
     ) -> None:
         self._sizes, self._assigned, self._seed = sizes, assigned, seed
+        self.left_out = left_out or Counter[str]()
+        self._every: Samples = range(count or 1)
         if assigned is None:
-            self._buckets = [Bucket(sizes[0], range(count or 1), Order(count or 1, seed))]
-            return
-        members = [np.flatnonzero(assigned == number).astype(np.uint32) for number in range(len(sizes))]
-        self._buckets = [
-            Bucket(size, samples, Order(len(samples), seed, f"order {size}"))
-            for size, samples in zip(sizes, members, strict=True)
-        ]
+            self._buckets = [Bucket(sizes[0], self._every, Order(count or 1, seed))]
+        else:
+            self._ends = np.cumsum(np.bincount(assigned, minlength=len(sizes))[: len(sizes)])
+            self._every = np.argsort(assigned, kind="stable")[: self._ends[-1]].astype(np.uint32)
+            self._buckets = [
+                Bucket(size, samples, Order(len(samples), seed, f"order {size}"))
+                for size, samples in zip(sizes, np.split(self._every, self._ends[:-1]), strict=True)
+            ]
+        self.counts = {bucket.size: len(bucket.samples) for bucket in self._buckets}
 
     @property
-    def counts(self) -> dict[Size, int]:
-        """The number of images of each size; 1 for a stream."""
-        return {bucket.size: len(bucket.samples) for bucket in self._buckets}
+    def fingerprint(self) -> dict[str, Any]:
+        """What, beside the seed, decides where each image comes, as JSON values; empty where there is one size."""
+        if self._assigned is None:
+            return {}
+        counts = {str(size): count for size, count in self.counts.items()}
+        return {"counts": counts, "crc32": zlib.crc32(self._assigned.tobytes())}
 
     def size_of(self, sample: int) -> Size:
         """What a sample of the source is made."""
@@ -83,25 +110,17 @@ class Buckets:
             resampled: the bucket is drawn, in proportion to its images.
         """
         if self._assigned is None:
-            return Turn(self._buckets[0], 0)
+            return Turn(self._buckets[0], 0, self._every)
         batch = position // batch_size
         if resampled:
-            sample = int(generator(self._seed, "bucket", batch).integers(len(self._assigned)))
-            return Turn(self._buckets[int(self._assigned[sample])], 0)
+            number = int(generator(self._seed, "bucket", batch).integers(len(self._every)))
+            return Turn(self._buckets[bisect_right(self._ends, number)], 0, self._every)
         bucket, number = self._scheduled(batch, batch_size)
-        return Turn(bucket, number * batch_size - position)
+        return Turn(bucket, number * batch_size - position, self._every)
 
     def _scheduled(self, batch: int, batch_size: int) -> tuple[Bucket, int]:
         """The bucket of a run's batch, and the number of the batch among that bucket's own."""
-        images = sum(self.counts.values())
-
-        def begun(epoch: int) -> int:
-            return sum(self._batches_before(epoch, batch_size))
-
-        # Before epoch e there are more than e images / batch_size - len(buckets) batches, and no more than the former.
-        first = batch * batch_size // images
-        epochs = range(first, first + len(self._buckets) * batch_size // images + 2)
-        epoch = epochs[bisect_right(epochs, batch, key=begun) - 1]
+        epoch = self._epoch_of(batch, batch_size)
         before, after = (self._batches_before(e, batch_size) for e in (epoch, epoch + 1))
         total = sum(after) - sum(before)
         at = Order(total, self._seed, "batches")[epoch * total + batch - sum(before)]
@@ -111,9 +130,19 @@ class Buckets:
             at -= end - start
         raise AssertionError("an epoch has as many batches as its buckets have")
 
+    def _epoch_of(self, batch: int, batch_size: int) -> int:
+        """The last epoch before which there are no more than `batch` batches.
+
+        Before epoch e there are e images / batch_size of them at most, and not as much as one a bucket fewer.
+        """
+        images = len(self._every)
+        first = batch * batch_size // images
+        epochs = range(first, first + len(self._buckets) * batch_size // images + 2)
+        return epochs[bisect_right(epochs, batch, key=lambda e: sum(self._batches_before(e, batch_size))) - 1]
+
     def _batches_before(self, epoch: int, batch_size: int) -> list[int]:
         """Batches that each bucket has had before an epoch."""
-        return [epoch * len(bucket.samples) // batch_size for bucket in self._buckets]
+        return [epoch * count // batch_size for count in self.counts.values()]
 
 
 def open_buckets(source: Source, sizes: Sequence[Size], seed: int, *, revalidate: bool = False) -> Buckets:
@@ -124,57 +153,97 @@ def open_buckets(source: Source, sizes: Sequence[Size], seed: int, *, revalidate
         sizes: of the buckets, no two of one aspect ratio.
         seed: keys the orders.
         revalidate: reads all headers anew.
+
+    Raises:
+        GlideError: as `measured`, or no image has a size.
     """
     if len(sizes) == 1:
         return Buckets(sizes, None, len(source), seed)
     sizes = sorted(sizes, key=lambda size: size.aspect)
-    return Buckets(sizes, nearest(sizes, measured(source, revalidate)), len(source), seed)
+    images, left_out = measured(source, revalidate)
+    if left_out.total() == len(source):
+        raise GlideError(
+            f"no image has a size to choose its bucket by ({listed(left_out)}); check what is in data.path"
+        )
+    return Buckets(sizes, nearest(sizes, images), len(source), seed, left_out)
 
 
 def nearest(sizes: Sequence[Size], images: Int32[np.ndarray, "samples 2"]) -> UInt16[np.ndarray, " samples"]:
-    """For each image the number of the size whose aspect ratio is nearest by its logarithm.
+    """For each image the number of the size whose aspect ratio is nearest by its logarithm; of two equally near the
+    higher one. An image without a size gets `len(sizes)`.
 
     Args:
         sizes: of increasing width / height.
-        images: height and width of each; 0 where they are not known, which counts as a square.
+        images: height and width of each; 0 where it has no size.
     """
-    heights, widths = images.T
-    aspects = np.divide(widths, heights, out=np.ones(len(images)), where=heights > 0)
-    logarithms = np.log([size.aspect for size in sizes])
-    borders = (logarithms[1:] + logarithms[:-1]) / 2
-    return np.searchsorted(borders, np.log(aspects)).astype(np.uint16)
+    heights, widths = images.T.astype(np.int64)
+    # Compared are squares of aspect ratios, quotients of integers, so that rounding decides nothing.
+    borders = [(a.width * b.width) / (a.height * b.height) for a, b in pairwise(sizes)]
+    squares = np.divide(widths**2, heights**2, out=np.ones(len(images)), where=heights > 0)
+    return np.where(heights > 0, np.searchsorted(borders, squares), len(sizes)).astype(np.uint16)
 
 
-def measured(source: Source, revalidate: bool = False) -> Int32[np.ndarray, "samples 2"]:
-    """Height and width of each image by its header, kept beside the shards' indexes; 0 where it cannot be read.
+def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray, "samples 2"], Counter[str]]:
+    """Height and width of each image by its header, kept beside the shards' indexes.
 
-    Such an image is left to fail, and be counted, when it is to be trained on.
+    Of a damaged image they are 0; the reasons are counted. What one interrupted call has found the next one takes on.
+
+    Raises:
+        GlideError: an image cannot be read now.
     """
-    sizes, start = np.zeros((len(source), 2), np.int32), 0
-    chunks: list[tuple[IndexFile, range, range]] = []
+    sizes, left_out, start = np.zeros((len(source), 2), np.int32), Counter[str](), 0
+    pending: list[tuple[IndexFile, range]] = []
     for part in source.parts():
         file, samples = IndexFile("sizes", part.identity, part.stamp), range(start, start + part.samples)
         index, start = None if revalidate else file.load(), samples.stop
         if index is not None and len(index.rows) == part.samples:
             sizes[samples.start : samples.stop] = index.rows
+            left_out += Counter(index.counts)
         else:
-            chunks += [(file, samples, samples[at : at + _CHUNK]) for at in range(0, part.samples, _CHUNK)]
+            pending.append((file, samples))
+    chunks = [(part, chunk) for part in pending for chunk in _chunks(part[1])]
+    stopped = threading.Event()
 
-    def measure(chunk: tuple[IndexFile, range, range]) -> Int[np.ndarray, "chunk 2"]:
-        return np.array([_height_and_width(source, sample) for sample in chunk[2]])
+    def measure(chunk: range) -> Counter[str]:
+        reasons = Counter[str]()
+        for sample in chunk:
+            if stopped.is_set():
+                break
+            try:
+                width, height = source.image_size(sample)
+            except (BadSample, UnreadableImage) as bad:
+                reason = bad.reason if isinstance(bad, UnreadableImage) else str(bad)
+                if reason in PASSING:
+                    raise _unmeasured(sample, bad) from bad
+                reasons[reason] += 1
+            except Exception as error:  # whatever a file system or a library may raise
+                raise _unmeasured(sample, error) from error
+            else:
+                sizes[sample] = height, width
+        return reasons
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = progress.tracked("measuring images", pool.map(measure, chunks), len(chunks), _BAR_FROM)
-        for (file, samples, chunk), rows in zip(chunks, found, strict=True):
-            sizes[chunk.start : chunk.stop] = rows
-            if chunk.stop == samples.stop:
-                file.save(Index(sizes[samples.start : samples.stop], {}))
-    return sizes
+        try:
+            found = pool.map(measure, (chunk for _, chunk in chunks))
+            reasons = Counter[str]()
+            for ((file, samples), chunk), more in progress.tracked(
+                "measuring images", zip(chunks, found, strict=True), len(chunks), _BAR_FROM
+            ):
+                reasons += more
+                if chunk.stop == samples.stop:
+                    file.save(Index(sizes[samples.start : samples.stop], dict(reasons)))
+                    left_out, reasons = left_out + reasons, Counter()
+        except BaseException:  # an interrupt too, which waits for no more than an image a thread
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sizes, left_out
 
 
-def _height_and_width(source: Source, sample: int) -> tuple[int, int]:
-    try:
-        width, height = source.image_size(sample)
-    except Exception:  # whatever a file system or a library may raise, it is one sample
-        return 0, 0
-    return height, width
+def _chunks(samples: range) -> list[range]:
+    return [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
+
+
+def _unmeasured(sample: int, error: Exception) -> GlideError:
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return GlideError(f"data.buckets: cannot read the size of image {sample} now ({why}); see to it and start again")

@@ -102,17 +102,19 @@ def _percentiles(
 
 def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0) -> Pixels:
     """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
+    size = 1 if len(config.sizes) > 1 else _SHEET  # one of several sizes would fill a sheet alone
     with open_data(
         replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
-        batch_size=1, seed=seed,
+        batch_size=size, seed=seed,
     ) as stream:  # fmt: skip
-        batches = list(islice(stream, _SHEET))
-    images = [batch.arrays["image"][0] for batch in batches]
+        batches = list(islice(stream, _SHEET // size))
+    images = [image for batch in batches for image in batch.arrays["image"]]
     if low_res_size is not None:
         factor = image_size // low_res_size
-        enlarged = [batch.arrays["low_res"][0].repeat(factor, axis=0).repeat(factor, axis=1) for batch in batches]
+        low_res = [image for batch in batches for image in batch.arrays["low_res"]]
+        enlarged = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in low_res]
         images = [np.concatenate(pair, axis=1) for pair in zip(enlarged, images, strict=True)]
-    return grid(images, [batch.captions[0] for batch in batches], cell=_CELL)
+    return grid(images, [caption for batch in batches for caption in batch.captions], cell=_CELL)
 
 
 def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
@@ -123,9 +125,11 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
     """
     source = open_indexed(config)
     lines = describe(source, survey(source), text_ctx)
-    counts = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate).counts if config.sizes else {}
-    lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in counts.items()]
-    save_png(sheet, contact_sheet(config, image_size, low_res_size))
+    if config.sizes:
+        buckets = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate)
+        lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in buckets.counts.items()]
+        lines += [f"in no bucket, {reason}: {count}" for reason, count in buckets.left_out.most_common()]
+    save_png(sheet, contact_sheet(replace(config, revalidate=False), image_size, low_res_size))
     return [*lines, f"{_SHEET} random samples as the model sees them: {sheet}"]
 
 

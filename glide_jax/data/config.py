@@ -74,7 +74,7 @@ class DataConfig(Options):
     `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
     or `filename`; a TFDS's are features, as `captions/text`. Empty means the preset's; filters too are
     the preset's where they are not set. A random crop is torch's `RandomResizedCrop`, `resize_ratio` a fraction of the
-    largest square; `bicubic` is how the input of GLIDE's upsampler was made.
+    largest box of the shape wanted; `bicubic` is how the input of GLIDE's upsampler was made.
 
     Each image is made the size of `buckets` (height x width) whose aspect ratio is nearest, and a batch holds images of
     one size; see `glide_jax.data.buckets`.
@@ -97,7 +97,7 @@ class DataConfig(Options):
     buckets: Annotated[
         Words, option("sizes of training images by aspect ratio, as 64x64 48x80 80x48; empty: squares", metavar="HxW")
     ] = ()
-    resize_ratio: Annotated[float, option("least area of a random square, as a fraction", above=0, high=1)] = 0.8
+    resize_ratio: Annotated[float, option("least area of a random crop, the largest being 1", above=0, high=1)] = 0.8
     trim_white: Annotated[bool, option("cut a white border off first")] = False
     low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
     hflip_p: Annotated[float, option("probability of a mirrored image", low=0, high=1)] = 0.0
@@ -123,8 +123,10 @@ class DataConfig(Options):
         for size in self.sizes:
             if (other := aspects.setdefault(size.aspect, size)) is not size:
                 raise GlideError(f"data.buckets {other} and {size} have one aspect ratio: leave one of them out")
-        if self.buckets and not source_type(self.source).resumable:
-            raise GlideError("data.buckets need the sizes of all images, which a stream does not tell: leave them out")
+        if len(self.buckets) > 1 and not source_type(self.source).resumable:
+            raise GlideError("data.buckets need the sizes of all images, which a stream does not tell: give one size")
+        if len(self.buckets) > 1 and self.trim_white:
+            raise GlideError("data.trim_white changes the shapes that data.buckets go by: leave one of the two out")
 
     @property
     def sizes(self) -> tuple[Size, ...]:

@@ -135,37 +135,55 @@ class Images:
     Attributes:
         source: as given.
         counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
+
+    Args:
+        source: what to read from.
+        config: the transforms.
+        size_of: the size of a sample.
+        left_out: samples of the source that nobody will ask for, by reason.
     """
 
-    def __init__(self, source: Source, config: DataConfig, size_of: Callable[[int], Size]) -> None:
-        self.source, self._config, self._size_of = source, config, size_of
+    def __init__(
+        self, source: Source, config: DataConfig, size_of: Callable[[int], Size], left_out: Counter[str] | None = None
+    ) -> None:
+        self.source, self._config, self._size_of, self._left_out = source, config, size_of, left_out or Counter[str]()
         self._free = config.cache_mb * 10**6 if source.resumable else 0
-        self._kept: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
+        self._kept: dict[tuple[int, Size], tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter(read=0)
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def usable(self) -> int:
+        """Samples that are not left out; 0 for a stream."""
+        return len(self) - self._left_out.total()
+
     def __getitem__(self, index: int) -> CaptionedImage:
-        """Image `index` of the source.
+        """Image `index` of the source in its size; raises `BadSample` as `made`."""
+        return self.made(index, self._size_of(index))
+
+    def made(self, index: int, size: Size, *, counted: bool = True) -> CaptionedImage:
+        """Image `index` of the source in some size.
 
         Raises:
-            BadSample: it is unusable; it has been counted.
+            BadSample: it is unusable, which has been counted if it is to be.
         """
         with self._lock:
-            self.counts["read"] += 1
-            kept = self._kept.get(index)
+            self.counts["read"] += counted
+            kept = self._kept.get((index, size))
         if kept is not None:
             return CaptionedImage(Image.fromarray(kept[0]), kept[1])
         try:
-            return self._keep(index, self._read(index))
+            return self._keep((index, size), self._read(index, size))
         except GlideError:
             raise
         except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
             reason = str(error) if isinstance(error, BadSample) else f"failed with {type(error).__name__}"
-            with self._lock:
-                self.counts[reason] += 1
+            if counted:
+                with self._lock:
+                    self.counts[reason] += 1
             raise BadSample(reason) from error
 
     def report(self) -> dict[str, int]:
@@ -174,7 +192,8 @@ class Images:
         Samples are read, and counted, a few batches ahead of their use.
         """
         with self._lock:
-            return dict(Counter(usable=len(self)) + Counter(self.source.counts) + self.counts)
+            counts = Counter(usable=self.usable) + Counter(self.source.counts) + self._left_out + self.counts
+        return dict(counts)
 
     def check_bad_share(self) -> None:
         """Raises `GlideError` with the counts if more than `bad_share` of the samples read were unusable."""
@@ -187,21 +206,20 @@ class Images:
                 f"{self._config.bad_share:g} allows; repair the data or raise it"
             )
 
-    def _read(self, index: int) -> CaptionedImage:
+    def _read(self, index: int, size: Size) -> CaptionedImage:
         sample, config = self.source[index], self._config
-        size = self._size_of(index)
         image = transforms.prepare(sample.image, size, config.crop, config.resize_ratio, config.trim_white)
         return CaptionedImage(image, sample.captions)
 
-    def _keep(self, index: int, read: CaptionedImage) -> CaptionedImage:
+    def _keep(self, key: tuple[int, Size], read: CaptionedImage) -> CaptionedImage:
         size = 3 * read.image.width * read.image.height
         with self._lock:
             if size > self._free:
                 self._free = 0
                 self._kept.clear()
-            elif index not in self._kept:
+            elif key not in self._kept:
                 self._free -= size
-                self._kept[index] = np.asarray(read.image), read.captions
+                self._kept[key] = np.asarray(read.image), read.captions
         return read
 
 
@@ -209,8 +227,8 @@ class TrainingExamples:
     """Example g: the image chosen for it, cropped, mirrored and captioned by random numbers keyed by (seed, g).
 
     The images of a bucket come in a fresh permutation every epoch, or with `resampled` each by itself; of a source that
-    is not resumable, as they come. An unusable sample is replaced by a keyed one of its bucket, so example g is the
-    same whoever makes it, and when.
+    is not resumable, as they come. An unusable sample is replaced by a keyed one of its bucket, or if many in a row are
+    unusable by any other, made the same size; so example g is the same whoever makes it, and when.
     """
 
     def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
@@ -224,24 +242,27 @@ class TrainingExamples:
         """
         texts = []
         for row, example in enumerate(examples, start=first_row):
-            chosen = self._choose(turn, example)
+            chosen = self._choose(turn, batch.size, example)
             caption = self._one_of(chosen.captions, example)
             image = self._augmented(chosen.image, batch.size, example)
             batch.write(row, example, image, caption, self._config.low_res_filter)
             texts.append("" if self._happens("uncond", self._config.uncond_p, example) else caption)
         batch.write_texts(first_row, texts)
 
-    def _choose(self, turn: Turn, example: int) -> CaptionedImage:
+    def _choose(self, turn: Turn, size: Size, example: int) -> CaptionedImage:
         samples, others = turn.bucket.samples, None
         if self._config.resampled:
             number = int(generator(self._seed, "resample", example).integers(len(samples)))
         else:
             number = turn.bucket.order[example + turn.shift]
-        for _ in range(_ATTEMPTS):
+        # A small bucket may hold damaged images only, and as often redrawn they would count for more than they are.
+        whole = len(samples) == len(turn.every)
+        for attempt in range(_ATTEMPTS):
             try:
-                return self._images[int(samples[number])]
+                return self._images.made(int(samples[number]), size, counted=whole or not attempt)
             except BadSample:
                 others = others or generator(self._seed, "redraw", example)
+                samples = samples if attempt < _ATTEMPTS // 2 else turn.every
                 number = int(others.integers(len(samples)))
         counts = listed(Counter(self._images.report()))
         raise GlideError(f"{_ATTEMPTS} samples in a row were unusable ({counts}); check what is in data.path")

@@ -12,19 +12,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, Generic, Self, TypeVar
 
-from glide_jax.data.buckets import open_buckets
+from glide_jax.data.buckets import Buckets, open_buckets
 from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
 from glide_jax.data.order import Order
 from glide_jax.data.source import Share, Source, source_type
-from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 
 _DEPTH = 3  # batches in the making at any time
@@ -154,16 +153,16 @@ class DataStream:
     Attributes:
         position: examples consumed so far by all processes together: the whole state of the pipeline.
         examples_per_epoch: usable samples of the source; 0 for a stream, whose length nobody knows.
-        counts: usable samples of each size that batches have.
+        buckets: which of them are made which size.
         wait_seconds: time the consumer has spent in `__next__`, for the data-wait share.
     """
 
     def __init__(
-        self, images: Images, batches: Prefetcher[Batch], batch_size: int, position: int, counts: Mapping[Size, int]
+        self, images: Images, batches: Prefetcher[Batch], batch_size: int, position: int, buckets: Buckets
     ) -> None:
         self._images, self._batches, self._batch_size = images, batches, batch_size
-        self.position, self.counts = position, counts
-        self.examples_per_epoch = len(images)
+        self.position, self.buckets = position, buckets
+        self.examples_per_epoch = images.usable
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Self:
@@ -219,8 +218,8 @@ def open_data(
 
     Args:
         config: data set and transforms.
-        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input. Of `config.buckets` only
-            the factor between the two counts.
+        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input. With `config.buckets`
+            only their ratio, image_size / low_res_size, is used.
         text_ctx: tokens a caption.
         batch_size: examples a batch over all processes; each gets `batch_size / process_count` of them.
         seed: of order, crops, flips and caption dropout, in [0, 2^31).
@@ -228,15 +227,16 @@ def open_data(
         process_index, process_count: which slice of each batch this process makes.
 
     Raises:
-        GlideError: impossible sizes, or no usable data; later, from `__next__`, if the share of unusable
-            samples exceeds `config.bad_share` or no batch comes for `config.stall_seconds`.
+        GlideError: impossible sizes, no usable data, or an image that cannot be measured for its bucket; later,
+            from `__next__`, if the share of unusable samples exceeds `config.bad_share` or no batch comes for
+            `config.stall_seconds`.
     """
     shapes, share = Shapes(image_size, low_res_size, text_ctx), Share(seed, position, process_index, process_count)
     rows, by_size = share.rows(batch_size), {size: replace(shapes, bucket=size) for size in config.sizes}
     by_size = by_size or {shapes.image: shapes}
     source = source_type(config.source)(config, share)
     buckets = open_buckets(source, list(by_size), seed, revalidate=config.revalidate)
-    images = Images(source, config, buckets.size_of)
+    images = Images(source, config, buckets.size_of, buckets.left_out)
     examples = TrainingExamples(images, config, seed)
 
     def work() -> Iterator[Work]:
@@ -245,7 +245,7 @@ def open_data(
             numbers = range(start + rows.start, start + rows.stop)
             yield by_size[turn.bucket.size], partial(examples.fill, turn), numbers
 
-    return DataStream(images, _load(work(), len(rows), config), batch_size, position, buckets.counts)
+    return DataStream(images, _load(work(), len(rows), config), batch_size, position, buckets)
 
 
 def open_indexed(config: DataConfig) -> Source:

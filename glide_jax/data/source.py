@@ -18,6 +18,12 @@ SOURCES = {
     "stream": ("stream", "ShardStream"),
 }
 
+# Reasons of unusable samples that may be gone the next time; all others are in what is written.
+PASSING = (
+    "missing file", "unreadable file", "missing shard", "unreadable shard", "changed shard", "truncated shard",
+)  # fmt: skip
+PART = 10_000  # samples of a part at most, where nothing else divides them
+
 
 class Sample(NamedTuple):
     """An encoded image file and the captions it may go under: at least one, none of them empty."""

@@ -20,6 +20,7 @@ Trained = Literal["all", "unet", "text", "lora"]
 _DType = Literal["float32", "bfloat16"]
 
 BLUR_RADIUS = 3
+_MOST_AREA = 4  # of a bucket, in squares of the model's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,11 @@ class RunConfig(Options):
         for size in self.data.sizes:
             if size.height % unit or size.width % unit:
                 raise GlideError(f"data.buckets {size}: height and width must be multiples of {unit} for this model")
+            if math.prod(size) > _MOST_AREA * self.model.image_size**2:
+                raise GlideError(
+                    f"data.buckets {size} has more than {_MOST_AREA} times the pixels of model.image_size"
+                    f" {self.model.image_size}: give smaller sizes"
+                )
         if not self.train.prior.prompts:
             return
         if self.model.super_res or self.model.inpaint:

@@ -41,8 +41,8 @@ def _dry_run(config: RunConfig) -> int:
     program = Program(config, make_mesh(config.parallel))
     console = Console()
     console.print(model_table(program))
-    with progress.phase("opening the data"), training_data(config, start.position) as data:
-        batch, sizes = next(data), [size for size, count in data.counts.items() if count]
+    with progress.phase("opening the data"), training_data(config, start) as data:
+        batch, sizes = next(data), [size for size, count in data.buckets.counts.items() if count]
     path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
     save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
     print(f"first batch: {path}")
@@ -53,7 +53,7 @@ def _dry_run(config: RunConfig) -> int:
     seconds = time.perf_counter() - begun
     console.print(memory_table(program, compiled))
     flops = program.step_flops(largest)
-    of = f" of {largest}, the largest of {len(sizes)} sizes" if len(sizes) > 1 else ""
+    of = f" of {largest}, which has the most pixels of {len(sizes)} sizes" if len(sizes) > 1 else ""
     print(f"one step{of}: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
     return 0
 

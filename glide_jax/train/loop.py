@@ -1,5 +1,6 @@
 """The training loop: data in; checkpoints, logs and sample grids out."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,7 @@ class Trainer:
             self.program = Program(config, self.mesh)
         data = with_prior(config) if train.prior.prompts else config.data
         with _phase("opening the data"):
-            self.data = training_data(replace(config, data=data), self.start.position)
+            self.data = training_data(replace(config, data=data), self.start)
             self.validation = validation_data(config)
             upsampler = load_preview_upsampler(train.preview, config.model)
             stage = Stage(self.program.model, config.diffusion)
@@ -149,7 +150,7 @@ class Trainer:
 
     def _compiled(self) -> Iterator[tuple[Size, jax.stages.Compiled]]:
         """The training step for each size of the data: here, so that no signal and no lack of memory comes later."""
-        counts = {size: count for size, count in self.data.counts.items() if count}
+        counts = {size: count for size, count in self.data.buckets.counts.items() if count}
         for number, (size, count) in enumerate(counts.items(), start=1):
             of = f" for {size}, {number} of {len(counts)}: {count} images" if len(counts) > 1 else ""
             with _phase(f"compiling the training step{of}"), fitting(self.config.train):
@@ -203,6 +204,8 @@ class Trainer:
             values = dict(jax.device_get(metrics))
         skipped = int(values.pop("skipped_updates"))
         self._time_used = float(values.pop("time_used", 0.0))
+        if len(self._train_steps) > 1:
+            values["pixels"] = np.float64(math.prod(batch.size))
         self.meter.add(values, skipped=skipped > self.watch.count, at_peak=self._at_peak.get(batch.size))
         self.watch.see(step, skipped, float(values["loss"]), float(values["grad_norm"]), batch)
         # Nothing that processes do together depends on the time, which they need not agree on here.
@@ -261,6 +264,7 @@ class Trainer:
             "minutes": self._minutes(),
             "goodput": asdict(self.goodput),
             **self.start.source,
+            **({"buckets": buckets} if (buckets := self.data.buckets.fingerprint) else {}),
             **self.lora,
             **({"sampling": settings} if (settings := student_settings(config.train.distill)) else {}),
             **({"validation_mse": losses[self.step]} if self.step in losses else {}),

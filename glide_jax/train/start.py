@@ -1,7 +1,7 @@
 """Where a run starts: its newest intact checkpoint, other weights (`init_from`) or nothing; and its data."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 from glide_jax import hub
 from glide_jax.checkpoint import CheckpointStore, lasting, load_weights, newest_intact, read_record
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
+from glide_jax.data.buckets import Buckets
 from glide_jax.data.examples import Batch
+from glide_jax.data.source import listed
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint
@@ -270,24 +272,49 @@ def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3
     return jnp.concatenate([kernel[:, :, :3], new, kernel[:, :, 3:]], axis=2)
 
 
-def training_data(config: RunConfig, position: int) -> DataStream:
-    """Endless batches from `position` on, this process's share; raises `GlideError` as `open_data`."""
+def training_data(config: RunConfig, start: StartPoint) -> DataStream:
+    """Endless batches from where a run starts, this process's share; says how many images each size has, if several.
+
+    Raises:
+        GlideError: as `open_data`, or processes see different images.
+    """
     train = config.train
     data = open_data(
-        config.data, **_sizes(config.model), batch_size=train.batch_size, seed=train.seed, position=position,
+        config.data, **_sizes(config.model), batch_size=train.batch_size, seed=train.seed, position=start.position,
         **_processes(),
     )  # fmt: skip
-    _check_counts(list(data.counts.values()))
+    try:
+        _check_buckets(data.buckets, config.run_dir)
+    except BaseException:
+        data.close()
+        raise
+    if jax.process_index() == 0:
+        for line in _about_buckets(data.buckets, train.batch_size, start):
+            print(line, file=sys.stderr)
     return data
 
 
-def _check_counts(counts: Collection[int]) -> None:
+def _check_buckets(buckets: Buckets, run_dir: str) -> None:
     """Raises `GlideError` if processes see different images, for they must agree on the shape of each batch."""
-    if len(counts) == 1 or jax.process_count() == 1:
+    if not buckets.fingerprint or jax.process_count() == 1:
         return
-    everywhere = multihost_utils.process_allgather(np.array([*counts], np.int32))
+    wait_for_all(f"{run_dir}, buckets")
+    ours = [*buckets.counts.values(), buckets.fingerprint["crc32"]]
+    everywhere = multihost_utils.process_allgather(np.array(ours, np.uint32))
     if (everywhere != everywhere[0]).any():
-        raise GlideError(f"processes see different images: {everywhere.tolist()} in data.buckets; give all the same")
+        listed = everywhere[:, :-1].tolist()
+        raise GlideError(f"processes see different images: {listed} in data.buckets; give all the same")
+
+
+def _about_buckets(buckets: Buckets, batch_size: int, start: StartPoint) -> Iterator[str]:
+    if buckets.fingerprint:
+        for size, count in buckets.counts.items():
+            few = ", fewer than a batch" if 0 < count < batch_size else ""
+            yield f"data.buckets {size}: {count} images{few}"
+    if buckets.left_out:
+        yield f"images in no bucket: {listed(buckets.left_out)}"
+    if start.step is not None and start.record.get("buckets", {}) != buckets.fingerprint:
+        yield "warning: data.buckets or the images in them are others than before: from here on their order is another"
 
 
 def validation_data(config: RunConfig) -> ValidationData | None:

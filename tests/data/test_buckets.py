@@ -1,5 +1,7 @@
 """Aspect-ratio buckets: which image goes where, and batches that are a function of seed and position all the same."""
 
+import threading
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -10,8 +12,11 @@ from PIL import Image
 from glide_jax.data.buckets import Buckets, measured, nearest
 from glide_jax.data.config import DataConfig
 from glide_jax.data.loader import fixed_examples, open_data, open_indexed
+from glide_jax.data.shards import captions
+from glide_jax.data.source import BadSample
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
+from glide_jax.images import UnreadableImage
 from tests.data.streams import AUGMENTED, CONTEXT, assert_same, take
 
 BUCKETS = ("8x8", "8x12", "12x6")
@@ -46,12 +51,19 @@ def numbers(batch):
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(64, 64, "8x8"), (100, 219, "8x32"), (100, 181, "8x8"), (999, 1, "16x4"), (1, 999, "8x32"), (0, 0, "8x8")],
+    [(64, 64, "8x8"), (100, 219, "8x32"), (100, 181, "8x8"), (999, 1, "16x4"), (1, 999, "8x32")],
 )
 def test_an_image_goes_to_the_nearest_ratio_by_its_logarithm(height, width, expected):
     sizes = [Size(16, 4), Size(8, 8), Size(8, 32)]
     (found,) = nearest(sizes, np.array([(height, width)], np.int32))
     assert str(sizes[found]) == expected
+
+
+def test_of_two_sizes_equally_near_it_is_the_higher_and_what_has_no_size_is_left_out():
+    for wide, high in ((Size(48, 80), Size(80, 48)), (Size(3, 7), Size(7, 3)), (Size(48, 64), Size(64, 48))):
+        images = np.array([(side, side) for side in range(1, 2000, 7)] + [(0, 0)], np.int32)
+        assert set(nearest([high, wide], images)[:-1]) == {0}
+        assert nearest([high, wide], images)[-1] == 2
 
 
 @pytest.mark.parametrize(("counts", "batch_size"), [((20, 10, 7), 4), ((1, 5, 0, 13), 16), ((3, 2), 1), ((90, 1), 8)])
@@ -62,7 +74,7 @@ def test_batches_of_every_bucket_come_once_and_in_proportion(counts, batch_size)
     before = [epochs * count // batch_size for count in counts]
     found, order = {size: [] for size in sizes}, []
     for position in range(0, sum(before) * batch_size, batch_size):
-        bucket, shift = buckets.turn(position, batch_size)
+        bucket, shift, _ = buckets.turn(position, batch_size)
         found[bucket.size].append((position + shift) // batch_size)
         order.append(bucket.size)
     assert [sorted(each) for each in found.values()] == [list(range(end)) for end in before]
@@ -83,7 +95,7 @@ def test_a_batch_far_away_is_found_at_once():
 
 def test_a_batch_holds_the_images_of_one_size_and_an_epoch_all_of_them(open_buckets):
     stream = open_buckets()
-    assert {str(size): count for size, count in stream.counts.items()} == {"12x6": 7, "8x8": 20, "8x12": 10}
+    assert {str(size): count for size, count in stream.buckets.counts.items()} == {"12x6": 7, "8x8": 20, "8x12": 10}
     wanted, seen = {(16, 16): (8, 8), (16, 24): (8, 12), (20, 36): (8, 12), (24, 12): (12, 6)}, Counter()
     for number, batch in enumerate(take(stream, 37)):
         assert {wanted[SHAPES[i]] for i in numbers(batch)} == {batch.size} == {batch.arrays["image"].shape[1:3]}
@@ -148,6 +160,28 @@ def test_an_unusable_sample_is_replaced_by_one_of_its_bucket(open_buckets, write
     assert stream.report()["corrupt image"] >= 12
 
 
+WIDE = [(8, 16)] * 59
+
+
+@pytest.mark.parametrize(("kept", "buckets"), [(9, {"8x8": 0, "8x16": 59}), (50, {"8x8": 1, "8x16": 59})])
+def test_a_damaged_image_alone_in_its_shape_ends_no_run(open_stream, write_shard, encode, capsys, kept, buckets):
+    """The first has no readable header, and is in no bucket; the second is all that its bucket has."""
+    images = [encode(coloured(i, *shape)) for i, shape in enumerate(WIDE)] + [encode(coloured(59, 8, 8))[:kept]]
+    path = write_shard("a.tar", [{"png": image, "txt": f"number {i}"} for i, image in enumerate(images)])
+    given = {"path": str(path), "buckets": ("8x8", "8x16")}
+    stream = open_stream(**given)
+    assert {str(size): count for size, count in stream.buckets.counts.items()} == buckets
+    whole = take(stream, 150)
+    assert sum(batch.size == (8, 8) for batch in whole) == (kept == 50) * 2
+    for batch in whole:
+        np.testing.assert_array_equal(batch.arrays["image"][:, 3, 3], [(i, 255 - i, 7) for i in numbers(batch)])
+    report = stream.report()
+    assert report["usable"] == sum(buckets.values())
+    assert report["corrupt image"] == (1 if kept == 9 else 16)  # by header once, else by example
+    for a, b in zip(whole[50:], take(open_stream(**given, position=400, processes=(0, 1)), 100), strict=True):
+        assert_same(a, b)
+
+
 def test_images_cover_their_bucket_or_are_pressed_into_it(open_stream, write_shard, encode):
     pixels = np.zeros((16, 64, 3), np.uint8)
     pixels[:, :14], pixels[:, 50:] = 255, 128
@@ -195,14 +229,82 @@ def test_sizes_are_read_once_from_headers(source, write_shard, encode, tmp_path,
         path = write_shard("a.tar", [{ending: data, "txt": "a"} for ending, data in images])
         config = DataConfig(path=str(path), image_key="jpg;png")
     opened, expected = open_indexed(config), [(20, 30), (30, 20), (0, 0), (30, 20)]
-    assert measured(opened).tolist() == [list(size) for size in expected]
+
+    def sizes(opened, **options):
+        found, left_out = measured(opened, **options)
+        return list(map(tuple, found.tolist())), dict(left_out)
+
+    assert sizes(opened) == (expected, {"corrupt image": 1})
     monkeypatch.setattr(type(opened), "image_size", lambda self, index: (3, 4))
-    assert measured(opened).tolist() == [list(size) for size in expected]
-    assert measured(opened, revalidate=True).tolist() == [[4, 3]] * 4
+    assert sizes(opened) == (expected, {"corrupt image": 1})
+    assert sizes(opened, revalidate=True) == ([(4, 3)] * 4, {})
     monkeypatch.undo()
     file = folder / "1.jpg" if source == "folder" else path
     file.write_bytes(file.read_bytes() + bytes(1024))
-    assert measured(open_indexed(config)).tolist() == [list(size) for size in expected]
+    assert sizes(open_indexed(config)) == (expected, {"corrupt image": 1})
+
+
+def test_an_image_that_cannot_be_read_now_is_measured_another_time(tmp_path, encode, cache_folder, monkeypatch):
+    monkeypatch.setattr("glide_jax.data.sources.folder.PART", 2)
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encode(coloured(i, 8, 12)))
+    opened = open_indexed(DataConfig(path=str(tmp_path), source="folder", caption_key="filename"))
+    image_size = type(opened).image_size
+    for error in (UnreadableImage("unreadable file", "Stale file handle"), MemoryError(), BadSample("missing shard")):
+
+        def failing(source, index, error=error):
+            if index == 3:
+                raise error
+            return image_size(source, index)
+
+        monkeypatch.setattr(type(opened), "image_size", failing)
+        with pytest.raises(
+            GlideError, match=r"^data.buckets: cannot read the size of image 3 now \(.+\); see"
+        ) as caught:
+            measured(opened)
+        assert "\n" not in str(caught.value)
+        assert len([*cache_folder.rglob("sizes/*")]) == 1  # what was measured before
+    monkeypatch.undo()
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(cache_folder))
+    assert measured(opened)[0].tolist() == [[8, 12]] * 6
+
+
+def test_an_interrupt_waits_for_no_more_than_an_image_a_thread(shapes, monkeypatch):
+    monkeypatch.setattr("glide_jax.data.buckets._THREADS", 1)
+    monkeypatch.setattr("glide_jax.data.buckets._CHUNK", 18)
+    opened, seen, interrupted = open_indexed(DataConfig(path=shapes)), [], threading.Event()
+
+    def slow(source, index):
+        seen.append(index)
+        if index == 18:
+            interrupted.wait(10)
+            time.sleep(0.05)
+        return 8, 8
+
+    def tracked(label, items, *_):
+        yield next(items)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(opened), "image_size", slow)
+    monkeypatch.setattr("glide_jax.data.buckets.progress.tracked", tracked)
+    with pytest.raises(KeyboardInterrupt):
+        measured(opened)
+    assert max(seen) == 18
+
+
+def test_of_a_png_in_a_shard_no_byte_is_read_twice(write_shard, encode, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+    opened = open_indexed(DataConfig(path=str(write_shard("a.tar", [{"png": encode(noise), "txt": "a"}]))))
+    read = []
+
+    def read_spans(path, *spans, stamp):
+        read.extend(spans)
+        return captions.read_spans(path, *spans, stamp=stamp)
+
+    monkeypatch.setattr("glide_jax.data.sources.webdataset.read_spans", read_spans)
+    assert opened.image_size(0) == (60, 90)
+    assert sum(span.size for span in read) == len(encode(noise)) > 2**13
 
 
 @pytest.mark.parametrize(
@@ -224,6 +326,21 @@ def test_impossible_buckets_are_refused(buckets, message):
 def test_what_cannot_have_buckets_refuses_them(shapes):
     with pytest.raises(GlideError, match=r"^data\.buckets need the sizes of all images"):
         DataConfig(path=shapes, source="stream", buckets=BUCKETS)
+    with pytest.raises(GlideError, match=r"^data\.trim_white changes the shapes that data\.buckets go by"):
+        DataConfig(path=shapes, trim_white=True, buckets=BUCKETS)
     config = DataConfig(path=shapes, buckets=("8x8", "8x12", "9x6"))
     with pytest.raises(GlideError, match=r"^data\.buckets: 9x6 cannot be divided by 2"):
         open_data(config, image_size=8, low_res_size=4, text_ctx=CONTEXT, batch_size=4, seed=0)
+
+
+def test_one_size_needs_no_sizes_of_images(open_stream):
+    """So a stream may have it, and a white border may be cut off first."""
+    for options in ({"source": "stream"}, {"trim_white": True}):
+        assert next(open_stream(buckets=("8x12",), **options)).arrays["image"].shape == (8, 8, 12, 3)
+
+
+def test_an_image_without_a_size_is_in_no_bucket(open_stream, write_shard):
+    path = str(write_shard("a.tar", [{"png": b"damaged", "txt": "a"}]))
+    message = r"^no image has a size to choose its bucket by \(corrupt image: 1\); "
+    with pytest.raises(GlideError, match=message):
+        open_stream(path=path, buckets=BUCKETS)

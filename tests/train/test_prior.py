@@ -12,7 +12,7 @@ from glide_jax.sample import Pipeline, SampleOptions
 from glide_jax.train import RunConfig
 from glide_jax.train.config import PreviewConfig, PriorConfig, TrainConfig
 from glide_jax.train.prior import with_prior
-from glide_jax.train.start import training_data
+from glide_jax.train.start import StartPoint, training_data
 from tests.tiny.models import INPAINT, save_model
 from tests.tiny.training import MODEL, SIDE
 
@@ -44,7 +44,7 @@ def config(base, tmp_path):
 def test_they_are_half_of_what_is_trained_on(config, tmp_path):
     data = with_prior(config)
     assert data == replace(config.data, path=(str(tmp_path / "mine"),) * 2 + (str(tmp_path / "run" / "prior"),))
-    with training_data(replace(config, data=data), 0) as stream:
+    with training_data(replace(config, data=data), StartPoint({})) as stream:
         batches = [next(stream) for _ in range(9)]  # four epochs of nine
     captions = [caption for batch in batches for caption in batch.captions]
     assert {name: captions.count(name) for name in set(captions)} == {"a zwx": 16, "a cat": 12, "a dog": 8}

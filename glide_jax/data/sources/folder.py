@@ -9,7 +9,7 @@ from pathlib import Path
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
 from glide_jax.data.shards.index import stamp_of
-from glide_jax.data.source import WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 from glide_jax.files import lines
 from glide_jax.images import SUFFIXES, image_size
@@ -57,9 +57,10 @@ class Folder(Source):
         return Sample(_read(image), _captions(image, text))
 
     def parts(self) -> list[Part]:
-        """All images as one part."""
+        """The images in runs of 10,000."""
         images = [image for image, _ in self._pairs]
-        return [Part([*map(str, images)], [number for image in images for number in _stamp(image)], len(images))]
+        runs = (images[at : at + PART] for at in range(0, len(images), PART))
+        return [Part([*map(str, run)], [number for image in run for number in _stamp(image)], len(run)) for run in runs]
 
     def image_size(self, index: int) -> tuple[int, int]:
         """As the file's header says."""

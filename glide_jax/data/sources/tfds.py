@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
 from glide_jax.data.shards.index import Index, IndexFile, stamp_of
-from glide_jax.data.source import WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
@@ -64,8 +64,9 @@ class Tfds(Source):
         return Sample(record[self._image], self._captions(_at(record, self._caption)))
 
     def parts(self) -> list[Part]:
-        """The split as one part."""
-        return [Part(self._identity, self._stamp, len(self))]
+        """The split in runs of 10,000."""
+        runs = (range(len(self))[at : at + PART] for at in range(0, len(self), PART))
+        return [Part([*self._identity, run.start], self._stamp, len(run)) for run in runs]
 
     def _filtered(self, config: DataConfig) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""

@@ -73,14 +73,15 @@ class WebDataset(Source):
         return [Part(self._selection.identity(shard), stamp, len(rows)) for shard, stamp, rows in shards]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """As the header says, of which the beginning is enough for most JPEGs."""
+        """As the header says: the beginning is enough for most JPEGs, all else is read whole."""
         position, (offset, _, size, *_) = self._row(index)
         shard, stamp = self._shards[position], self._stamps[position]
         (start,) = read_spans(shard, Span(offset, min(size, _JPEG_HEADER)), stamp=stamp)
         if start.startswith(_JPEG):  # other formats may have their orientation at the end
             with suppress(UnreadableImage):
                 return image_size(start)
-        return image_size(*read_spans(shard, Span(offset, size), stamp=stamp))
+        (rest,) = read_spans(shard, Span(offset + len(start), size - len(start)), stamp=stamp)
+        return image_size(start + rest)
 
     def _row(self, index: int) -> tuple[int, tuple[int, ...]]:
         """The number of a sample's shard, and its row in the index of that."""

@@ -77,9 +77,13 @@ def test_images_come_as_files_with_their_captions(prepared):
     assert all(sample.image.startswith(b"\x89PNG") for sample in whole)
 
 
-def test_sizes_are_the_images_own(prepared):
-    sizes = Counter(map(tuple, measured(open_tfds(prepared)).tolist()))
-    assert sizes == {(16, 16): SIZE - 2, (8, 8): 1, (0, 0): 1}  # the last has no caption
+def test_sizes_are_the_images_own(prepared, cache_folder, monkeypatch):
+    monkeypatch.setattr("glide_jax.data.sources.tfds.PART", 10)
+    found, left_out = measured(open_tfds(prepared))
+    sizes = Counter(map(tuple, found.tolist()))
+    assert sizes == {(16, 16): SIZE - 2, (8, 8): 1, (0, 0): 1}
+    assert left_out == {"empty caption": 1}
+    assert len([*cache_folder.rglob("sizes/*")]) == 3
 
 
 def test_splits_are_those_of_tfds(prepared):
