@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from glide_jax.data.check import check, contact_sheet, describe, survey
 from glide_jax.data.config import DataConfig
 from glide_jax.data.loader import open_data, open_indexed
+from glide_jax.data.sources.webdataset import WebDataset
 from tests.programs import ROOT, call
 
 
@@ -68,6 +70,25 @@ def test_the_command_counts_the_images_of_each_bucket(write_shard, numbered, enc
     shown = capsys.readouterr().out
     for line in ("12x8: 0 images, 0.0%", "8x8: 9 images, 75.0%", "8x12: 3 images, 25.0%"):
         assert f"\nbucket {line}\n" in shown
+
+
+def test_the_command_measures_once_what_a_run_then_need_not(write_shard, numbered, tmp_path, monkeypatch):
+    path = str(write_shard("a.tar", [numbered(i) | ({"png": b"damaged"} if i == 3 else {}) for i in range(12)]))
+    config, measured = DataConfig(path=path, buckets=("8x8", "8x12"), workers=1), []
+    image_size = WebDataset.image_size
+
+    def counted(source, index):
+        measured.append(index)
+        return image_size(source, index)
+
+    monkeypatch.setattr(WebDataset, "image_size", counted)
+    for revalidate in (False, True):
+        lines = check(replace(config, revalidate=revalidate), tmp_path / "sheet.png", 8, None, 16)
+        assert {"bucket 8x8: 11 images, 91.7%", "in no bucket, corrupt image: 1"} <= {*lines}
+        assert sorted(measured) == list(range(12))
+        measured.clear()
+    open_data(config, image_size=8, text_ctx=16, batch_size=4, seed=0).close()
+    assert not measured
 
 
 def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):

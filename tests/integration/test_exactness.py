@@ -184,6 +184,11 @@ def test_a_run_with_buckets_goes_on_bit_for_bit(tmp_path, capsys):
     expected = losses(resumed)
     assert train(resumed, *given) == 0
     assert updates(resumed) == updates(whole) + 3
-    assert "compiling the training step for 8x12, 2 of 2: 7 images" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "compiling the training step for 8x12, 2 of 2: 7 images" in said
+    assert "warning" not in said
     assert losses(resumed) == expected
+    pixels = log(whole, "pixels")
+    assert set(pixels.values()) == {64, 96}
+    assert log(resumed, "pixels") == pixels
     assert [read_record(run_dir)["position"] for run_dir in (resumed, whole)] == [48, 48]

@@ -57,6 +57,10 @@ def test_a_step_takes_images_of_any_shape_with_their_masks_and_low_resolution_in
 def test_sizes_that_the_model_cannot_halve_are_refused():
     given = {"model": replace(BASE, image_size=16, channel_mult=(1, 1)), "train": CONFIG}
     assert RunConfig(**given, data=DataConfig(buckets=("16x16", "10x14"))).data.sizes == ((16, 16), (10, 14))
+    with pytest.raises(
+        GlideError, match=r"^data.buckets 34x32 has more than 4 times the pixels of model.image_size 16"
+    ):
+        RunConfig(**given, data=DataConfig(buckets=("32x32", "34x32")))
     message = "data.buckets 10x15: height and width must be multiples of 2 for this model"
     with pytest.raises(GlideError, match=f"^{message}$"):
         RunConfig(**given, data=DataConfig(buckets=("16x16", "10x15")))

@@ -1,5 +1,7 @@
 """Where a run starts: fresh, from other weights, resumed; and what is refused."""
 
+import json
+import threading
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 
 from glide_jax.checkpoint import save_weights
+from glide_jax.data import DataConfig
 from glide_jax.errors import GlideError
+from glide_jax.images import save_png
 from glide_jax.models import Conditioning, Glide, ModelConfig
 from glide_jax.train.config import RunConfig
-from glide_jax.train.start import StartPoint, load_starting_weights
+from glide_jax.train.start import StartPoint, load_starting_weights, training_data
 from glide_jax.train.state import split
 from tests.tiny.models import BASE, random_weights
 from tests.tiny.training import MODEL, make_config, make_params, make_program
@@ -158,3 +162,54 @@ def test_an_inpainting_checkpoint_starts_no_plain_model(tmp_path):
     save_weights(tmp_path / "wide", random_weights(Glide(wide).abstract_params()), {"model": asdict(wide)})
     with pytest.raises(GlideError, match="inpaint: True there, False here"):
         load_starting_weights(str(tmp_path / "wide"), BASE, Glide(BASE).abstract_params())
+
+
+@pytest.fixture
+def buckets_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_JAX_CACHE", str(tmp_path / "cache"))
+    for i, width in enumerate([8] * 9 + [12] * 7):
+        save_png(tmp_path / "images" / f"{i}.png", np.zeros((8, width, 3), np.uint8))
+    (tmp_path / "images" / "damaged.png").write_bytes(b"damaged")
+    given = {"source": "folder", "path": str(tmp_path / "images"), "caption_key": "filename"}
+    return replace(config(tmp_path / "run"), data=DataConfig(**given, buckets=("8x8", "8x12", "12x8")))
+
+
+def test_the_images_of_each_size_are_told_and_a_resume_says_if_they_are_others(buckets_run, capsys):
+    def told(record):
+        with training_data(buckets_run, StartPoint(record, step=3)) as data:
+            return data.buckets.fingerprint, capsys.readouterr().err.splitlines()
+
+    fingerprint, lines = told({})
+    *lines, warning = lines
+    assert lines == [
+        "data.buckets 12x8: 0 images",
+        "data.buckets 8x8: 9 images",
+        "data.buckets 8x12: 7 images, fewer than a batch",
+        "images in no bucket: corrupt image: 1",
+    ]
+    assert warning.startswith("warning: data.buckets or the images in them are others than before")
+    assert told({"buckets": json.loads(json.dumps(fingerprint))})[1] == lines
+    swapped = fingerprint | {"crc32": fingerprint["crc32"] ^ 1}  # as many of each, but others
+    assert told({"buckets": swapped})[1] == [*lines, warning]
+    with training_data(buckets_run, StartPoint({})):  # a new run
+        assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize("place", [0, -1], ids=["other counts", "others of the same counts"])
+def test_processes_that_see_different_images_are_refused(buckets_run, monkeypatch, place):
+    met, before = [], threading.active_count()
+
+    def process_allgather(ours):
+        others = ours.copy()
+        others[place] ^= 1
+        return np.stack([ours, others])
+
+    monkeypatch.setattr("glide_jax.train.start.wait_for_all", met.append)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("glide_jax.train.start.multihost_utils.process_allgather", process_allgather)
+    with pytest.raises(GlideError, match=r"^processes see different images: \[\[0, 9, 7\], "):
+        training_data(buckets_run, StartPoint({}))
+    assert met == [f"{buckets_run.run_dir}, buckets"]
+    assert threading.active_count() == before
+    monkeypatch.setattr("glide_jax.train.start.multihost_utils.process_allgather", lambda ours: np.stack([ours] * 2))
+    training_data(buckets_run, StartPoint({})).close()
