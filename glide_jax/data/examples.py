@@ -262,7 +262,7 @@ class TrainingExamples:
                 return self._images.made(int(samples[number]), size, counted=whole or not attempt)
             except BadSample:
                 others = others or generator(self._seed, "redraw", example)
-                samples = samples if attempt < _ATTEMPTS // 2 else turn.every
+                samples = samples if attempt + 1 < _ATTEMPTS // 2 else turn.every
                 number = int(others.integers(len(samples)))
         counts = listed(Counter(self._images.report()))
         raise GlideError(f"{_ATTEMPTS} samples in a row were unusable ({counts}); check what is in data.path")
