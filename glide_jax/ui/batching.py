@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline
 from glide_jax.ui.jobs import DEVICE, Stopped
+from glide_jax.ui.models import Wanted
 from glide_jax.ui.request import Limits, Request
 from glide_jax.ui.service import Generated
 
@@ -29,9 +30,10 @@ class Done(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """A request, the numbers of its images, and those that are finished, by place."""
+    """A request, its models, the numbers of its images, and those that are finished, by place."""
 
     request: Request
+    models: Wanted
     numbers: Sequence[int]
     future: Future[Done] = field(default_factory=Future)
     finished: dict[int, Generated] = field(default_factory=dict)
@@ -40,8 +42,7 @@ class _Job:
     def alike(self) -> tuple[Any, ...]:
         """What requests must have in common to share a batch."""
         own = self.request
-        models = own.base, own.upsampler, own.adapters
-        return *models, own.negative_prompt, own.seed, own.options, own.upsampler_options
+        return self.models, own.negative_prompt, own.seed, own.options, own.upsampler_options
 
     def settle(self, outcome: Done | BaseException) -> None:
         """Ends the wait for it, unless nobody waits any more or it has ended."""
@@ -69,11 +70,11 @@ class Batches:
 
     Args:
         limits: how many images a batch has, and how many requests may wait.
-        pipeline_of: the models of a request, loaded when its turn comes: those that wait keep none in memory.
+        load: loads the models of a request when its turn comes: those that wait keep none in memory.
     """
 
-    def __init__(self, limits: Limits, pipeline_of: Callable[[Request], Pipeline]) -> None:
-        self._limits, self._pipeline_of = limits, pipeline_of
+    def __init__(self, limits: Limits, load: Callable[[Wanted], Pipeline]) -> None:
+        self._limits, self._load = limits, load
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         # How many images a request has had that has waited all along.
@@ -83,20 +84,29 @@ class Batches:
         self._seed, self._numbers = secrets.randbelow(2**31), itertools.count()
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def submit(self, request: Request) -> Future[Done]:
+    def check_room(self) -> None:
+        """Raises `QueueFull` if as many are waiting as are allowed."""
+        with self._changed:
+            if len(self._unfinished()) >= self._limits.max_queue:
+                raise QueueFull(f"{self._limits.max_queue} requests are waiting already: try again in a moment")
+
+    def submit(self, request: Request, models: Wanted) -> Future[Done]:
         """Queues a request for the task "draw"; cancelling its future takes it out again.
+
+        Args:
+            request: what it asks for.
+            models: its models, the same for all of its images whatever their names mean by then.
 
         Raises:
             QueueFull: too many are waiting.
         """
         with self._changed:
-            if len(self._unfinished()) >= self._limits.max_queue:
-                raise QueueFull(f"{self._limits.max_queue} requests are waiting already: try again in a moment")
+            self.check_room()
             numbers: Sequence[int] = range(request.num_images)
             if request.any_seed:
                 request = replace(request, seed=self._seed)
                 numbers = list(itertools.islice(self._numbers, request.num_images))
-            job, arrival = _Job(request, numbers), next(self._arrivals)
+            job, arrival = _Job(request, models, numbers), next(self._arrivals)
             self._waiting += [_Waiting(self._turn + place, arrival, place, job) for place in range(len(numbers))]
             self._waiting.sort(key=lambda waiting: waiting[:3])
             self._changed.notify()
@@ -134,7 +144,7 @@ class Batches:
 
     def _generate(self, batch: Sequence[_Waiting]) -> None:
         request = batch[0].job.request
-        pipeline = self._pipeline_of(request)
+        pipeline = self._load(batch[0].job.models)
 
         def stop_if_unwanted(_done: int, _x_0: Any) -> None:
             if all(waiting.job.future.done() for waiting in batch):

@@ -12,10 +12,9 @@ from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.images import png
-from glide_jax.sample import Pipeline
 from glide_jax.ui.batching import Batches, Done, QueueFull
 from glide_jax.ui.found import Found
-from glide_jax.ui.models import Unloadable
+from glide_jax.ui.models import Unloadable, Wanted
 from glide_jax.ui.request import Choice, Request, check_fit, checked
 from glide_jax.ui.service import Service, entries
 
@@ -54,7 +53,7 @@ class ImagesApi:
 
     def __init__(self, service: Service, accounts: Sequence[Account] | None = None) -> None:
         self._service, self._accounts = service, accounts
-        self._batches = Batches(service.limits, self._pipeline)
+        self._batches = Batches(service.limits, service.models.load)
 
     async def answer(self, http: Any) -> Any:
         """Answers a `starlette.requests.Request` with images, or with an error in OpenAI's form."""
@@ -78,7 +77,8 @@ class ImagesApi:
             body = json.loads(sent)
         except (ValueError, RecursionError) as error:
             raise GlideError("the request must be a JSON object") from error
-        waiting = self._batches.submit(await asyncio.to_thread(self._checked, body))
+        self._batches.check_room()  # before a model is loaded to check it
+        waiting = self._batches.submit(*await asyncio.to_thread(self._checked, body))
         try:
             future = asyncio.wrap_future(waiting)
             while not (await asyncio.wait([future], timeout=_SECONDS_BETWEEN_LOOKS))[0]:
@@ -98,13 +98,12 @@ class ImagesApi:
         if scheme.lower() != "bearer" or not any(found):
             raise NoSuchUser("no such user: the API key is USER:PASSWORD")
 
-    def _checked(self, body: Any) -> Request:
-        request = asked(self._service, body)
-        check_fit(self._pipeline(request), request, self._service.limits.max_steps)
-        return request
-
-    def _pipeline(self, request: Request) -> Pipeline:
-        return self._service.models.pipeline(request.base, request.upsampler, request.adapters)
+    def _checked(self, body: Any) -> tuple[Request, Wanted]:
+        request, models = asked(self._service, body), self._service.models
+        wanted = models.wanted(request.base, request.upsampler, request.adapters)
+        # Adapters change nothing of what is checked; they are added when it is its turn.
+        check_fit(models.load(wanted._replace(adapters=())), request, self._service.limits.max_steps)
+        return request, wanted
 
 
 async def _body(http: Any) -> bytes:

@@ -1,21 +1,51 @@
 """The models a page may choose from, a few of them loaded."""
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import Adapters, LoadedClip, LoadedModel, Pipeline, checkpoint_step, choose, of_upsampler
 from glide_jax.ui.found import Found, FoundAdapters, search
 
+# Those of an absolute path.
+_FOLDERS = re.compile(r"(?<![\w./~])/(?:[^\s/]+/)+")
+
 
 class Unloadable(GlideError):
     """A model that is there cannot be loaded, which is not the fault of who asked for it."""
+
+
+class Version(NamedTuple):
+    """A model or adapters as of now: a run still training has a newer step tomorrow, and a file may be overwritten."""
+
+    found: Found | FoundAdapters
+    step: Path
+    stamp: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, found: Found | FoundAdapters) -> Self:
+        """The version that there is now; raises `Unloadable` if it has gone."""
+        with _said_by_name(found):
+            step = checkpoint_step(found.path)
+            if step.is_dir():
+                return cls(found, step)
+            about = step.stat()
+            return cls(found, step, (about.st_mtime_ns, about.st_size))
+
+
+class Wanted(NamedTuple):
+    """What names meant when they were looked up; adapters each with its scale, none of them 0."""
+
+    base: Version | None = None
+    upsampler: Version | None = None
+    adapters: tuple[tuple[Version, float], ...] = ()
 
 
 class Models:
@@ -27,7 +57,8 @@ class Models:
         dtype: compute type.
         clip: the noised CLIP, to guide by.
         batch_size: images generated at once.
-        kept: how many models stay loaded, one with adapters being a model; the one unused for longest goes first.
+        kept: how many models stay loaded, and how many copies of models with adapters added beside them; the one unused
+            for longest goes first.
         lora: adapters named one by one, each as PATH or PATH:SCALE.
     """
 
@@ -45,10 +76,12 @@ class Models:
         self._given, self._folders = [Path(path) for path in given], [Path(folder) for folder in folders]
         self._lora = list(lora)
         self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
-        self._loaded = lru_cache(kept)(self._load_step)
+        self._loaded = lru_cache(kept)(self._load_version)
+        # Apart, so that requests that differ in a scale do not push out the weights that all of them need.
+        self._merged = lru_cache(kept)(self._merge)
         self._read = lru_cache(kept)(_read_adapters)
         self._lock = threading.Lock()
-        self._sha256s: dict[Path, str] = {}
+        self._sha256s: dict[Version, str] = {}
         self.search()
 
     @property
@@ -84,17 +117,15 @@ class Models:
         """The adapters that may be added to a base model, which is loaded to know that, if there are any at all."""
         if not self._there.adapters or not base:
             return []
-        sha256 = self._sha256(base)
+        sha256 = self._sha256(Version.of(self._model(base)))
         return [each for each in self._there.adapters.values() if each.base_sha256 == sha256]
 
-    def _sha256(self, base: str) -> str:
-        with self._lock:
-            found = self._model(base)
-            step = checkpoint_step(found.path)
-            # Kept when the model itself has gone: whoever opens the page asks.
-            if step not in self._sha256s:
-                self._sha256s[step] = self._loaded(step, found).sha256
-            return self._sha256s[step]
+    def _sha256(self, base: Version) -> str:
+        # Whoever opens the page asks: not to wait while another model is loaded, nor for one that has gone since.
+        if base not in self._sha256s:
+            with self._lock:
+                self._sha256s[base] = self._loaded(base).sha256
+        return self._sha256s[base]
 
     def settings(self, base: str, upsampler: str, adapters: Sequence[str] = ()) -> dict[str, Any]:
         """What these models and adapters bring of their own, by the flags of `sample.py`; names not there bring none.
@@ -106,8 +137,9 @@ class Models:
         paths = [None if found is None else str(found.path) for found in models]
         if paths == [None, None]:
             return {}
-        lora = [str(self._there.adapters[name].path) for name in adapters if name in self._there.adapters]
-        own = choose(paths[0], paths[1], lora).settings
+        lora = [self._there.adapters[name] for name in adapters if name in self._there.adapters]
+        with _said_by_name(*filter(None, models), *lora):
+            own = choose(paths[0], paths[1], [str(each.path) for each in lora]).settings
         return {name: value for name, value in own.items() if paths[of_upsampler(name)] is not None}
 
     def pipeline(
@@ -120,64 +152,70 @@ class Models:
             adapters: those to add to the base model, and the scale of each.
 
         Raises:
-            GlideError: no such name, a checkpoint that cannot be loaded, or two that do not fit each other.
+            GlideError: no such name, adapters of another base model, a checkpoint that cannot be loaded, or two that do
+                not fit each other.
+        """
+        return self.load(self.wanted(base, upsampler, adapters))
+
+    def wanted(
+        self, base: str | None, upsampler: str | None, adapters: Mapping[str, float] = MappingProxyType({})
+    ) -> Wanted:
+        """What these names mean now; arguments and errors are those of `pipeline`, but nothing is loaded.
+
+        Only to know which adapters fit, if any are named, the base model is.
         """
         if base is None and upsampler is None:
             raise GlideError("no model is chosen: choose a base model or an upsampler")
-        return Pipeline(
-            None if base is None else self._load(base, adapters),
-            None if upsampler is None else self._load(upsampler),
-            self._clip,
-            self._batch_size,
-        )
+        found, enlarging = (None if name is None else Version.of(self._model(name)) for name in (base, upsampler))
+        fitting = {each.name: each for each in self.fitting(base or "")} if adapters else {}
+        for name in adapters:
+            if name not in fitting:
+                raise GlideError(f"no LoRA {name[:100]!r} for {base}; there are: {', '.join(fitting) or 'none'}")
+        # By a scale of 0 they are as good as not there.
+        added = tuple((Version.of(fitting[name]), scale) for name, scale in adapters.items() if scale)
+        return Wanted(found, enlarging, added)
 
-    def _load(self, name: str, adapters: Mapping[str, float] = MappingProxyType({})) -> LoadedModel:
+    def load(self, wanted: Wanted) -> Pipeline:
+        """The models in one pipeline, loaded if they are not yet; errors as for `pipeline`."""
+        base, upsampler, adapters = wanted
         with self._lock:
-            found = self._model(name)
-            # A run still training has a newer step tomorrow.
-            step = checkpoint_step(found.path)
-            # By a scale of 0 they are as good as not there.
-            added = [(self._named_adapters(each), scale) for each, scale in adapters.items() if scale]
-            if not added:
-                return self._loaded(step, found)
-            return self._loaded(step, found, tuple((checkpoint_step(each.path), each, by) for each, by in added))
+            generates = base and (self._merged(base, adapters) if adapters else self._loaded(base))
+            enlarges = upsampler and self._loaded(upsampler)
+        return Pipeline(generates, enlarges, self._clip, self._batch_size)
 
     def _model(self, name: str) -> Found:
         if name not in self._there.models:
             raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
         return self._there.models[name]
 
-    def _named_adapters(self, name: str) -> FoundAdapters:
-        if name not in self._there.adapters:
-            raise GlideError(f"there is no LoRA {name[:100]!r} any more: choose another")
-        return self._there.adapters[name]
+    def _load_version(self, version: Version) -> LoadedModel:
+        found, step, _ = version
+        with _said_by_name(found):
+            upsampler = isinstance(found, Found) and found.enlarges
+            return LoadedModel.from_checkpoint(step, self._dtype, None if upsampler else self._clip)
 
-    def _load_step(
-        self, step: Path, found: Found, adapters: Sequence[tuple[Path, FoundAdapters, float]] = ()
-    ) -> LoadedModel:
-        """A model; one with adapters is made of the one without, which stays loaded beside it if there is room."""
-        if not adapters:
-            with _said_by_name(found.name, step):
-                return LoadedModel.from_checkpoint(step, self._dtype, None if found.enlarges else self._clip)
-        model = self._loaded(step, found)
-        return model.with_adapters([replace(self._read(path, each.name), scale=by) for path, each, by in adapters])
+    def _merge(self, base: Version, adapters: Sequence[tuple[Version, float]]) -> LoadedModel:
+        return self._loaded(base).with_adapters([replace(self._read(each), scale=scale) for each, scale in adapters])
 
 
-def _read_adapters(step: Path, name: str) -> Adapters:
-    with _said_by_name(name, step):
-        found = Adapters.load(step)
+def _read_adapters(version: Version) -> Adapters:
+    with _said_by_name(version.found):
+        read = Adapters.load(version.step)
     # Where they and their base lie is not for everyone to know.
-    return replace(found, where=name, base=Path(found.base).name)
+    return replace(read, where=version.found.name, base=Path(read.base).name)
 
 
 @contextlib.contextmanager
-def _said_by_name(name: str, path: Path) -> Iterator[None]:
-    """Makes whatever the reader of a damaged file throws one line, with its name in place of its path."""
+def _said_by_name(*them: Found | FoundAdapters) -> Iterator[None]:
+    """Makes whatever the reader of a damaged file throws one line, with names in place of paths."""
     try:
         yield
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         if not isinstance(error, GlideError):
             reason = reason.splitlines()[0][:200]
-        reason = reason.replace(str(path), name)  # where it lies is not for everyone to know
-        raise Unloadable(f"{name} could not be loaded: {reason}") from error
+        # Where they lie is not for everyone to know, nor where a pipeline or a base model that they name does.
+        for each in them:
+            reason = reason.replace(str(each.path.absolute()), each.name)
+        reason = _FOLDERS.sub("", reason)
+        raise Unloadable(f"{', '.join(each.name for each in them)} could not be loaded: {reason}") from error

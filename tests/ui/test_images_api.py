@@ -95,7 +95,7 @@ def test_thirty_clients_at_once_share_batches(client, api, models, monkeypatch):
     prompts = [f"{number:03d}" for number in range(30)]
     alone = models.pipeline("base", None)
     seen = watch(alone, monkeypatch)
-    monkeypatch.setattr(models, "pipeline", lambda *chosen: alone)
+    monkeypatch.setattr(models, "load", lambda wanted: alone)
     with ThreadPoolExecutor(30) as clients:
         with DEVICE.mine():
             answers = [clients.submit(client.images.generate, prompt=prompt, size="8x8") for prompt in prompts]
@@ -214,10 +214,10 @@ def test_what_is_too_long_is_refused_before_it_is_all_there(served):
 
 
 def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, models, monkeypatch):
-    def fail(*chosen):
+    def fail(wanted):
         raise Unloadable("base could not be loaded: its files are cut")
 
-    monkeypatch.setattr(models, "pipeline", fail)
+    monkeypatch.setattr(models, "load", fail)
     answer = posted(served, b'{"prompt": "a"}')
     assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
 

@@ -73,7 +73,7 @@ def test_a_failed_load_is_one_line_and_leaves_the_others(folder, tmp_path):
     assert models.pipeline("good", None).base is good
 
 
-def test_clients_name_theseand_never_paths(models, folder):
+def test_clients_name_models_and_never_paths(models, folder):
     for name in (str(folder / "base"), "../base", "more", "base\n"):
         with pytest.raises(GlideError, match="there is no model"):
             models.pipeline(name, None)
@@ -136,29 +136,69 @@ def test_adapters_are_added_by_their_scale_and_the_base_model_is_read_once(folde
     assert len(read) == 1
 
 
-def test_merged_weights_are_a_model_more_in_memory(folder):
-    models = Models([], [folder], kept=2)
+def test_merged_weights_have_room_of_their_own(folder):
+    models = Models([], [folder], kept=1)
+    base = models.pipeline("base", None).base
     merged = models.pipeline("base", None, {"lora": 0.5}).base
+    assert models.pipeline("base", None).base is base
+    assert models.pipeline("base", None, {"lora": 0.5}).base is merged
     models.pipeline("base", None, {"lora": 1.5})
-    assert models._loaded.cache_info().currsize == 2
     assert models.pipeline("base", None, {"lora": 0.5}).base is not merged
+    assert models.pipeline("base", None).base is base
+
+
+def test_a_file_that_is_overwritten_is_read_again(folder, tmp_path):
+    to_kohya(folder / "lora", tmp_path / "mine.safetensors")
+    models = Models([folder / "base"], [tmp_path])
+    before = models.wanted(f"{folder.name}/base", None, {"mine.safetensors": 0.5})
+    save_lora(tmp_path / "other", folder / "base", rank=2)
+    to_kohya(tmp_path / "other", tmp_path / "new.safetensors")
+    (tmp_path / "new.safetensors").replace(tmp_path / "mine.safetensors")
+    old, new = map(models.load, (before, models.wanted(f"{folder.name}/base", None, {"mine.safetensors": 0.5})))
+    assert new.base is not old.base
 
 
 def test_adapters_that_cannot_be_added_are_one_line_without_paths(models, folder, tmp_path):
     cut_arrays(shutil.copytree(folder / "lora", tmp_path / "cut"))
     damaged = Models([], [tmp_path])
     for these, base, adapters, kind, message in (
-        (damaged, f"{folder.name}/base", "cut", Unloadable, "cut could not be loaded"),
-        (models, "inpaint", "lora", GlideError, "lora has adapters of weights of SHA-256"),
-        (models, "base", "../lora", GlideError, "there is no LoRA"),
+        (damaged, f"{folder.name}/base", {"cut": 1.0}, Unloadable, "cut could not be loaded"),
+        (models, "inpaint", {"lora": 1.0}, GlideError, "no LoRA 'lora' for inpaint; there are: none"),
+        (models, "base", {"../lora": 1.0}, GlideError, "no LoRA '../lora' for base; there are: lora"),
+        (models, "inpaint", {"lora": 0.0}, GlideError, "no LoRA 'lora' for inpaint"),
+        (models, "base", {"nope": 0.0}, GlideError, "no LoRA 'nope' for base"),
     ):
         with pytest.raises(kind, match=message) as raised:
-            these.pipeline(base, None, {adapters: 1.0})
+            these.pipeline(base, None, adapters)
         assert "\n" not in str(raised.value)
         assert str(folder.parent) not in str(raised.value)
 
 
-def test_only_adapters_of_base_theseare_given_as_such(folder, tmp_path):
+def test_what_has_gone_since_is_one_line_without_paths(folder, tmp_path):
+    """Also where a pipeline's index or a base model that is named cannot be used."""
+    for name in ("base", "lora"):
+        shutil.copytree(folder / name, tmp_path / "mine" / name)
+    (tmp_path / "mine" / "model_index.json").write_text('{"base": "base", "settings": [1]}')
+    shutil.copytree(folder / "inpaint", tmp_path / "inpaint")
+    save_lora(tmp_path / "alone", tmp_path / "never" / "there")
+    models = Models([tmp_path / "alone"], [tmp_path])
+    raised = [pytest.raises(Unloadable, match=f"{name} could not be loaded") for name in ("mine/base", "[^/]*/alone")]
+    with raised[0] as settings:
+        models.settings("mine/base", "")
+    with raised[1] as base:
+        models.pipeline(f"{tmp_path.name}/alone", None)
+    for name in ("mine/lora", "inpaint"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(Unloadable, match="mine/lora could not be loaded: no checkpoint at mine/lora") as lora:
+        models.pipeline("mine/base", None, {"mine/lora": 1.0})
+    with pytest.raises(Unloadable, match="inpaint could not be loaded: no checkpoint at inpaint") as model:
+        models.pipeline("inpaint", None)
+    for said in (settings, base, lora, model):
+        assert "\n" not in str(said.value)
+        assert str(tmp_path.parent) not in str(said.value)
+
+
+def test_only_adapters_of_base_models_are_given_as_such(folder, tmp_path):
     save_lora(tmp_path / "up-lora", folder / "more" / "up", UPSAMPLER)
     for text, message in (
         (folder / "base", "must be adapters of a base model"),
