@@ -19,7 +19,7 @@ from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, given, option
 from glide_jax.sample import LoadedClip, choose
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
-from glide_jax.ui.models import Models
+from glide_jax.ui.models import Models, Unloadable
 from glide_jax.ui.request import SCALES, Limits
 from glide_jax.ui.service import Service
 from glide_jax.ui.uploads import FILE_SIZE, bound_folder
@@ -138,9 +138,10 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
         raise GlideError(f"no model in {', '.join(map(str, args.models))}: give --checkpoint DIR")
     upsampler = fitting[0] if fitting else None
     names = (base.name if base else "", upsampler.name if upsampler else "")
+    adapters = _adapters(models, names[0])
     models.pipeline(names[0] or None, names[1] or None)
     prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
-    service = Service(models, *names, limits, scorer, prompts, _adapters(models, names[0]))
+    service = Service(models, *names, limits, scorer, prompts, adapters)
     settings = models.settings(*service.start)
     if unknown := sorted(settings.keys() - service.fields.keys() - {"guidance_interval"}):
         print(f"warning: the page has no field for {', '.join(unknown)}, which the pipeline sets", file=sys.stderr)
@@ -159,8 +160,14 @@ def _adapters(models: Models, base: str) -> tuple[str, ...]:
         raise GlideError(f"--lora is given {len(fitting)} times: at most {len(SCALES)} are added at once")
     if given and not base:
         raise GlideError("--lora is for a base model: give --checkpoint DIR")
-    if len(fitting) < len(given) and len(models.bases) == 1:
-        models.pipeline(base, None, {each.name: 1.0 for each in given})  # says whose they are
+    unused = {each.name for each in given} - set(fitting)
+    for other in models.bases:
+        if unused:
+            with contextlib.suppress(Unloadable):
+                unused -= {each.name for each in models.fitting(other.name)}
+    if unused:
+        bases = ", ".join(found.name for found in models.bases)
+        raise GlideError(f"--lora {', '.join(sorted(unused))}: trained on other weights than those of {bases}")
     return tuple(fitting)
 
 

@@ -9,7 +9,7 @@ from glide_jax.options import Field
 from glide_jax.ui.found import Found
 from glide_jax.ui.request import SCALES, Choice
 from glide_jax.ui.service import Service
-from glide_jax.ui.settings import change, setting, shown
+from glide_jax.ui.settings import change, full_label, setting, shown
 
 _PRIVATE = {"api_visibility": "private"}
 
@@ -87,24 +87,27 @@ class Menus:
         working = self._gr.State(self._service.start)
         inputs = [*self.fields.values(), working]
         outputs = [*self.fields.values(), self._row, working, *settings.values()]
-        for name in ("base", "upsampler", "lora"):
-            # Unprocessed: a menu whose choices change tells once more what is none of them any longer.
-            self.fields[name].input(
-                self._switch, inputs, outputs, concurrency_id="models", preprocess=False, show_progress="minimal",
-                show_progress_on=[self.fields["base"], self.fields["upsampler"]], **_PRIVATE,
-            )  # fmt: skip
+        # One event, the last of those while a model is loaded coming after it: otherwise choices are lost. Unprocessed:
+        # a menu whose choices change tells once more what is none of them any longer.
+        self._gr.on(
+            [self.fields[name].input for name in ("base", "upsampler", "lora")], self._switch, inputs, outputs,
+            concurrency_id="models", preprocess=False, trigger_mode="always_last", show_progress="minimal",
+            show_progress_on=[self.fields["base"], self.fields["upsampler"]], **_PRIVATE,
+        )  # fmt: skip
 
     def refresh_on(self, load: Callable[..., Any]) -> None:
         """Makes the event of opening the page show what is there then, so that reloading it shows new checkpoints."""
         menus = [self.fields[name] for name in ("base", "upsampler", "lora")]
-        load(self._found, None, [*menus, self._row], show_progress="hidden", **_PRIVATE)
+        load(
+            self._found, self.fields["base"], [*menus, self._row], preprocess=False, show_progress="hidden", **_PRIVATE
+        )
 
-    def _found(self) -> list[Any]:
+    def _found(self, base: Any) -> list[Any]:
         models, update = self._service.models, self._gr.update
         fitting = []
         try:
             models.search()
-            fitting = models.fitting(self._service.base)
+            fitting = models.fitting(Choice.of({"base": base}).base)
         except GlideError as error:
             self._gr.Warning(html.escape(str(error)))
         menus = [_menu(models.bases), _menu(models.upsamplers), [each.name for each in fitting]]
@@ -115,19 +118,24 @@ class Menus:
         gr, skip = self._gr, self._gr.skip()
         *values, before = sent
         try:
-            now = switched(self._service, dict(zip(self.fields, values, strict=True)), before)
+            chosen = dict(zip(self.fields, values, strict=True))
+            now = switched(self._service, chosen, before)
         except GlideError as error:
             gr.Warning(html.escape(str(error)), title="Not changed")
             menus = [before.base, before.upsampler, list(before.adapters)]
             return [*menus, *[skip] * len(SCALES), skip, before, *[skip] * len(self._settings)]
         if now.settings:
-            said = ", ".join(f"{name} {_said(shown(field))}" for name, field in now.settings.items())
+            said = ", ".join(f"{full_label(name)} {_said(shown(field))}" for name, field in now.settings.items())
             gr.Info(html.escape(f"Settings that these models bring: {said}"))
         scales = [gr.update(**look) for look in _looks(now.choice.adapters)]
         for i, scale in now.scales.items():
             scales[i]["value"] = scale
+        lora = gr.update(choices=now.fitting)
+        # More may have been chosen there meanwhile.
+        if now.choice.adapters != Choice.of(chosen).adapters:
+            lora["value"] = list(now.choice.adapters)
         return [
-            skip, skip, gr.update(choices=now.fitting, value=list(now.choice.adapters)), *scales,
+            skip, skip, lora, *scales,
             gr.update(visible=bool(now.fitting)), now.choice,
             *(change(gr, now.settings[name]) if name in now.settings else skip for name in self._settings),
         ]  # fmt: skip

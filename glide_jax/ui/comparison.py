@@ -38,11 +38,12 @@ def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip:
 
     Raises:
         GlideError: as for `checked`; more cells than images are allowed; an option that is none of
-            `options_to_vary`, has no effect beside the others, or is given twice.
+            `options_to_vary`, has no effect beside the others, or is given twice, as may no value be.
     """
     whole = checked("compare", values, known)
     able = options_to_vary(known, has_clip=has_clip)
-    axes = [axis for side in ("x", "y") if (axis := _axis(side, values, known, able)) is not None]
+    across, down = (_axis(side, values, known, able) for side in ("x", "y"))
+    axes = [axis for axis in (across, down) if axis is not None]
     if not axes:
         raise GlideError("choose an option to vary, and give its values")
     count, most = math.prod(len(axis.values) for axis in axes), known["num_images"].option.high
@@ -60,7 +61,8 @@ def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip:
         Cell(label, each.seed, each.options, each.upsampler_options)
         for (label, _), each in zip(points, requests, strict=True)
     ]
-    return replace(whole, num_images=count, keep=1, axes=axes, cells=cells)
+    columns = 1 if across is None else len(across.values)
+    return replace(whole, num_images=count, keep=1, axes=axes, cells=cells, columns=columns)
 
 
 def _axis(side: str, values: Mapping[str, Any], known: Mapping[str, Field], able: list[str]) -> Axis | None:
@@ -68,13 +70,18 @@ def _axis(side: str, values: Mapping[str, Any], known: Mapping[str, Field], able
         checked_text(f"{side}_{what}", values.get(f"{side}_{what}"), _LONGEST_VALUES) for what in ("option", "values")
     )
     if not option:
+        if text:
+            raise GlideError(f"{side}_values are given without {side}_option: choose what they are of")
         return None
     if option not in able:
         raise GlideError(f"a grid cannot vary {option[:60]}: it varies {', '.join(able)}")
     sent = [value.strip() for value in text.split(",")]
     if not all(sent):
         raise GlideError(f"{option}: give its values, separated by commas")
-    return Axis(option, tuple(checked_value(known[option], value) for value in sent))
+    axis = Axis(option, tuple(checked_value(known[option], value) for value in sent))
+    if len(set(axis.values)) < len(axis.values):
+        raise GlideError(f"{axis}: gives a value twice")
+    return axis
 
 
 def _check_effect(name: str, points: Sequence[Mapping[str, Any]], whole: Request) -> None:

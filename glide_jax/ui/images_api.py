@@ -15,7 +15,7 @@ from glide_jax.images import png
 from glide_jax.ui.batching import Batches, Done, QueueFull
 from glide_jax.ui.found import Found
 from glide_jax.ui.models import Unloadable, Wanted
-from glide_jax.ui.request import Choice, Request, check_fit, checked
+from glide_jax.ui.request import SCALES, Choice, Request, check_fit, checked
 from glide_jax.ui.service import Service, entries
 
 PATH = "/v1/images/generations"
@@ -135,7 +135,11 @@ def asked(service: Service, body: Any) -> Request:
     upsampler = _upsampler(service, base, body)
     adapters = body.get("lora", service.adapters if base.name == service.base else ())
     own = {"base": base.name, "upsampler": upsampler, "lora": adapters}
-    fields = service.fields_of(Choice.of(own))
+    chosen = Choice.of(own)
+    fields = service.fields_of(chosen)
+    for name in SCALES[len(chosen.adapters) :]:
+        if name in body:
+            raise GlideError(f"{name} is of a LoRA that is not named: name it in lora")
     settings = fields.keys() - {"num_images", "candidates", "top_k", "strength"}
     known = {*settings, *_OWN, *_WITHOUT_EFFECT}
     if unknown := sorted(body.keys() - known):

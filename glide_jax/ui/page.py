@@ -10,7 +10,7 @@ from glide_jax.ui.choice import Menus
 from glide_jax.ui.comparison import options_to_vary
 from glide_jax.ui.request import LONGEST_PROMPT, Task
 from glide_jax.ui.service import Service, Shown, follow
-from glide_jax.ui.settings import setting, settings_panels
+from glide_jax.ui.settings import full_label, setting, settings_panels
 from glide_jax.ui.uploads import bound_ahead, check_files, open_edited, open_uploaded
 
 CSS = """
@@ -152,12 +152,12 @@ class _Page:
         most = self._service.limits.max_images
         gr.Markdown(
             f"One image of the prompt for each value, or each pair of values, from the same noise; at most {most}."
-            " The settings below hold for all of them."
+            " All other settings hold for each image."
         )
         made: dict[str, Any] = {}
         for side, where, option, values in (("x", "from left to right", "guidance_scale", "1, 3, 6"),
                                             ("y", "from top to bottom", "", "")):  # fmt: skip
-            menu = [("none", "")] * (side == "y") + [(name, name) for name in names]
+            menu = [("none", "")] * (side == "y") + [(full_label(name), name) for name in names]
             with gr.Row():
                 made[f"{side}_option"] = gr.Dropdown(
                     menu, value=option, label=f"{side.upper()}: {where}", info="what is varied", min_width=200
@@ -240,4 +240,4 @@ class _Page:
                 elem_classes=["small-images"] if shown.side <= _SMALL else [],
             )
         download = gr.update(value=shown.download, interactive=shown.download is not None)
-        return shown.status, str(shown.seed), gallery, download
+        return shown.status, "" if shown.seed is None else str(shown.seed), gallery, download

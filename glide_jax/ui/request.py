@@ -81,8 +81,10 @@ class Choice(NamedTuple):
             GlideError: something else than names, more adapters than may be added at once, or one of them twice.
         """
         base, upsampler = (checked_text(name, values.get(name), LONGEST_PROMPT) for name in ("base", "upsampler"))
-        sent = values.get("lora") or []
-        named = sent if isinstance(sent, list | tuple) else [sent]
+        sent = values.get("lora")
+        named = [] if sent in (None, "") else [sent] if isinstance(sent, str) else sent
+        if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+            raise GlideError(f"lora must be a name or a list of up to {len(SCALES)} names")
         if len(named) > len(SCALES):
             raise GlideError(f"{len(named)} LoRAs are too many: at most {len(SCALES)} at once")
         adapters = tuple(checked_text("lora", name, LONGEST_PROMPT) for name in named)
@@ -105,7 +107,8 @@ class Request:
         options, upsampler_options: of the two models.
         images: what was uploaded, as `Pipeline.batches` takes it: image and mask, or init_image.
         adapters: those added to the base model, and the scale of each.
-        axes, cells: what is varied, and what each image is generated with (task "compare").
+        axes, cells, columns: what is varied, what each image is generated with, and how many of them are a row (task
+            "compare").
     """
 
     task: Task
@@ -123,6 +126,12 @@ class Request:
     adapters: Mapping[str, float]
     axes: Sequence[Axis] = ()
     cells: Sequence[Cell] = ()
+    columns: int = 1
+
+    @property
+    def one_seed(self) -> int | None:
+        """The seed of all its images; None where it is varied."""
+        return None if any(axis.flag == "seed" for axis in self.axes) else self.seed
 
 
 def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Field]:

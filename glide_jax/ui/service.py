@@ -54,7 +54,7 @@ def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Score
         guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
         for image in images_of(pipeline, request.prompt, request.cells, **guided):
             finished.append(image)
-        return [Generated(sheet(finished, request.cells, columns=len(request.axes[0].values)), 0)]
+        return [Generated(sheet(finished, request.cells, columns=request.columns), 0)]
     batches: Iterable[Samples]
     if request.task == "enlarge":
         batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
@@ -116,20 +116,34 @@ class Service:
         scales = map(self.models.scale, choice.adapters)
         return request_fields(self.limits, {**self.models.settings(*choice), **dict(zip(SCALES, scales, strict=False))})
 
+    def for_its_base(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a client sent, without those adapters of the start that are of another base model than it chose.
+
+        Of a program that names none, gradio sends those of the start.
+
+        Raises:
+            GlideError: no such model, or one that cannot be loaded.
+        """
+        chosen = Choice.of(values)
+        if chosen.base == self.base or chosen.adapters != self.adapters:
+            return values
+        fitting = [each.name for each in self.models.fitting(chosen.base)]
+        return {**values, "lora": [name for name in self.adapters if name in fitting]}
+
 
 class Shown(NamedTuple):
     """One state of the page's result side.
 
     Attributes:
         status: a line of HTML.
-        seed: of the images.
+        seed: of the images; None where they have several.
         side: theirs, in pixels; 0 while there are none.
         images: uint8 previews, or files with what is written below each; None leaves those shown before.
         download: all images in one file.
     """
 
     status: str
-    seed: int
+    seed: int | None
     side: int = 0
     images: Sequence[np.ndarray | tuple[Path, str | None]] | None = None
     download: Path | None = None
@@ -143,12 +157,13 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.
     """
+    values = service.for_its_base(values)
     known = service.fields_of(Choice.of(values))
     if task == "compare":
         request = compared(values, known, has_clip=service.models.has_clip)
     else:
         request = checked(task, values, known)
-    yield Shown(_line("Loading models…"), request.seed, images=[])
+    yield Shown(_line("Loading models…"), request.one_seed, images=[])
     pipeline = service.models.pipeline(request.base, request.upsampler, request.adapters)
     check_fit(pipeline, request, service.limits.max_steps)
     clock, latest = _Clock(_evaluations(pipeline, request)), None
@@ -157,13 +172,13 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         for progress in news:
             images = progress.images if progress is not latest else None
             latest = progress
-            yield Shown(clock.bar(progress.done), request.seed, images[-1].shape[0] if images else 0, images)
+            yield Shown(clock.bar(progress.done), request.one_seed, images[-1].shape[0] if images else 0, images)
     with tempfile.TemporaryDirectory() as folder:
         files = _save(Path(folder), request, job.result)
         scores = [None if each.score is None else f"{each.score:.3f}" for each in job.result]
         yield Shown(
             _line(*_summary(request, job.result, pipeline, clock.seconds)),
-            request.seed,
+            request.one_seed,
             job.result[0].pixels.shape[0],
             list(zip(files, scores, strict=True)),
             _download(Path(folder), request, files),
@@ -210,11 +225,11 @@ class _Clock:
 
 def _summary(request: Request, generated: Sequence[Generated], pipeline: Pipeline, seconds: float) -> Iterator[str]:
     height, width = generated[0].pixels.shape[:2]
-    what = f"{len(generated)} images" if len(generated) > 1 else "1 image"
+    what = f"{request.num_images} images" if request.num_images > 1 else "1 image"
     if request.task == "rank":
         what = f"The best {len(generated)} of {request.num_images}"
     elif request.task == "compare":
-        what = f"{request.num_images} images in a grid"
+        what += " in a grid"
     yield f"{what} of {width} x {height} pixels in {seconds:.1f} s."
     if cut := pipeline.unseen_end(request.prompt):
         yield f"The prompt is too long for this model; it does not see “{cut}”."
@@ -230,7 +245,8 @@ def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> lis
     for rank, each in enumerate(generated, 1):
         ranked = f"-rank{rank}" if each.score is not None else ""
         number = "grid" if request.task == "compare" else f"{each.number:02d}"
-        paths.append(folder / f"glide-{request.seed}-{number}{ranked}.png")
+        seed = "seeds" if request.one_seed is None else request.seed
+        paths.append(folder / f"glide-{seed}-{number}{ranked}.png")
         save_png(paths[-1], each.pixels, entries(request, each))
     return paths
 

@@ -51,7 +51,7 @@ def setting(gr: Any, field: Field, **look: Any) -> Any:
     """The component of a field: a menu, a slider, or a text that may be blank, as Gradio's numbers read blank as 0."""
     name, option, default = field.name, field.option, field.default
     look = {
-        "label": _LABELS.get(name, name.removeprefix("upsampler_").replace("_", " ").capitalize()),
+        "label": _label(name),
         "info": option.help.split(". ")[0] or None,
         "min_width": 200,
         **look,
@@ -66,6 +66,15 @@ def setting(gr: Any, field: Field, **look: Any) -> Any:
     low, high = option.low or option.above or 0, option.high or 0
     step = 1 if int in kinds(field) else 0.005 if high - low <= 2 else 0.1
     return gr.Slider(low if option.above is None else low + step, high, default, step=step, **look)
+
+
+def full_label(name: str) -> str:
+    """What a setting is called away from its panel."""
+    return f"{_label(name)} of the upsampler" if name in UPSAMPLER else _label(name)
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.removeprefix("upsampler_").replace("_", " ").capitalize())
 
 
 def shown(field: Field) -> Any:

@@ -99,13 +99,23 @@ def test_what_is_given_comes_first(started, folder, tmp_path):
 
 def test_adapters_that_are_given_are_chosen_with_the_model_they_belong_to(started, folder, tmp_path):
     base, inpaint, lora = (str(folder / name) for name in ("base", "inpaint", "lora"))
+    other = shutil.copytree(lora, tmp_path / "other")
+    record = json.loads((other / "record" / "data.json").read_text())
+    record["lora"]["base_sha256"] = "0" * 64
+    (other / "record" / "data.json").write_text(json.dumps(record))
+    (other / "hashes.json").unlink()
+    other = str(other)
     app.main(["--checkpoint", base, "--lora", f"{lora}:0.5"])
     app.main(["--checkpoint", inpaint, "--checkpoint", base, "--lora", lora])
     (first, *_), (second, *_) = started
     assert (first.adapters, first.fields["lora_scale"].default) == ((f"{folder.name}/lora",), 0.5)
     assert second.adapters == ()
     for flags, message in (
-        (["--checkpoint", inpaint, "--lora", lora], "lora has adapters of weights of SHA-256"),
+        (["--checkpoint", inpaint, "--lora", lora], "lora: trained on other weights than those of models./inpaint"),
+        (
+            ["--checkpoint", inpaint, "--checkpoint", base, "--lora", other],
+            "other: trained on other weights than those",
+        ),
         (["--checkpoint", base, *["--lora", lora] * 4], "--lora is given 4 times: at most 3"),
     ):
         with pytest.raises(GlideError, match=message):

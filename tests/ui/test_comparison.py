@@ -22,11 +22,15 @@ def test_each_image_has_the_settings_of_its_cell():
     assert found == [(5, 1.0), (10, 1.0), (5, 3.0), (10, 3.0)]
     assert {(cell.seed, cell.options.solver.sampler) for cell in request.cells} == {(7, "ddpm")}
     assert request.cells[1].label == "num_steps 10\nguidance_scale 1.0"
+    assert request.columns == asked("eta=0,1").columns == 2
+    assert asked(y="eta=0,1").columns == 1
 
 
 def test_a_blank_seed_is_one_for_all_and_others_may_be_varied():
     assert len({cell.seed for cell in asked("eta=0,1").cells}) == 1
-    assert [cell.seed for cell in asked("seed=3,4").cells] == [3, 4]
+    several = asked("seed=3,4", seed=7)
+    assert [cell.seed for cell in several.cells] == [3, 4]
+    assert (several.one_seed, asked("eta=0,1", seed=7).one_seed) == (None, 7)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,8 @@ def test_a_blank_seed_is_one_for_all_and_others_may_be_varied():
         ("num_steps=1,2,3,4,5", {}, "a grid of 5 images is too large: at most 4"),
         ("num_steps=1,2,3", {"y_option": "seed", "y_values": "1,2"}, "a grid of 6 images is too large: at most 4"),
         ("num_steps=1,2", {"y_option": "num_steps", "y_values": "3"}, "one option or two different ones"),
+        ("num_steps=3,4,3.0", {}, "num_steps=3,4,3: gives a value twice"),
+        ("=1,2", {"y_option": "seed", "y_values": "1,2"}, "x_values are given without x_option"),
         ("sampler=ddim,prk", {}, "sampler must be one of"),
         ("strength=0.1", {}, "cannot vary strength"),
         ("num_images=1,2", {}, "cannot vary num_images"),

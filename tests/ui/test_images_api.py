@@ -95,7 +95,7 @@ def test_thirty_clients_at_once_share_batches(client, api, models, monkeypatch):
     prompts = [f"{number:03d}" for number in range(30)]
     alone = models.pipeline("base", None)
     seen = watch(alone, monkeypatch)
-    monkeypatch.setattr(models, "load", lambda wanted: alone)
+    monkeypatch.setattr(api._batches, "_load", lambda wanted: alone)
     with ThreadPoolExecutor(30) as clients:
         with DEVICE.mine():
             answers = [clients.submit(client.images.generate, prompt=prompt, size="8x8") for prompt in prompts]
@@ -143,6 +143,9 @@ def test_what_a_client_that_went_had_asked_for_is_not_generated(served, api, mon
         ({"prompt": "a", "num_images": 2}, "unknown: 'num_images'"),
         ({"prompt": "a", "num_steps": 10**9}, r"num_steps must be in \[1, 20\]"),
         ({"prompt": "a", "sampler": {}}, "sampler must be one of"),
+        ({"prompt": "a", "lora": 0}, "lora must be a name or a list of up to 3 names"),
+        ({"prompt": "a", "lora_scale": 0.5}, "lora_scale is of a LoRA that is not named"),
+        ({"prompt": "a", "lora": "lora", "lora_scale_2": 0.5}, "lora_scale_2 is of a LoRA that is not named"),
     ],
 )
 def test_what_cannot_be_is_one_line(service, body, message):
@@ -168,6 +171,7 @@ def test_adapters_are_those_named_or_those_that_the_server_starts_with(service):
         ("nothing named", {}, {"lora": 1.0}),
         ("another scale", {"lora_scale": 0.5}, {"lora": 0.5}),
         ("none", {"lora": []}, {}),
+        ("none, as a text", {"lora": ""}, {}),
         ("another model", {"model": "inpaint"}, {}),
     ):
         assert asked(started, {"prompt": "a", **body}).adapters == expected, name

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from convert.to_kohya import to_kohya
 from glide_jax.errors import GlideError
 from glide_jax.sample import LoadedModel
-from glide_jax.ui.models import Models, Unloadable
+from glide_jax.ui.models import Models, Unloadable, Version
 from tests.tiny.models import UPSAMPLER, save_lora, save_model
 from tests.ui.conftest import cut_arrays
 from tests.ui.test_jobs import concurrently
@@ -147,15 +148,13 @@ def test_merged_weights_have_room_of_their_own(folder):
     assert models.pipeline("base", None).base is base
 
 
-def test_a_file_that_is_overwritten_is_read_again(folder, tmp_path):
+def test_a_file_that_is_overwritten_is_another_version(folder, tmp_path):
     to_kohya(folder / "lora", tmp_path / "mine.safetensors")
-    models = Models([folder / "base"], [tmp_path])
-    before = models.wanted(f"{folder.name}/base", None, {"mine.safetensors": 0.5})
-    save_lora(tmp_path / "other", folder / "base", rank=2)
-    to_kohya(tmp_path / "other", tmp_path / "new.safetensors")
-    (tmp_path / "new.safetensors").replace(tmp_path / "mine.safetensors")
-    old, new = map(models.load, (before, models.wanted(f"{folder.name}/base", None, {"mine.safetensors": 0.5})))
-    assert new.base is not old.base
+    [found] = Models([folder / "base"], [tmp_path]).adapters
+    before = Version.of(found)
+    assert Version.of(found) == before
+    os.utime(tmp_path / "mine.safetensors", ns=(1, 1))
+    assert Version.of(found) != before
 
 
 def test_adapters_that_cannot_be_added_are_one_line_without_paths(models, folder, tmp_path):
@@ -175,22 +174,20 @@ def test_adapters_that_cannot_be_added_are_one_line_without_paths(models, folder
 
 
 def test_what_has_gone_since_is_one_line_without_paths(folder, tmp_path):
-    """Also where a pipeline's index or a base model that is named cannot be used."""
-    for name in ("base", "lora"):
-        shutil.copytree(folder / name, tmp_path / "mine" / name)
-    (tmp_path / "mine" / "model_index.json").write_text('{"base": "base", "settings": [1]}')
-    shutil.copytree(folder / "inpaint", tmp_path / "inpaint")
+    """Also where a base model that is named cannot be used, or the settings of adapters."""
+    for name in ("base", "inpaint", "lora"):
+        shutil.copytree(folder / name, tmp_path / name)
+    save_lora(tmp_path / "odd", folder / "base", sampling={"sampler": "none"})
     save_lora(tmp_path / "alone", tmp_path / "never" / "there")
     models = Models([tmp_path / "alone"], [tmp_path])
-    raised = [pytest.raises(Unloadable, match=f"{name} could not be loaded") for name in ("mine/base", "[^/]*/alone")]
-    with raised[0] as settings:
-        models.settings("mine/base", "")
-    with raised[1] as base:
+    with pytest.raises(Unloadable, match="base, odd could not be loaded: odd: the sampling entry") as settings:
+        models.settings("base", "", ["odd"])
+    with pytest.raises(Unloadable, match="alone could not be loaded: .* has adapters of there, which is not") as base:
         models.pipeline(f"{tmp_path.name}/alone", None)
-    for name in ("mine/lora", "inpaint"):
+    for name in ("lora", "inpaint"):
         shutil.rmtree(tmp_path / name)
-    with pytest.raises(Unloadable, match="mine/lora could not be loaded: no checkpoint at mine/lora") as lora:
-        models.pipeline("mine/base", None, {"mine/lora": 1.0})
+    with pytest.raises(Unloadable, match="lora could not be loaded: no checkpoint at lora") as lora:
+        models.pipeline("base", None, {"lora": 1.0})
     with pytest.raises(Unloadable, match="inpaint could not be loaded: no checkpoint at inpaint") as model:
         models.pipeline("inpaint", None)
     for said in (settings, base, lora, model):

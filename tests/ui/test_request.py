@@ -148,8 +148,7 @@ def test_adapters_are_named_each_with_a_scale():
     for lora, message in (
         (["a", "b", "c", "d"], "4 LoRAs are too many: at most 3"),
         (["a", "a"], "names the same twice"),
-        ([["a"]], "lora must be text"),
-        (3, "lora must be text"),
+        *((sent, "lora must be a name or a list of up to 3 names") for sent in ([["a"]], 3, 0, False, {})),
     ):
         with pytest.raises(GlideError, match=message):
             Choice.of({"lora": lora})

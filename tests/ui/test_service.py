@@ -181,8 +181,18 @@ def test_adapters_are_added_by_their_scale(service, models):
     np.testing.assert_array_equal(pixels, adapted("a cat", **how).images)
     assert (pixels != plain("a cat", **how).images).any()
     assert [entry["lora"] for entry in entries] == ["lora:0.5"] * 2
-    with pytest.raises(GlideError, match="lora has adapters of weights of SHA-256"):
+    with pytest.raises(GlideError, match="no LoRA 'lora' for inpaint"):
         generated(service, base="inpaint", lora="lora")
+
+
+def test_what_the_page_opens_with_is_let_go_beside_another_base_model(service):
+    started = replace(service, adapters=("lora",))
+    for values, expected in (
+        ({"base": "inpaint", "lora": ["lora"]}, []),
+        ({"base": "base", "lora": ["lora"]}, ["lora"]),
+        ({"base": "inpaint", "lora": ["other"]}, ["other"]),
+    ):
+        assert started.for_its_base(values)["lora"] == expected
 
 
 def test_a_grid_is_that_of_the_command_line(service, models):
@@ -205,6 +215,8 @@ def test_a_grid_counts_every_image_and_shows_each(service):
     states = list(follow(service, "compare", ask(x_option="seed", x_values="1,2,3")))
     previews = [shown.images for shown in states if shown.images and shown.download is None]
     assert {len(images) for images in previews} == {1, 2, 3}
+    assert {shown.seed for shown in states} == {None}
+    assert states[-1].images[0][0].name == "glide-seeds-grid.png"
     assert not any("Compiling" in shown.status for shown in states[-3:])
     assert (
         max(float(shown.status.split("width: ")[1].split("%")[0]) for shown in states if "width" in shown.status) == 100
