@@ -61,9 +61,9 @@ class _Own(Options):
     seed: Annotated[int | None, option("blank: a new one each time", low=-1, high=2**31 - 1)] = None
     interval_low: Annotated[float | None, option("guide only above this sigma", low=0)] = None
     interval_high: Annotated[float | None, option("guide only up to this sigma", low=0)] = None
-    lora_scale: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
-    lora_scale_2: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
-    lora_scale_3: Annotated[float, option("how much of it is added", low=0, high=MOST_SCALE)] = 1.0
+    lora_scale: Annotated[float, option("1 is as trained, 0 is without", low=0, high=MOST_SCALE)] = 1.0
+    lora_scale_2: Annotated[float, option("1 is as trained, 0 is without", low=0, high=MOST_SCALE)] = 1.0
+    lora_scale_3: Annotated[float, option("1 is as trained, 0 is without", low=0, high=MOST_SCALE)] = 1.0
 
 
 class Choice(NamedTuple):

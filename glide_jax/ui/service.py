@@ -125,7 +125,7 @@ class Service:
             GlideError: no such model, or one that cannot be loaded.
         """
         chosen = Choice.of(values)
-        if chosen.base == self.base or chosen.adapters != self.adapters:
+        if not chosen.adapters or chosen.adapters != self.adapters or chosen.base == self.base:
             return values
         fitting = [each.name for each in self.models.fitting(chosen.base)]
         return {**values, "lora": [name for name in self.adapters if name in fitting]}
@@ -157,7 +157,8 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.
     """
-    values = service.for_its_base(values)
+    if task != "enlarge":
+        values = service.for_its_base(values)
     known = service.fields_of(Choice.of(values))
     if task == "compare":
         request = compared(values, known, has_clip=service.models.has_clip)

@@ -182,7 +182,7 @@ def test_what_has_gone_since_is_one_line_without_paths(folder, tmp_path):
     models = Models([tmp_path / "alone"], [tmp_path])
     with pytest.raises(Unloadable, match="base, odd could not be loaded: odd: the sampling entry") as settings:
         models.settings("base", "", ["odd"])
-    with pytest.raises(Unloadable, match="alone could not be loaded: .* has adapters of there, which is not") as base:
+    with pytest.raises(Unloadable, match=r"alone could not be loaded: .* has adapters of there, which is not") as base:
         models.pipeline(f"{tmp_path.name}/alone", None)
     for name in ("lora", "inpaint"):
         shutil.rmtree(tmp_path / name)

@@ -103,8 +103,8 @@ def test_it_generates_and_the_files_say_how(app):
         ({"base": "../../etc"}, "there is no model"),
         ({"base": "broken"}, "broken could not be loaded"),
         ({"guidance": "cfg++"}, "cfg++"),
-        ({"lora": "../lora"}, "no LoRA '../lora' for models/base; there are: "),
-        ({"base": "inpaint", "lora": ["lora"]}, "no LoRA 'lora' for inpaint; there are: none"),
+        ({"lora": "../lora"}, "for models/base; there are: "),
+        ({"base": "inpaint", "lora": ["lora"]}, "for inpaint; there are: none"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_the_server(app, sent, message):
