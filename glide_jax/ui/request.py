@@ -48,7 +48,7 @@ class Limits(Options):
     max_candidates: Annotated[int, option("images to choose the best of", low=1, metavar="N")] = 32
     max_steps: Annotated[int, option("steps of a request, of either model", low=1, metavar="N")] = 250
     max_queue: Annotated[int, option("requests waiting", low=1, metavar="N")] = 20
-    max_loaded: Annotated[int, option("models kept in memory", low=1, metavar="N")] = 3
+    max_loaded: Annotated[int, option("models kept in memory, and copies with LoRA", low=1, metavar="N")] = 3
 
 
 @dataclass(frozen=True)

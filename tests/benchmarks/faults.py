@@ -353,6 +353,10 @@ UI = (
     Fault("a LoRA reads its base model again", "glide_jax/ui/models.py",
           "return self._loaded(base).with_adapters", "return self._load_version(base).with_adapters",
           ("tests/ui/test_models.py::test_adapters_are_added_by_their_scale_and_the_base_model_is_read_once",)),
+    Fault("a full queue does not keep models from being loaded", "glide_jax/ui/images_api.py",
+          "self._batches.check_room()  #", "pass  #",
+          ("tests/ui/test_images_api.py::"
+           "test_nothing_is_loaded_for_a_full_queue_nor_merged_before_its_turn",)),
     Fault("a LoRA of another base model passes by a scale of 0", "glide_jax/ui/models.py",
           "if name not in fitting:", "if adapters[name] and name not in fitting:",
           ("tests/ui/test_models.py::test_adapters_that_cannot_be_added_are_one_line_without_paths",)),

@@ -217,6 +217,19 @@ def test_what_is_too_long_is_refused_before_it_is_all_there(served):
     assert posted(served, b'{"%s": 1}' % (b"a" * 90_000)).json()["error"]["message"].startswith("unknown: 'aaa")
 
 
+def test_nothing_is_loaded_for_a_full_queue_nor_merged_before_its_turn(served, api, models, service, monkeypatch):
+    loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda wanted: loaded.append(wanted.adapters) or load(wanted))
+    request, wanted = api._checked({"prompt": "a", "lora": "lora", "lora_scale": 0.3, "upsampler": ""})
+    assert (request.adapters, loaded.pop(), len(wanted.adapters)) == ({"lora": 0.3}, (), 1)
+    with DEVICE.mine():
+        waiting = [api._batches.submit(request, wanted) for _ in range(service.limits.max_queue)]
+        assert posted(served, b'{"prompt": "a"}').status_code == 429
+        for each in waiting:
+            each.cancel()
+    assert not loaded
+
+
 def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, models, monkeypatch):
     def fail(wanted):
         raise Unloadable("base could not be loaded: its files are cut")
