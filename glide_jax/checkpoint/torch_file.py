@@ -96,7 +96,7 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
             raise GlideError(f"{path}: {key!r:.200} must have finite values, of type {', '.join(_DTYPES)}")
         if key.endswith(f".{ALPHA}") and not np.array_equal(tensor, np.asarray(alpha, tensor.dtype)):
             raise GlideError(f"{path}: {key!r:.200} is not {alpha}, as in the header: choose a share by PATH:SCALE")
-        arrays[ours] = _in_our_layout(tensor, wanted.get(ours, ())) if ours.endswith(_OUT_FIRST) else tensor
+        arrays[ours] = _in_our_layout(tensor, wanted.get(ours, ())) if ours.rpartition("/")[2] in _OUT_FIRST else tensor
     wrong = [name for name in sorted(wanted.keys() | arrays.keys())
              if name not in arrays or arrays[name].shape != wanted.get(name)]  # fmt: skip
     if wrong:

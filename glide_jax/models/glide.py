@@ -148,15 +148,7 @@ class Glide(Functional[_Net]):
             conditioning: text and images; a missing inpainting image means that nothing is known.
             dropout_keys: one key an example while training, None for evaluation.
         """
-        net = self.bind(params)
-        text = conditioning.text
-        return net.unet(
-            self._network_input(x, conditioning),
-            t,
-            None if text is None else text.embedding,
-            None if text is None else text.keys_values,
-            dropout_keys,
-        )
+        return self._predict(self.bind(params), x, t, conditioning, dropout_keys)
 
     @with_its_products
     def text_attention(
@@ -172,8 +164,10 @@ class Glide(Functional[_Net]):
         arXiv:2210.04885, DAAM). Arguments as for a call.
 
         Raises:
-            GlideError: the model has no text, or no attention.
+            GlideError: there is no text.
         """
+        if conditioning.text is None:
+            raise GlideError("this model attends to no text")
         net, shares = self.bind(params), list[Array]()
         height, width = x.shape[1:3]
 
@@ -186,12 +180,20 @@ class Glide(Functional[_Net]):
         for block in net.unet.blocks:
             if block.attn is not None:
                 block.attn.on_attention = keep
-        if conditioning.text is not None:
-            text = conditioning.text
-            net.unet(self._network_input(x, conditioning), t, text.embedding, text.keys_values, None)
-        if not shares:
-            raise GlideError("this model attends to no text")
+        self._predict(net, x, t, conditioning)
         return jnp.clip(sum(shares[1:], start=shares[0]) / len(shares), 0.0, 1.0)
+
+    def _predict(
+        self, net: _Net, x: Array, t: Array, given: Conditioning, dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Array:
+        text = given.text
+        return net.unet(
+            self._network_input(x, given),
+            t,
+            None if text is None else text.embedding,
+            None if text is None else text.keys_values,
+            dropout_keys,
+        )
 
     def _network_input(self, x: Float[Array, "batch height width 3"], given: Conditioning) -> Float[Array, "..."]:
         parts = [x]

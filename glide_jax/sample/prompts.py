@@ -22,7 +22,7 @@ class Text(NamedTuple):
     """A text of which some characters are not seen: their tokens are padding, in their places.
 
     Attributes:
-        text: as it is, lower-cased.
+        text: as it is; lower-cased where some of it is not seen.
         unseen: [first, end) of the characters, as `GlideTokenizer.touched` takes them.
     """
 
