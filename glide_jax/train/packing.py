@@ -68,18 +68,18 @@ class Packing:
         muon: the optimizer is Muon: what it takes is never small.
 
     Attributes:
-        axes: the number of axes of what Muon takes, 0 for the rest.
+        matrices: whether Muon takes a parameter.
     """
 
     def __init__(self, params: PyTree[Any], trainable: Trained, small: int, muon: bool = False) -> None:
         flat = flatten_dict(params)
         paths = sorted(path for path in flat if is_trained("/".join(path), trainable))
-        matrices = {path: len(flat[path].shape) for path in paths if muon and is_for_muon("/".join(path))}
+        matrices = {path for path in paths if muon and is_for_muon("/".join(path))}
         self._shapes = {
             path: flat[path].shape for path in paths if path not in matrices and 4 * math.prod(flat[path].shape) < small
         }
         self._large = [path for path in paths if path not in self._shapes]
-        self.axes = Packed(0, [matrices.get(path, 0) for path in self._large], [])
+        self.matrices = Packed(False, [path in matrices for path in self._large], [])
         self._frozen = sorted(flat.keys() - set(paths))
         self._groups = params.keys()
         self._keeps_frozen = trainable != "lora"

@@ -63,7 +63,7 @@ class Program:
         teacher = Teacher(plain, self.schedule, train.distill) if train.distill.num_steps else None
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
-        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.axes)
+        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.matrices)
         abstract = jax.eval_shape(self._make_state, self._key())
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
         params = jax.eval_shape(self.packing.unpack, abstract["params"])

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trained
+from glide_jax.train.muon import scale_by_muon, scale_to_rms
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, but for the kernels that adapters leave
 # frozen; step and counts are int32. The optimizer knows the trained parameters only. A step takes it `packing.Packed`.
@@ -30,7 +31,7 @@ RULES: dict[Trained, tuple[tuple[str, bool], ...]] = {
 
 _LOSS_EMA_RATE = 0.01
 
-# What an update of AdamW's has, by which Muon's is scaled (arXiv:2502.16982, section 2.2).
+# Root mean square of an update of AdamW's, to which Muon's is scaled.
 _ADAM_RMS = 0.2
 _OUTER = ("unet/input_conv/kernel", "unet/out_conv/kernel")
 _OF_ADAPTERS = ("/down", "/up")
@@ -55,15 +56,14 @@ def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Sched
 
 
 def make_optimizer(
-    config: OptimizerConfig, max_steps: int | None, axes: PyTree[int] | None = None
+    config: OptimizerConfig, max_steps: int | None, matrices: PyTree[bool] | None = None
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (Jordan et al. 2024).
 
     Args:
         config: the optimizer.
         max_steps: where a cosine ends, as in `learning_rate`.
-        axes: a tree like the parameters with the number of axes of those that Muon takes, the last of which is the
-            output; 0 for the others.
+        matrices: a tree like the parameters: whether Muon takes them.
     """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     rate = learning_rate(config, max_steps)
@@ -77,22 +77,22 @@ def make_optimizer(
             weight_decay=config.weight_decay,
         )
         return optax.chain(clip, adamw)
-    muon = optax.contrib.muon(
+    muon = optax.chain(
+        scale_by_muon(config.mu_dtype),
+        scale_to_rms(_ADAM_RMS),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    nadamw = optax.nadamw(
         rate,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
         mu_dtype=config.mu_dtype,
         weight_decay=config.weight_decay,
-        consistent_rms=_ADAM_RMS,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        eps=config.eps,
-        adam_weight_decay=config.weight_decay,
-        muon_weight_dimension_numbers=jax.tree.map(_as_matrix, axes),
     )
-    return optax.chain(clip, muon)
-
-
-def _as_matrix(axes: int) -> optax.contrib.MuonDimensionNumbers | None:
-    return optax.contrib.MuonDimensionNumbers(range(axes - 1), axes - 1) if axes else None
+    labels = jax.tree.map(lambda matrix: "muon" if matrix else "adam", matrices)
+    return optax.chain(clip, optax.partition({"muon": muon, "adam": nadamw}, labels))
 
 
 def is_for_muon(path: str) -> bool:

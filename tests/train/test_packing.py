@@ -46,7 +46,7 @@ def test_a_state_is_the_same_after_packing_and_unpacking(trainable, small):
 @pytest.mark.parametrize(("trainable", "small"), [("all", 2**12), ("text", 2**12), ("all", 0)])
 def test_a_state_of_muon_has_second_moments_of_the_rest_only(trainable, small):
     packing = Packing(PARAMS, trainable, small, muon=True)
-    optimizer = make_optimizer(OptimizerConfig(kind="muon"), 1, packing.axes)
+    optimizer = make_optimizer(OptimizerConfig(kind="muon"), 1, packing.matrices)
     packed = initial_state(packing.pack(jax.tree.map(jnp.asarray, PARAMS)), optimizer)
     packed["opt"] = jax.tree.map(lambda x: x + 1 if x.ndim else x, packed["opt"])
     state = packing.unpack_state(packed)

@@ -46,7 +46,7 @@ def test_first_update_of_muon_is_an_orthogonal_matrix_as_large_as_an_update_of_a
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.float32(rng.normal(size=(3, 3, 4, 8))), "embedding": jnp.float32(rng.normal(size=(5, 8)))}
     grads = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params)
-    optimizer = make_optimizer(config, 10, {"kernel": 4, "embedding": 0})
+    optimizer = make_optimizer(config, 10, {"kernel": True, "embedding": False})
     updates, state = optimizer.update(grads, optimizer.init(params), params)
     # Of the gradient's U S V^T, S is replaced by ones, as far as five Newton-Schulz iterations get.
     u, _, v = np.linalg.svd(np.reshape(grads["kernel"], (36, 8)), full_matrices=False)

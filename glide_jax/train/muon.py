@@ -1,0 +1,87 @@
+"""Muon (Jordan et al. 2024, arXiv:2502.16982): momentum whose matrices are replaced by nearest orthogonal ones."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+_DECAY = 0.95
+_EPS = 1e-8
+_ITERATIONS = 5
+# f(s) = a s + b s^3 + c s^5 takes singular values of (0, 1] to about 1, the smallest ones fast.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def scale_by_muon(mu_dtype: str = "float32") -> optax.GradientTransformation:
+    """`optax.contrib.scale_by_muon` with the same state, for GPUs as well: matrices of one shape are one product.
+
+    A step of a small model would launch thousands of kernels otherwise. Of each parameter the last axis is the output,
+    and all others together are the input.
+
+    Args:
+        mu_dtype: type in which the momentum is kept.
+    """
+
+    def init(params: PyTree[Array]) -> optax.contrib.MuonState:
+        momentum = optax.tree.zeros_like(params, dtype=mu_dtype)
+        return optax.contrib.MuonState(jnp.int32(0), momentum, jnp.array(_COEFFICIENTS))
+
+    def update(grads: PyTree[Array], state: Any, _: PyTree[Array] | None = None) -> tuple[PyTree[Array], Any]:
+        count = optax.safe_increment(state.count)
+        momentum = optax.tree.update_moment(grads, state.mu, _DECAY, 1)
+        # Nesterov's: where the next step would be, its momentum without the bias towards the zeros that it began with.
+        ahead = optax.tree.bias_correction(momentum, _DECAY, optax.safe_increment(count))
+        here = optax.tree.bias_correction(grads, _DECAY, count)
+        nesterov = jax.tree.map(lambda m, g: _DECAY * m + (1 - _DECAY) * g, ahead, here)
+        leaves, structure = jax.tree.flatten(nesterov)
+        # On a CPU a batch of products is no faster than one after another, and slower to compile.
+        leaves = jax.lax.platform_dependent(leaves, cpu=_each_alone, default=_by_shape)
+        kept = optax.tree.cast(momentum, mu_dtype)
+        return jax.tree.unflatten(structure, leaves), optax.contrib.MuonState(count, kept, state.ns_coeffs)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_to_rms(rms: float) -> optax.GradientTransformation:
+    """Updates that are orthogonal matrices get that root mean square, whatever their shape (arXiv:2502.16982, 2.2)."""
+
+    def scale(update: Array) -> Array:
+        outputs = update.shape[-1]
+        return update * (rms * math.sqrt(max(update.size // outputs, outputs)))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+
+
+def _each_alone(leaves: list[Array]) -> list[Array]:
+    return [orthogonal(leaf.reshape(-1, leaf.shape[-1])).reshape(leaf.shape) for leaf in leaves]
+
+
+def _by_shape(leaves: list[Array]) -> list[Array]:
+    places = defaultdict(list)
+    for place, leaf in enumerate(leaves):
+        places[leaf.size // leaf.shape[-1], leaf.shape[-1]].append(place)
+    done = list(leaves)
+    for shape, alike in places.items():
+        stack = orthogonal(jnp.stack([leaves[place].reshape(shape) for place in alike]))
+        for place, matrix in zip(alike, stack, strict=True):
+            done[place] = matrix.reshape(leaves[place].shape)
+    return done
+
+
+def orthogonal(matrices: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
+    """U V^T of each U S V^T, but for singular values of about 0.7 to 1.2 (Newton-Schulz iterations)."""
+    a, b, c = _COEFFICIENTS
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+
+    def iterate(_: Any, x: Array) -> Array:
+        gram = x @ x.mT if wide else x.mT @ x
+        polynomial = b * gram + c * gram @ gram
+        return a * x + (polynomial @ x if wide else x @ polynomial)
+
+    norm = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
+    result: Array = jax.lax.fori_loop(0, _ITERATIONS, iterate, matrices / (norm + _EPS))
+    return result
