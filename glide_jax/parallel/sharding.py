@@ -128,15 +128,23 @@ def bytes_per_device(abstract_tree: PyTree[jax.ShapeDtypeStruct]) -> int:
 def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
     """Inside jit: every array whole on every device, its gradient summed into the pieces it is stored in (FSDP).
 
-    Left to itself, XLA splits activations as the weights are split, and moves them at every layer. Of an array that is
-    whole the gradient has the array's own layout: cuDNN gives a kernel's in another, to which XLA would bring weights,
-    EMA weights and moments, and back.
+    Left to itself, XLA splits activations as the weights are split, and moves them at every layer.
+    """
+    return jax.tree.map(lambda x, to: x if to.is_fully_replicated else _gather(x, to), tree, shardings)
+
+
+def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
+    """Inside jit: gradients of whole arrays in the layout of the arrays.
+
+    cuDNN gives a kernel's in another, to which XLA would bring weights, EMA weights and moments, and back. Of gradients
+    that are sums over micro-batches it is to be done after the sum: before it, devices would sum for each micro-batch.
     """
 
-    def gather(leaf: Array, sharding: NamedSharding) -> Array:
-        return _keep_layout(leaf) if sharding.is_fully_replicated else _gather(leaf, sharding)
+    def arrange(gradient: Array, to: NamedSharding) -> Array:
+        rows = Layout(tuple(range(gradient.ndim)))
+        return with_layout_constraint(gradient, rows) if to.is_fully_replicated else gradient
 
-    return jax.tree.map(gather, tree, shardings)
+    return jax.tree.map(arrange, gradients, shardings)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -155,36 +163,18 @@ def _gather_backward(sharding: NamedSharding, _: None, gradient: Array) -> tuple
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-@jax.custom_vjp
-def _keep_layout(leaf: Array) -> Array:
-    return leaf
-
-
-def _keep_layout_forward(leaf: Array) -> tuple[Array, None]:
-    return leaf, None
-
-
-def _keep_layout_backward(_: None, gradient: Array) -> tuple[Array]:
-    return (with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim)))),)
-
-
-_keep_layout.defvjp(_keep_layout_forward, _keep_layout_backward)
-
-
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a batch: its leading dimension over all devices of the mesh, ("data", "fsdp")."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, micro_batches: int = 1) -> None:
-    """Raises `GlideError` if the devices cannot share a batch equally.
-
-    It names the nearest sizes that will do, and can be cut into that many micro-batches too.
-    """
-    if batch_size % mesh.size:
-        nearest = nearest_multiples(batch_size, math.lcm(mesh.size, micro_batches))
+    """Raises `GlideError` if devices cannot share each micro-batch equally; it names the nearest sizes that will do."""
+    if batch_size % (mesh.size * micro_batches):
+        nearest = nearest_multiples(batch_size, mesh.size * micro_batches)
+        parts = f"{micro_batches} micro-batches on " if micro_batches > 1 else ""
         raise GlideError(
-            f"train.batch_size {batch_size} cannot be shared equally by {mesh.size} devices: use {nearest}"
+            f"train.batch_size {batch_size} cannot be shared equally by {parts}{mesh.size} devices: use {nearest}"
         )
 
 

@@ -79,7 +79,7 @@ class OptimizerConfig(Options):
     b1: Annotated[float, option("Adam's decay rate of the first moment", low=0, below=1)] = 0.9
     b2: Annotated[float, option("Adam's decay rate of the second moment", low=0, below=1)] = 0.999
     eps: Annotated[float, option("Adam's epsilon", low=0)] = 1e-8
-    mu_dtype: Annotated[_DType, option("type of Adam's first moment; bfloat16 saves memory")] = "float32"
+    mu_dtype: Annotated[_DType, option("type of the first moment, or momentum; bfloat16 saves memory")] = "float32"
     max_grad_norm: Annotated[float, option("gradients are clipped to this global norm; 0 is off", low=0)] = 1.0
     ema_decay: Annotated[float, option("decay of the EMA weights, which sampling uses", low=0, below=1)] = 0.9999
     ema_warmup: Annotated[bool, option("decay after update n is min(ema_decay, (1 + n) / (10 + n))")] = True

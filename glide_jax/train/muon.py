@@ -1,4 +1,7 @@
-"""Muon (Jordan et al. 2024, arXiv:2502.16982): momentum whose matrices are replaced by nearest orthogonal ones."""
+"""Muon (Jordan et al. 2024), at the scale of Liu et al. 2025 (arXiv:2502.16982).
+
+Each matrix of the momentum is replaced by about the nearest orthogonal one.
+"""
 
 import math
 from collections import defaultdict
@@ -7,7 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
+
+from glide_jax.parallel.sharding import AXES
 
 _DECAY = 0.95
 _EPS = 1e-8
@@ -16,14 +22,15 @@ _ITERATIONS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def scale_by_muon(mu_dtype: str = "float32") -> optax.GradientTransformation:
-    """`optax.contrib.scale_by_muon` with the same state, for GPUs as well: matrices of one shape are one product.
+def scale_by_muon(mu_dtype: str = "float32", mesh: Mesh | AbstractMesh | None = None) -> optax.GradientTransformation:
+    """`optax.contrib.scale_by_muon` with the same state, for many kernels and devices: matrices of one shape are one.
 
-    A step of a small model would launch thousands of kernels otherwise. Of each parameter the last axis is the output,
-    and all others together are the input.
+    A step of a small model would launch thousands of kernels otherwise, and each device do the work of all. Of each
+    parameter the last axis is the output, and all others together are the input.
 
     Args:
         mu_dtype: type in which the momentum is kept.
+        mesh: the devices that share the matrices.
     """
 
     def init(params: PyTree[Array]) -> optax.contrib.MuonState:
@@ -38,8 +45,10 @@ def scale_by_muon(mu_dtype: str = "float32") -> optax.GradientTransformation:
         here = optax.tree.bias_correction(grads, _DECAY, count)
         nesterov = jax.tree.map(lambda m, g: _DECAY * m + (1 - _DECAY) * g, ahead, here)
         leaves, structure = jax.tree.flatten(nesterov)
-        # On a CPU a batch of products is no faster than one after another, and slower to compile.
-        leaves = jax.lax.platform_dependent(leaves, cpu=_each_alone, default=_by_shape)
+        if mesh is not None and mesh.size > 1:
+            leaves = _by_shape(leaves, mesh)
+        else:  # On a CPU a batch of products is no faster than one after another, and slower to compile.
+            leaves = jax.lax.platform_dependent(leaves, cpu=_each_alone, default=_by_shape)
         kept = optax.tree.cast(momentum, mu_dtype)
         return jax.tree.unflatten(structure, leaves), optax.contrib.MuonState(count, kept, state.ns_coeffs)
 
@@ -60,16 +69,26 @@ def _each_alone(leaves: list[Array]) -> list[Array]:
     return [orthogonal(leaf.reshape(-1, leaf.shape[-1])).reshape(leaf.shape) for leaf in leaves]
 
 
-def _by_shape(leaves: list[Array]) -> list[Array]:
+def _by_shape(leaves: list[Array], mesh: Mesh | AbstractMesh | None = None) -> list[Array]:
     places = defaultdict(list)
     for place, leaf in enumerate(leaves):
         places[leaf.size // leaf.shape[-1], leaf.shape[-1]].append(place)
     done = list(leaves)
     for shape, alike in places.items():
-        stack = orthogonal(jnp.stack([leaves[place].reshape(shape) for place in alike]))
+        stack = jnp.stack([leaves[place].reshape(shape) for place in alike])
+        stack = orthogonal(stack) if mesh is None else _shared(stack, mesh)
         for place, matrix in zip(alike, stack, strict=True):
             done[place] = matrix.reshape(leaves[place].shape)
     return done
+
+
+def _shared(stack: Float[Array, "count rows columns"], mesh: Mesh | AbstractMesh) -> Float[Array, "count rows columns"]:
+    """`orthogonal`, each device of some whole matrices, without which XLA would sum in every iteration."""
+    missing = -len(stack) % mesh.size
+    padded = jnp.pad(stack, ((0, missing), (0, 0), (0, 0)))
+    padded = jax.lax.with_sharding_constraint(padded, NamedSharding(mesh, PartitionSpec(AXES)))
+    whole = jax.lax.with_sharding_constraint(orthogonal(padded), NamedSharding(mesh, PartitionSpec()))
+    return whole[: len(stack)]
 
 
 def orthogonal(matrices: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:

@@ -17,6 +17,7 @@ from glide_jax.parallel import (
     bytes_per_device,
     check_batch_size,
     gather_for_use,
+    in_own_layout,
     state_shardings,
     with_shardings,
 )
@@ -63,7 +64,7 @@ class Program:
         teacher = Teacher(plain, self.schedule, train.distill) if train.distill.num_steps else None
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
-        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.matrices)
+        self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.matrices, mesh)
         abstract = jax.eval_shape(self._make_state, self._key())
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
         params = jax.eval_shape(self.packing.unpack, abstract["params"])
@@ -87,6 +88,7 @@ class Program:
                 training_noise(train.seed, steps, train.loss.timesteps),
                 self.packing,
                 self._gather,
+                self._arrange,
                 teacher,
             ),
             in_shardings=(self.shardings, batch),
@@ -136,6 +138,9 @@ class Program:
 
     def _gather(self, params: Params) -> Params:
         return gather_for_use(params, self._gathered)
+
+    def _arrange(self, gradients: Params) -> Params:
+        return in_own_layout(gradients, split(self._gathered, self.config.train.trained)[0])
 
     def _unpack_and_gather(self, params: Packed) -> Params:
         return self._gather(self.packing.unpack(params))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from glide_jax.errors import GlideError
@@ -56,14 +57,18 @@ def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Sched
 
 
 def make_optimizer(
-    config: OptimizerConfig, max_steps: int | None, matrices: PyTree[bool] | None = None
+    config: OptimizerConfig,
+    max_steps: int | None,
+    matrices: PyTree[bool] | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (Jordan et al. 2024).
+    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (`muon`).
 
     Args:
         config: the optimizer.
         max_steps: where a cosine ends, as in `learning_rate`.
         matrices: a tree like the parameters: whether Muon takes them.
+        mesh: the devices that share Muon's work.
     """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     rate = learning_rate(config, max_steps)
@@ -78,7 +83,7 @@ def make_optimizer(
         )
         return optax.chain(clip, adamw)
     muon = optax.chain(
-        scale_by_muon(config.mu_dtype),
+        scale_by_muon(config.mu_dtype, mesh),
         scale_to_rms(_ADAM_RMS),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),

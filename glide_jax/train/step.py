@@ -132,12 +132,13 @@ def make_train_step(
     noise_fn: NoiseFn,
     packing: Packing,
     gather: Gather = _as_they_are,
+    arrange: Gather = _as_they_are,
     teacher: Teacher | None = None,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
     """The step as a function to jit with `donate_argnums=0`, from packed state to packed state.
 
-    `gather` brings split weights together for use; `teacher` is that of `config.distill`. `state["step"]` counts
-    batches, skipped ones too; learning rate and EMA decay count updates.
+    `gather` brings split weights together for use, `arrange` gradients into the weights' layout; `teacher` is that of
+    `config.distill`. `state["step"]` counts batches, skipped ones too; learning rate and EMA decay count updates.
     """
 
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
@@ -152,7 +153,7 @@ def make_train_step(
             return losses.total.mean(), (losses, random.t)
 
         (losses, t), grads = accumulated_grads(mean_loss, trained, batch, config.gradient_accumulation_steps)
-        packed = packing.pack(grads)
+        packed = packing.pack(arrange(grads))
         loss, grad_norm = losses.total.mean(), optax.tree.norm(packed)
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1

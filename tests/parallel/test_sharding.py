@@ -57,11 +57,12 @@ def test_shardings_follow_the_tree_and_attach_to_it():
 
 @pytest.mark.parametrize(
     ("size", "micro_batches", "use"),
-    [(6, 1, "4 or 8"), (1, 1, "4"), (6, 3, "12"), (18, 3, "12 or 24"), (10, 2, "8 or 12")],
+    [(6, 1, "4 or 8"), (1, 1, "4"), (6, 3, "12"), (18, 3, "12 or 24"), (12, 2, "8 or 16"), (4, 4, "16")],
 )
 def test_a_batch_that_devices_cannot_share_is_refused_with_the_sizes_that_will_do(size, micro_batches, use):
     mesh = AbstractMesh((2, 2), AXES)
-    with pytest.raises(GlideError, match=f"^train.batch_size {size} cannot be shared equally by 4 devices: use {use}$"):
+    by = "4 devices" if micro_batches == 1 else f"{micro_batches} micro-batches on 4 devices"
+    with pytest.raises(GlideError, match=f"^train.batch_size {size} cannot be shared equally by {by}: use {use}$"):
         check_batch_size(size, mesh, micro_batches)
     for good in map(int, use.split(" or ")):
         check_batch_size(good, mesh, micro_batches)
