@@ -218,6 +218,8 @@ class RunConfig(Options):
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)
+        if "://" in self.run_dir:
+            raise GlideError(f"run_dir={self.run_dir}: it must be a folder of this machine's disks; mount the bucket")
         if self.train.distill.num_steps and self.diffusion.prediction_type != "v_prediction":
             raise GlideError(
                 "train.distill needs diffusion.prediction_type=v_prediction, for noise does not tell x_0 where there is"

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -33,7 +32,6 @@ from glide_jax.train.previews import Previews, load_preview_upsampler
 from glide_jax.train.prior import with_prior
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
-from glide_jax.train.state import learning_rate, share_left
 
 _LOG_SECONDS = 30.0  # a log line comes at least so often
 
@@ -168,7 +166,6 @@ class Trainer:
         peak = peak_flops(jax.devices()[0].device_kind, train.peak_tflops)
         self._at_peak = {size: self.program.step_flops(size) / peak for size in self._train_steps} if peak else {}
         self.meter = Meter(train.batch_size, self.goodput, lambda: self.data.wait_seconds)
-        self.learning_rate = learning_rate(train.optimizer, train.cosine_steps)
         self._logged = time.monotonic()
 
     def _next_batch(self, interrupt: Interrupt) -> Batch | None:
@@ -204,6 +201,7 @@ class Trainer:
             values = dict(jax.device_get(metrics))
         skipped = int(values.pop("skipped_updates"))
         self._time_used = float(values.pop("time_used", 0.0))
+        self._rate = float(values.pop("learning_rate"))
         if len(self._train_steps) > 1:
             values["pixels"] = np.float64(math.prod(batch.size))
         self.meter.add(values, skipped=skipped > self.watch.count, at_peak=self._at_peak.get(batch.size))
@@ -216,14 +214,12 @@ class Trainer:
     def _log(self, step: int, data: Mapping[str, float | int]) -> str:
         """Writes the line of a step whose metrics are read; returns what the bar is to show."""
         train, figures, skipped = self.config.train, self.meter.read(), self.watch.count
-        rate = float(self.learning_rate(max(step - skipped - 1, 0)))
         shown = f"loss {figures['loss']:.4f}" if "loss" in figures else "all steps skipped"
         shown += f"  {figures['images_per_second']:.0f} images/s"
         if train.max_minutes:
-            rate *= float(share_left(train.optimizer, jnp.float32(self._time_used)))
             figures["time_used"] = self._time_used
             shown += f"  {self._time_used * train.max_minutes:.1f} of {train.max_minutes:g} min"
-        self.log.write(step, {**figures, "learning_rate": rate, "skipped_updates": skipped, **data})
+        self.log.write(step, {**figures, "learning_rate": self._rate, "skipped_updates": skipped, **data})
         self._logged = time.monotonic()
         return shown
 
@@ -232,7 +228,11 @@ class Trainer:
             return
         validation_step, ema = self.program.validation_step, averaged(self.state)
         with self._aside("validating"):
-            sums = [validation_step(ema, put_batch(batch.arrays, self.mesh)) for batch in self.validation]
+            sums = []
+            for batch in self.validation:
+                sums.append(validation_step(ema, put_batch(batch.arrays, self.mesh)))
+                # A batch waits on the device until it is computed: no more than two at a time.
+                jax.block_until_ready(sums[-2:-1])
             total, count = np.sum(jax.device_get(sums), axis=0)
         self.validation_mse[self.step] = float(total / count)
         self.log.write(self.step, {"validation_mse": self.validation_mse[self.step]})

@@ -50,7 +50,7 @@ def scale_by_muon(mu_dtype: str = "float32", mesh: Mesh | AbstractMesh | None = 
         else:  # On a CPU a batch of products is no faster than one after another, and slower to compile.
             leaves = jax.lax.platform_dependent(leaves, cpu=_each_alone, default=_by_shape)
         kept = optax.tree.cast(momentum, mu_dtype)
-        return jax.tree.unflatten(structure, leaves), optax.contrib.MuonState(count, kept, state.ns_coeffs)
+        return jax.tree.unflatten(structure, leaves), state._replace(count=count, mu=kept)
 
     return optax.GradientTransformation(init, update)
 

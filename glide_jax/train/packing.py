@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PyTree
 
 from glide_jax.models import Params
 from glide_jax.train.config import Trained
-from glide_jax.train.state import State, is_for_muon, is_trained, no_skips
+from glide_jax.train.optimizer import is_for_muon
+from glide_jax.train.state import State, is_trained, no_skips
 
 
 class Packed(NamedTuple):

@@ -26,8 +26,9 @@ from glide_jax.randomness import stream_key
 from glide_jax.train.config import RunConfig
 from glide_jax.train.distill import Teacher
 from glide_jax.train.meter import product_flops
+from glide_jax.train.optimizer import make_optimizer
 from glide_jax.train.packing import Packed, Packing, initial_state
-from glide_jax.train.state import State, make_optimizer, merge, split
+from glide_jax.train.state import State, merge, split
 from glide_jax.train.step import make_train_step, make_validation_step, training_noise, validation_noise
 
 

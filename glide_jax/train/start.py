@@ -181,6 +181,8 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
 
 
 def _whole(x: Array) -> np.ndarray:
+    if x.is_fully_replicated:
+        return np.asarray(x.addressable_data(0))
     return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
 
 

@@ -16,8 +16,9 @@ from glide_jax.randomness import fold, keys_per_example, normal_per_example, str
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
 from glide_jax.train.distill import Teacher
+from glide_jax.train.optimizer import learning_rate, share_left
 from glide_jax.train.packing import Packing
-from glide_jax.train.state import State, choose, judge, merge, share_left, split, update_ema
+from glide_jax.train.state import State, choose, judge, merge, split, update_ema
 
 # image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data); of a run
 # that ends by time also "used" float32 [batch], the share of it that is over, by the clock of each row's process.
@@ -141,6 +142,8 @@ def make_train_step(
     `config.distill`. `state["step"]` counts batches, skipped ones too; learning rate and EMA decay count updates.
     """
 
+    rates = learning_rate(config.optimizer, config.cosine_steps)
+
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, Metrics]:
         trained, frozen = split(packing.unpack(state["params"]), config.trained)
 
@@ -159,16 +162,17 @@ def make_train_step(
         step = state["step"] + 1
         old = state["params"].trained, state["ema"].trained, state["opt"]
         updates, opt = optimizer.update(packed, old[2], old[0])
+        rate = rates(state["step"] - state["skips"]["count"])
         if config.max_minutes:
             # One number for all processes, whose clocks differ; an update is a multiple of the learning rate.
             used = batch["used"].max()
             left = share_left(config.optimizer, used)
-            updates = jax.tree.map(lambda update: left * update, updates)
+            updates, rate = jax.tree.map(lambda x: left * x, (updates, rate))
         new = optax.apply_updates(old[0], updates)
         ema = update_ema(config.optimizer, old[1], new, step - skips["count"])
         new, ema, opt = choose(good, (new, ema, opt), old)
         params, ema = (x._replace(frozen=state[name].frozen) for name, x in (("params", new), ("ema", ema)))
-        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "param_norm": optax.tree.norm(params)}
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()
@@ -183,7 +187,7 @@ def make_train_step(
 def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:
     """Sums of the noise loss and counts by quarter of [0, T); the first quarter has the least noise."""
     one_hot = jax.nn.one_hot(t * QUARTILES // diffusion_steps, QUARTILES)
-    return {"mse_by_quartile": mse @ one_hot, "count_by_quartile": one_hot.sum(0)}
+    return {"mse_by_quartile": (mse[:, None] * one_hot).sum(0), "count_by_quartile": one_hot.sum(0)}
 
 
 def accumulated_grads(loss_fn: LossFn, params: Params, batch: Any, steps: int) -> tuple[PyTree[Array], Params]:

@@ -11,8 +11,8 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.models import Glide
 from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import OptimizerConfig, TrainConfig
+from glide_jax.train.optimizer import make_optimizer
 from glide_jax.train.packing import Packing, initial_state
-from glide_jax.train.state import make_optimizer
 from glide_jax.train.step import StepNoise, make_train_step
 from tests.parity.recipe import draw_image, golden_arrays, golden_params, model_config, relative_error
 

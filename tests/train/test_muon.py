@@ -7,7 +7,7 @@ import optax
 
 from glide_jax.train.config import OptimizerConfig
 from glide_jax.train.muon import _by_shape, _each_alone, orthogonal
-from glide_jax.train.state import learning_rate, make_optimizer
+from glide_jax.train.optimizer import learning_rate, make_optimizer
 
 SHAPES = {"conv": (3, 3, 4, 8), "wide": (4, 12), "again": (4, 12), "shared": (1, 1, 4, 12), "vector": (5,)}
 

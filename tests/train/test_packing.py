@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from glide_jax.models import Glide
 from glide_jax.train.config import OptimizerConfig
+from glide_jax.train.optimizer import is_for_muon, make_optimizer
 from glide_jax.train.packing import Packing, initial_state
-from glide_jax.train.state import is_for_muon, make_optimizer, merge, split
+from glide_jax.train.state import merge, split
 from tests.tiny.models import BASE, random_weights
 from tests.tiny.training import make_config
 

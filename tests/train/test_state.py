@@ -11,7 +11,8 @@ import pytest
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig
 from glide_jax.train.config import OptimizerConfig, TrainConfig
-from glide_jax.train.state import is_for_muon, judge, learning_rate, make_optimizer, merge, no_skips, split, update_ema
+from glide_jax.train.optimizer import is_for_muon, learning_rate, make_optimizer
+from glide_jax.train.state import judge, merge, no_skips, split, update_ema
 from tests.tiny.training import MODEL, make_batch, make_config, make_params, make_state, updated
 
 

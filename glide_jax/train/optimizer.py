@@ -1,0 +1,89 @@
+"""The optimizer: AdamW, or Muon for the kernels, and its learning rate."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Float, PyTree
+
+from glide_jax.train.config import OptimizerConfig
+from glide_jax.train.muon import scale_by_muon, scale_to_rms
+
+# Root mean square of an update of AdamW's, to which Muon's is scaled.
+_ADAM_RMS = 0.2
+_OUTER = ("unet/input_conv/kernel", "unet/out_conv/kernel")
+_OF_ADAPTERS = ("/down", "/up")
+
+
+def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
+    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0.
+
+    Args:
+        config: the optimizer.
+        max_steps: where the cosine ends; None where it goes by time, as a factor beside (`share_left`).
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    after = optax.constant_schedule(peak)
+    if config.lr_schedule == "cosine" and max_steps is not None:
+        after = optax.cosine_decay_schedule(peak, max(max_steps - warmup, 1))
+    if not warmup:
+        return after
+    # The first update uses peak / warmup, not 0.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    max_steps: int | None,
+    matrices: PyTree[bool] | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (`muon`).
+
+    Args:
+        config: the optimizer.
+        max_steps: where a cosine ends, as in `learning_rate`.
+        matrices: a tree like the parameters: whether Muon takes them.
+        mesh: the devices that share Muon's work.
+    """
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    rate = learning_rate(config, max_steps)
+    if config.kind == "adamw":
+        adamw = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            mu_dtype=config.mu_dtype,
+            weight_decay=config.weight_decay,
+        )
+        return optax.chain(clip, adamw)
+    muon = optax.chain(
+        scale_by_muon(config.mu_dtype, mesh),
+        scale_to_rms(_ADAM_RMS),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    nadamw = optax.nadamw(
+        rate,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        mu_dtype=config.mu_dtype,
+        weight_decay=config.weight_decay,
+    )
+    labels = jax.tree.map(lambda matrix: "muon" if matrix else "adam", matrices)
+    return optax.chain(clip, optax.partition({"muon": muon, "adam": nadamw}, labels))
+
+
+def is_for_muon(path: str) -> bool:
+    """Whether Muon takes the parameter of that name: a kernel of hidden layers, or a matrix of an adapter."""
+    return path.endswith(_OF_ADAPTERS) or (path.endswith("/kernel") and path not in _OUTER)
+
+
+def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor of the learning rate when a share `used` of a run's time is over: 1, or a cosine down to 0."""
+    if config.lr_schedule == "constant":
+        return jnp.ones_like(used)
+    return (1 + jnp.cos(jnp.pi * jnp.clip(used, 0, 1))) / 2
