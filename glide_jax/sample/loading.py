@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,8 @@ from glide_jax.sample.pretrained import check_settings
 from glide_jax.sample.stage import Stage
 
 _T = TypeVar("_T")
+# They are traced for their shapes, which takes as long as reading a small model: once, although outlined and loaded.
+_glide, _noised_clip = lru_cache(8)(Glide), lru_cache(2)(NoisedClip)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class LoadedClip:
     def without_weights(cls, text: str | Path, image: str | Path) -> Self:
         """What `from_checkpoints` loads, with nothing in `params`: see `LoadedModel.without_weights`."""
         configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
-        return cls(NoisedClip(*configs), {})
+        return cls(_noised_clip(*configs), {})
 
     @classmethod
     def from_checkpoints(cls, text: str | Path, image: str | Path) -> Self:
@@ -73,7 +75,7 @@ class LoadedModel:
             GlideError: no checkpoint there, or one of another kind; that adapters are of other weights goes unnoticed.
         """
         check_device(dtype, "dtype")
-        model = Glide(checkpoint_config(path), dtype)
+        model = _glide(checkpoint_config(path), dtype)
         diffusion = _config(DiffusionConfig, path, "diffusion")
         _ = base_of(path)  # raises where it is gone
         for each in lora:

@@ -95,7 +95,7 @@ class _Page:
 
     def __init__(self, gr: Any, service: Service, tidy: Callable[[], None]) -> None:
         self._gr, self._service, self._tidy = gr, service, tidy
-        gr.Markdown("# GLIDE\nImages from text.")
+        gr.Markdown("# GLIDE\nText to image.")
         self.menus = Menus(gr, service)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=340):
