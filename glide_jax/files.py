@@ -1,6 +1,7 @@
 """Files: text that people write (UTF-8 with or without a byte-order mark, any system's line ends), whole writes."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -51,6 +52,18 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `GlideError` where nothing can be written to a folder that may have yet to be made; makes nothing."""
+    try:
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise GlideError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.files import written
+from glide_jax.files import check_folder, written
 
 
 def test_two_writers_of_one_file_do_not_mix_what_they_write(tmp_path):
@@ -32,3 +32,12 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         broken(path, OSError(28, "No space left on device"))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_can_hold_no_file_is_said_before_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path / "new" / "folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(GlideError, match=r"cannot write to .*: Not a directory; choose another folder"):
+            check_folder(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -4,21 +4,21 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from glide_jax import hub
 from glide_jax.compute import HELP, ComputeType
-from glide_jax.data.shards.patterns import find_shards
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
 from glide_jax.evaluate.run_folder import RunFolder, write_json
 from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
-from glide_jax.evaluate.scores import ClipFeatures, Extractor, clip_scores, distance_scores
+from glide_jax.evaluate.scores import ClipFeatures, Extractor, check_reference, clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
-from glide_jax.files import keep_compiled_programs, lines, read_text
+from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, add_arguments, build, flat, from_json, given, option, to_json
 from glide_jax.sample import (
     Pipeline,
@@ -107,8 +107,7 @@ class EvaluateOptions(Options):
             raise GlideError("JPEG artefacts would enter the distance: with --reference give --output_format png")
         if self.features == "inception" and self.inception_checkpoint is None:
             raise GlideError("--features inception needs --inception_checkpoint FILE (inception-2015-12-05.pt)")
-        if not Path(self.reference).expanduser().is_dir():
-            find_shards(self.reference)
+        check_reference(self.reference)
 
     @property
     def loads_clip(self) -> bool:
@@ -166,6 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.loads_clip:  # its name is checked at once
         checkpoint = None if options.clip_checkpoint is None else Path(options.clip_checkpoint)
         load_scorer = scorer_loader(options.clip_model, checkpoint, options.clip, options.clip_batch_size, view.note)
+    text, image = options.clip or (None, None)
+    open_models = partial(
+        Pipeline.from_checkpoints, options.checkpoint, options.upsampler, clip_text=text, clip_image=image,
+        dtype=options.dtype, batch_size=options.batch_size, lora=options.lora,
+    )  # fmt: skip
+    _check_job(plan.job, open_models(weights=False), view)
     if args.dry_run:
         view.note("dry run: nothing was generated or written")
         return 0
@@ -173,15 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled_programs()
     scorer = None if load_scorer is None else load_scorer()
     extractor = _extractor(options, scorer)
-    text, image = options.clip or (None, None)
-    pipeline = Pipeline.from_checkpoints(
-        options.checkpoint, options.upsampler, clip_text=text, clip_image=image, dtype=options.dtype,
-        batch_size=options.batch_size, lora=options.lora,
-    )  # fmt: skip
-    for prompt in plan.job.prompts:
-        if cut := pipeline.unseen_end(prompt):
-            view.note(f"warning: the prompt is too long for this model; it does not see {cut!r}")
-    pipeline.count_evaluations(1, plan.job.options, plan.job.upsampler_options)
+    pipeline = open_models()
     folder = _run(plan, pipeline, scorer if options.clip_rerank else None, view)
     _report(plan, folder, extractor, view)
     return 0
@@ -226,6 +223,8 @@ def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:
     if options.checkpoint is None:
         raise GlideError("an upsampler alone generates nothing: give --checkpoint DIR (a base model) as well")
     options = _absolute(options)
+    if folder is None:
+        check_folder(Path(options.output_dir))
     count = options.clip_candidates if options.clip_rerank else options.num_images or 1
     job = Job(
         prompts, count, options.seed, options.negative_prompt, base_options(settings), upsampler_options(settings),
@@ -233,6 +232,17 @@ def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:
     )  # fmt: skip
     by_flag = flat(options) | sampling_flags(job.options, job.upsampler_options)
     return _Plan(options, job, folder, by_flag)
+
+
+def _check_job(job: Job, pipeline: Pipeline, view: View) -> None:
+    """Raises `GlideError` where a pipeline, still without weights, would refuse; says what it would not see."""
+    for prompt in job.prompts:
+        if cut := pipeline.unseen_end(prompt):
+            view.note(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    pipeline.batches(
+        job.prompts[:1], [0], seed=job.seed, negative_prompt=job.negative_prompt, options=job.options,
+        upsampler_options=job.upsampler_options,
+    )  # fmt: skip
 
 
 def _prompts(options: EvaluateOptions) -> tuple[str, ...]:

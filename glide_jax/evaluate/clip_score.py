@@ -98,7 +98,9 @@ class OpenClipScorer:
         self._torch, self._batch = torch, batch_size
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         weights = str(checkpoint) if checkpoint is not None else name.pretrained
-        self.name = f"OpenCLIP {name.model}" + (f"/{weights}" if weights else "")
+        # Records and pages are for others too, and where files lie is not for everyone to know.
+        kind, colon, folder = name.model.partition("local-dir:")
+        self.name = f"OpenCLIP {kind}{colon}{Path(folder).name}" + (f"/{Path(weights).name}" if weights else "")
         if checkpoint is not None and not checkpoint.is_file():
             raise GlideError(f"--clip_checkpoint {checkpoint}: no such file")
         if ":" not in name.model and weights is None:

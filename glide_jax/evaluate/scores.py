@@ -85,6 +85,12 @@ def reference_features(path: str, extractor: Extractor, size: int) -> Features:
     return _keep(entry, probe, np.concatenate(parts))
 
 
+def check_reference(path: str) -> None:
+    """Raises `GlideError` where there are neither image files nor shards."""
+    if not _image_files(path):
+        find_shards(path)
+
+
 def _image_files(path: str) -> list[Path]:
     folder = Path(path).expanduser()
     if not folder.is_dir():

@@ -2,16 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glide_jax import progress, sample
 from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
-from glide_jax.files import keep_compiled_programs, lines, read_text
+from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
 from glide_jax.images import check_animation, grid, save_animation, save_png, to_uint8
 from glide_jax.options import add_arguments
-from glide_jax.sample.compare import Axis, cells, compare
+from glide_jax.sample.compare import Axis, Cell, cells, compare
 from glide_jax.sample.options import (
     SampleOptions,
     add_sampling_arguments,
@@ -121,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled_programs()
     _check_prompts(args)
     prompts = _prompts(args)
+    if args.prompt_weights:
+        args.negative_prompt = sample.weighted(args.negative_prompt)
     if not prompts and args.checkpoint is not None:
         raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
     args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
@@ -128,13 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes = [Axis.parse(text) for text in args.xy or ()]
     compared = cells(axes, vars(args), args.settings) if axes else []
     _check_animated(args, len(prompts) * args.num_samples)
-    pipeline = sample.Pipeline.from_checkpoints(
+    for folder in (args.output, *([] if args.animate is None else [args.animate.parent])):
+        check_folder(folder)
+    open_models = partial(
+        sample.Pipeline.from_checkpoints,
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
     )  # fmt: skip
-    for text in sample.texts(prompts):
-        if cut := pipeline.unseen_end(text):
-            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    # Reading weights may take minutes: all that can be known without them is checked before.
+    _check_request(open_models(weights=False), args, prompts, compared or [Cell("", args.seed, options, up_options)])
+    pipeline = open_models()
     if args.checkpoint is None:
         _enlarge(pipeline, args, prompts, up_options)
     elif compared:
@@ -146,6 +152,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_request(
+    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], cells: Sequence[Cell]
+) -> None:
+    """Raises `GlideError` where a pipeline, still without weights, would refuse; says what it would not see."""
+    for text in sample.texts(prompts):
+        if cut := pipeline.unseen_end(text):
+            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    if args.checkpoint is None:
+        _check_enlarged(args)
+        pipeline.upsample_batches([args.image], prompts or "", cells[0].upsampler_options, args.seed)
+        return
+    assert pipeline.base is not None
+    if args.attention:
+        sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
+    rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
+    inputs = _inputs(pipeline, args)
+    for _, seed, options, up_options in cells:
+        pipeline.batches(rows, range(len(rows)), seed=seed, options=options, upsampler_options=up_options, **inputs)
+
+
 def _generate(
     pipeline: "sample.Pipeline",
     args: argparse.Namespace,
@@ -154,8 +180,6 @@ def _generate(
     up_options: SampleOptions,
 ) -> None:
     assert pipeline.base is not None
-    if args.attention:
-        sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
     count, walk = len(prompts) * args.num_samples, args.interpolate is not None
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
@@ -191,9 +215,8 @@ def _generate(
 
 def _inputs(pipeline: "sample.Pipeline", args: argparse.Namespace) -> dict[str, Any]:
     """What images are generated from beside the prompt, for a pipeline call."""
-    negative = sample.weighted(args.negative_prompt) if args.prompt_weights else args.negative_prompt
-    given = {name: getattr(args, name) for name in ("init_image", "image", "mask")}
-    return given | {"negative_prompt": negative, "size": _size(pipeline, args)}
+    given = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
+    return given | {"size": _size(pipeline, args)}
 
 
 def _prompts(args: argparse.Namespace) -> list["sample.Prompt"]:
@@ -225,7 +248,7 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
 
 
 def _check_prompts(args: argparse.Namespace) -> None:
-    """Raises `GlideError` where --interpolate, --prompt_weights and --attention do not go with the other options."""
+    """Raises `GlideError` where options do not go together: --interpolate, --prompt_weights, --attention and others."""
     walk = args.interpolate is not None
     given = {"--interpolate": walk, "--attention": bool(args.attention)}
     for flag in (flag for flag, is_given in given.items() if is_given):
@@ -233,6 +256,8 @@ def _check_prompts(args: argparse.Namespace) -> None:
             raise GlideError(f"{flag} is of a base model: give --checkpoint DIR")
         if args.xy:
             raise GlideError(f"{flag} does not go with --xy: leave one out")
+    if args.num_samples < 1:
+        raise GlideError(f"--num_samples must be at least 1, not {args.num_samples}")
     if walk and args.num_samples != 1:
         raise GlideError("--interpolate generates one image each: leave out --num_samples")
     if args.attention and (args.prompt_weights or walk or args.image):
@@ -252,13 +277,17 @@ def _check_animated(args: argparse.Namespace, count: int) -> None:
         raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
 
 
-def _enlarge(
-    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], options: SampleOptions
-) -> None:
+def _check_enlarged(args: argparse.Namespace) -> None:
+    """Raises `GlideError` where an upsampler alone is not asked to enlarge an image."""
     if args.image is None:
         raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
     if args.height is not None or args.width is not None:
         raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
+
+
+def _enlarge(
+    pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], options: SampleOptions
+) -> None:
     with progress.bar("enlarging", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
         samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)

@@ -19,6 +19,7 @@ from glide_jax.sample.prompts import Blend, Prompt, Text, parts
 from glide_jax.tokenizer import ClipTokenizer, GlideTokenizer
 
 Images = Float[np.ndarray, "batch _height _width _channels"]
+_NO_CLIP = "clip_guidance_scale needs a noised CLIP: give its text and image checkpoints"
 
 
 @dataclass(frozen=True)
@@ -152,19 +153,26 @@ class Conditioner:
             tokens, mask = np.where(hidden, tokenizer.end_token, tokens), mask & ~hidden
         return self._encode(params, jnp.asarray(tokens), jnp.asarray(mask))
 
-    def _clip_guide(self, prompts: Sequence[Prompt], scale: float, params: Params | None) -> ClipGuide | None:
-        if scale == 0:
-            return None
+    def check_clip(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The prompts as the noised CLIP reads them; raises `GlideError` where it cannot guide to them."""
         plain = [prompt for prompt in prompts if not isinstance(prompt, Blend)]
         if len(plain) < len(prompts):
             raise GlideError("the noised CLIP reads plain prompts: leave out clip_guidance_scale, or weights")
-        if self._clip is None or self._clip.image is None or self._encode_clip is None or params is None:
-            raise GlideError("clip_guidance_scale needs a noised CLIP: give its text and image checkpoints")
+        if self._clip is None or self._clip.image is None:
+            raise GlideError(_NO_CLIP)
         if self._clip.image.image_size != self._model.config.image_size:
             raise GlideError(
                 f"the noised CLIP sees images of {self._clip.image.image_size} pixels and cannot guide a model"
                 f" of {self._model.config.image_size}"
             )
+        return plain
+
+    def _clip_guide(self, prompts: Sequence[Prompt], scale: float, params: Params | None) -> ClipGuide | None:
+        if scale == 0:
+            return None
+        plain = self.check_clip(prompts)
+        if params is None or self._encode_clip is None:
+            raise GlideError(_NO_CLIP)
         text = self._encode_clip(params, *ClipTokenizer().padded(plain))
         return ClipGuide({"image": params["image"]}, self.put(text), jnp.float32(scale))
 

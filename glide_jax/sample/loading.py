@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,12 +17,14 @@ from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig
 from glide_jax.models.lora import fingerprint
 from glide_jax.options import build, fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
-from glide_jax.sample.lora import Adapters, base_of, merged
+from glide_jax.sample.lora import Adapters, base_of, check_adapters, merged
 from glide_jax.sample.options import SampleOptions
 from glide_jax.sample.pretrained import check_settings
 from glide_jax.sample.stage import Stage
 
 _T = TypeVar("_T")
+# They are traced for their shapes, which takes as long as reading a small model: once, although outlined and loaded.
+_glide, _noised_clip = lru_cache(8)(Glide), lru_cache(2)(NoisedClip)
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,19 @@ class LoadedClip:
     params: Params
 
     @classmethod
+    def without_weights(cls, text: str | Path, image: str | Path) -> Self:
+        """What `from_checkpoints` loads, with nothing in `params`: see `LoadedModel.without_weights`."""
+        configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
+        return cls(_noised_clip(*configs), {})
+
+    @classmethod
     def from_checkpoints(cls, text: str | Path, image: str | Path) -> Self:
         """Loads both towers, as `python -m convert to-flax` writes them.
 
         Raises:
             GlideError: no checkpoint there, or one of another kind.
         """
-        configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
-        model = NoisedClip(*configs)
+        model = cls.without_weights(text, image).model
         abstract = _placed(model.abstract_params())
         params = {tower: load_weights(path, {tower: abstract[tower]})[tower] for tower, path in
                   (("text", text), ("image", image))}  # fmt: skip
@@ -53,6 +60,27 @@ class LoadedModel:
 
     stage: Stage
     params: Params
+
+    @classmethod
+    def without_weights(
+        cls,
+        path: str | Path,
+        dtype: str = "float32",
+        clip: LoadedClip | None = None,
+        lora: Sequence[str | Path] = (),
+    ) -> Self:
+        """What `from_checkpoint` loads, with nothing in `params`: it knows at once what may be asked of it.
+
+        Raises:
+            GlideError: no checkpoint there, or one of another kind; that adapters are of other weights goes unnoticed.
+        """
+        check_device(dtype, "dtype")
+        model = _glide(checkpoint_config(path), dtype)
+        diffusion = _config(DiffusionConfig, path, "diffusion")
+        _ = base_of(path)  # raises where it is gone
+        for each in lora:
+            check_adapters(each)
+        return cls(Stage(model, diffusion, None if clip is None else clip.model, make_mesh(ParallelConfig())), {})
 
     @classmethod
     def from_checkpoint(
@@ -73,15 +101,10 @@ class LoadedModel:
         Raises:
             GlideError: no checkpoint there, or one of another kind, or adapters of other weights.
         """
-        check_device(dtype, "dtype")
-        model = Glide(checkpoint_config(path), dtype)
-        diffusion = _config(DiffusionConfig, path, "diffusion")
-        base = base_of(path)
-        params = load_weights(path if base is None else base, _placed(model.abstract_params()))
+        empty, base = cls.without_weights(path, dtype, clip, lora), base_of(path)
+        params = load_weights(path if base is None else base, _placed(empty.stage.model.abstract_params()))
         own = () if base is None else (path,)
-        params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
-        mesh = make_mesh(ParallelConfig())
-        return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+        return replace(empty, params=merged(params, [Adapters.load(each) for each in (*own, *lora)]))
 
     @cached_property
     def sha256(self) -> str:

@@ -44,11 +44,8 @@ class Adapters:
             GlideError: no checkpoint there, one without adapters, or a scale that is not finite.
         """
         path, scale = split_scale(str(text))
-        record = read_record(path)
-        entry = record.get("lora")
-        if not isinstance(entry, dict) or not isinstance(record.get("model"), dict):
-            raise GlideError(f"{path} has no adapters: it is of a whole model")
-        options: dict[str, Any] = dict(entry)
+        record = check_adapters(text)
+        options: dict[str, Any] = dict(record["lora"])
         base, base_sha256 = str(options.pop("base", "")), str(options.pop("base_sha256", ""))
         try:
             config, model = build(LoraConfig, options, "lora."), build(ModelConfig, record["model"], "model.")
@@ -60,6 +57,15 @@ class Adapters:
         # On the host, so that they go to whatever devices have the weights.
         adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
         return cls(path, config, adapters, base, base_sha256, scale)
+
+
+def check_adapters(text: str | Path) -> dict[str, Any]:
+    """The record of the adapters that "PATH" or "PATH:SCALE" names; errors as for `Adapters.load`."""
+    path, _ = split_scale(str(text))
+    record = read_record(path)
+    if not isinstance(record.get("lora"), dict) or not isinstance(record.get("model"), dict):
+        raise GlideError(f"{path} has no adapters: it is of a whole model")
+    return record
 
 
 def split_scale(text: str) -> tuple[str, float]:

@@ -94,20 +94,22 @@ class Pipeline:
         dtype: str = "float32",
         batch_size: int = 16,
         lora: Sequence[str | Path] = (),
+        weights: bool = True,
     ) -> Self:
         """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together.
 
         Models and adapters that learnt to do with few steps bring their settings. `lora` are adapters of the base
-        model, or of an upsampler alone, each as PATH or PATH:SCALE.
+        model, or of an upsampler alone, each as PATH or PATH:SCALE. Without `weights` it is there at once, and checks
+        requests (`batches`, `upsample_batches`) but cannot carry them out.
         """
         if (clip_text is None) != (clip_image is None):
             raise GlideError("the noised CLIP needs both clip_text and clip_image")
-        clip = None if clip_text is None or clip_image is None else LoadedClip.from_checkpoints(clip_text, clip_image)
+        load_clip = LoadedClip.from_checkpoints if weights else LoadedClip.without_weights
+        load = LoadedModel.from_checkpoint if weights else LoadedModel.without_weights
+        clip = None if clip_text is None or clip_image is None else load_clip(clip_text, clip_image)
         return cls(
-            None if base is None else LoadedModel.from_checkpoint(base, dtype, clip, lora),
-            None
-            if upsampler is None
-            else LoadedModel.from_checkpoint(upsampler, dtype, lora=() if base is not None else lora),
+            None if base is None else load(base, dtype, clip, lora),
+            None if upsampler is None else load(upsampler, dtype, lora=() if base is not None else lora),
             clip,
             batch_size,
             with_recorded({}, base, upsampler, lora),
@@ -219,7 +221,7 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Samples]:
-        """Generates batch by batch; arguments and errors as for a call, but for these.
+        """Checks a request at once, and generates batch by batch; arguments and errors as for a call, but for these.
 
         Args:
             prompts, indices: prompt and number of each image.
@@ -238,30 +240,30 @@ class Pipeline:
         up_options = self._upsampler_options(upsampler_options)
         if size is not None and options.clip_guidance_scale:
             raise GlideError("the noised CLIP sees images of one size: leave out size or clip_guidance_scale")
+        base.stage.check(prompts, options, from_image=init_image is not None)
         base_size = _checked_size(base, size)
         if x_t is not None and np.shape(x_t)[1:] != (*base_size, 3):
             raise GlideError(
                 f"x_t must be of the images' size, {base_size[0]} x {base_size[1]}, not {np.shape(x_t)[1:]}"
             )
-        start = None if init_image is None else load_image(init_image, base_size)
         known, known_large = _known(base, image, mask, base_size), {}
+        if init_image is not None:
+            known["init_image"] = load_image(init_image, base_size)
         large: tuple[int, int] | None = None
         if self.upsampler is not None:
+            self.upsampler.stage.check(prompts, up_options, from_image=True)
             up = self.upsampler.stage.model.config
             height, width = (edge * up.image_size // up.low_res_size for edge in base_size)
             large = _checked_size(self.upsampler, (height, width), " of what the upsampler makes")
             known_large = _known(self.upsampler, image, mask, large)
 
         def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
-            more |= {name: _repeat(array, len(picked)) for name, array in known.items()}
+            more |= {name: np.repeat(array[None], len(picked), axis=0) for name, array in known.items()}
             return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative_prompt, **more)
 
-        for picked, real in _cut(len(prompts), batch_size or min(self.batch_size, len(prompts))):
+        def batch(picked: list[int], real: int) -> Samples:
             report = _of_real(on_steps, real)
-            given = inputs(
-                known, picked, x_t=None if x_t is None else np.asarray(x_t)[picked],
-                init_image=None if start is None else _repeat(start, len(picked)), size=base_size,
-            )  # fmt: skip
+            given = inputs(known, picked, x_t=None if x_t is None else np.asarray(x_t)[picked], size=base_size)
             clip_params = None if self.clip is None else self.clip.params
             generated = base.stage.sample(
                 base.params, given, options, seed=seed, clip_params=clip_params, on_steps=report
@@ -271,7 +273,9 @@ class Pipeline:
                 up_inputs = inputs(known_large, picked, low_res=from_uint8(images), size=large)
                 images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
-            yield Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
+            return Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
+
+        return (batch(*cut) for cut in _cut(len(prompts), batch_size or min(self.batch_size, len(prompts))))
 
     def upsample(
         self,
@@ -292,6 +296,18 @@ class Pipeline:
             seed, on_steps: as in a call.
             **changes: of `options`, by name.
         """
+        return _joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
+
+    def upsample_batches(
+        self,
+        images: Sequence[ImageSource],
+        prompts: Prompt | Sequence[Prompt] = "",
+        options: SampleOptions | None = None,
+        seed: int = 0,
+        on_steps: OnSteps | None = None,
+        **changes: Any,
+    ) -> Iterator[Samples]:
+        """Checks what `upsample` is asked for at once, and enlarges batch by batch."""
         if self.upsampler is None:
             raise GlideError("no upsampler was given")
         rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
@@ -299,15 +315,17 @@ class Pipeline:
             raise GlideError(f"{len(rows)} prompts for {len(images)} images: give one for all, or one each")
         _check_seed(seed)
         up_options = build(SampleOptions, changes, base=options) if options else self._upsampler_options(changes)
+        self.upsampler.stage.check(rows, up_options, from_image=True)
         size = self.upsampler.stage.model.config.low_res_size
         low_res = np.stack([load_image(image, size) for image in images])
-        batches = []
-        for picked, real in _cut(len(rows), min(self.batch_size, len(rows))):
+
+        def batch(picked: list[int], real: int) -> Samples:
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
             enlarged = self._enlarged(inputs, up_options, seed, _of_real(on_steps, real))[:real]
             mine = picked[:real]
-            batches.append(Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine])))
-        return _joined(batches)
+            return Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine]))
+
+        return (batch(*cut) for cut in _cut(len(rows), min(self.batch_size, len(rows))))
 
     def _enlarged(self, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None) -> np.ndarray:
         assert self.upsampler is not None
@@ -426,7 +444,3 @@ def _check_numbers(numbers: Sequence[int], count: int) -> None:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise GlideError(f"seed must be in [0, 2^31), not {seed}")
-
-
-def _repeat(image: np.ndarray, count: int) -> np.ndarray:
-    return np.repeat(image[None], count, axis=0)

@@ -1,6 +1,6 @@
 """One model generating images: noise to images in one compiled program per (batch size, kind of solver)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -22,6 +22,7 @@ from glide_jax.models import Conditioning, EncodedText, Glide, NoisedClip, Param
 from glide_jax.randomness import fold, normal_per_example, stream_key
 from glide_jax.sample.conditioning import Arguments, ClipGuide, Conditioner, Inputs
 from glide_jax.sample.options import SampleOptions
+from glide_jax.sample.prompts import Prompt
 
 # Progress is reported about this many times a batch; each report is one call of the compiled program.
 _REPORTS = 10
@@ -66,6 +67,12 @@ class Stage:
         """How often the model is evaluated for an image; raises `GlideError` as `levels` does."""
         levels = self.levels(options, from_image=from_image)
         return 0 if levels is None else len(plan_steps(options.solver, levels)[1])
+
+    def check(self, prompts: Sequence[Prompt], options: SampleOptions, *, from_image: bool = False) -> None:
+        """Raises `GlideError` where `sample` would refuse these; no weights are needed."""
+        self.count_evaluations(options, from_image=from_image and options.strength < 1)
+        if options.clip_guidance_scale:
+            self._conditioner.check_clip(prompts)
 
     def sample(
         self,

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.clip_model not in (None, NOISED):
             # torch holds the scorer on the same device: JAX must not take most of its memory at once.
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        check_port(server)
         keep_compiled_programs()
         service = _service(args, limits)
         if server.accounts is None and not is_loopback(server.host):
@@ -123,9 +125,10 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
         chosen = [choose(None, None)]
     checkpoints = [each.base for each in chosen if each.base is not None]
     upsamplers = [each.upsampler for each in chosen if each.upsampler is not None]
-    scorer = None
+    prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
+    load_scorer = None
     if args.clip_model is not None:
-        scorer = scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, limits.batch_size, print)()
+        load_scorer = scorer_loader(args.clip_model, args.clip_checkpoint, args.clip, limits.batch_size, print)
     models = Models(
         [*checkpoints, *upsamplers], args.models, dtype=args.dtype, batch_size=limits.batch_size,
         clip=None if args.clip is None else LoadedClip.from_checkpoints(*args.clip), kept=limits.max_loaded,
@@ -140,7 +143,7 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
     names = (base.name if base else "", upsampler.name if upsampler else "")
     adapters = _adapters(models, names[0])
     models.pipeline(names[0] or None, names[1] or None)
-    prompts = _PROMPTS[bundled] if args.examples is None else lines(read_text(args.examples, "--examples"))
+    scorer = None if load_scorer is None else load_scorer()
     service = Service(models, *names, limits, scorer, prompts, adapters)
     settings = models.settings(*service.start)
     if unknown := sorted(settings.keys() - service.fields.keys() - {"guidance_interval"}):
@@ -223,6 +226,20 @@ def _require_gradio() -> None:
         raise GlideError("app.py needs gradio: install the extra with `uv sync --extra app`") from error
 
 
+def check_port(server: Server) -> None:
+    """Raises `GlideError` where the server could not listen, before models are loaded for it."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((server.host, server.port))
+    except OSError as error:
+        raise _cannot_listen(server) from error
+
+
+def _cannot_listen(server: Server) -> GlideError:
+    return GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port")
+
+
 def serve(service: Service, server: Server, folder: Path) -> None:
     """Serves a page until Ctrl-C or SIGTERM; the oldest files in `folder` go when there is too much.
 
@@ -250,7 +267,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
             state_session_capacity=_SESSIONS,
         )  # fmt: skip
     except OSError as error:
-        raise GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port") from error
+        raise _cannot_listen(server) from error
     application.add_route(PATH, ImagesApi(service, server.accounts).answer, methods=["POST"])
     print(f"open {url} (Ctrl-C stops)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

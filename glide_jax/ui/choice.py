@@ -1,7 +1,8 @@
 """The menus of models and adapters; what is chosen there is loaded, and sets the fields of its own settings."""
 
+import contextlib
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
@@ -11,6 +12,7 @@ from glide_jax.ui.request import SCALES, Choice
 from glide_jax.ui.service import Service
 from glide_jax.ui.settings import change, full_label, setting, shown
 
+_MENUS = ("base", "upsampler", "lora")
 _PRIVATE = {"api_visibility": "private"}
 
 
@@ -58,6 +60,18 @@ def switched(service: Service, values: Mapping[str, Any], before: Choice) -> Swi
     return Switched(choice, fitting, scales, other)
 
 
+def undone(before: Choice, sent: Sequence[Any], now: Sequence[Any]) -> dict[int, Any]:
+    """What a choice that failed leaves to be chosen again, by the places of the menus base, upsampler and lora.
+
+    Args:
+        before: what was chosen before.
+        sent: the values that failed.
+        now: the values there are by now: what somebody chose meanwhile stays.
+    """
+    old = [before.base, before.upsampler, list(before.adapters)]
+    return {place: value for place, value in enumerate(old) if now[place] == sent[place]}
+
+
 class Menus:
     """The menus, made inside a `gr.Blocks`.
 
@@ -81,23 +95,30 @@ class Menus:
             scales = {name: setting(gr, service.fields[name], **look) for name, look in looks}
         self.fields = {"base": base, "upsampler": upsampler, "lora": lora, **scales}
 
-    def connect(self, settings: Mapping[str, Any]) -> None:
-        """Makes the components of settings follow what is chosen."""
+    def connect(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Makes the components of settings follow what is chosen: the event of that, and the `gr.State` of `Choice`."""
         self._settings = settings
-        working = self._gr.State(self._service.start)
-        inputs = [*self.fields.values(), working]
+        menus = [self.fields[name] for name in _MENUS]
+        chosen = [menu.input for menu in menus]
+        working, newest = self._gr.State(self._service.start), self._gr.State([])
+        # At once, and into the one list of this session, where a choice that is still loading finds it.
+        self._gr.on(
+            chosen, _note, [*menus, newest], None, preprocess=False, queue=False, trigger_mode="multiple",
+            show_progress="hidden", **_PRIVATE,
+        )  # fmt: skip
+        inputs = [*self.fields.values(), newest, working]
         outputs = [*self.fields.values(), self._row, working, *settings.values()]
         # One event, the last of those while a model is loaded coming after it: otherwise choices are lost. Unprocessed:
         # a menu whose choices change tells once more what is none of them any longer.
-        self._gr.on(
-            [self.fields[name].input for name in ("base", "upsampler", "lora")], self._switch, inputs, outputs,
-            concurrency_id="models", preprocess=False, trigger_mode="always_last", show_progress="minimal",
-            show_progress_on=[self.fields["base"], self.fields["upsampler"]], **_PRIVATE,
+        switched = self._gr.on(
+            chosen, self._switch, inputs, outputs, concurrency_id="models", preprocess=False,
+            trigger_mode="always_last", show_progress="minimal", show_progress_on=menus[:2], **_PRIVATE,
         )  # fmt: skip
+        return switched, working
 
     def refresh_on(self, load: Callable[..., Any]) -> None:
         """Makes the event of opening the page show what is there then, so that reloading it shows new checkpoints."""
-        menus = [self.fields[name] for name in ("base", "upsampler", "lora")]
+        menus = [self.fields[name] for name in _MENUS]
         load(
             self._found, self.fields["base"], [*menus, self._row], preprocess=False, show_progress="hidden", **_PRIVATE
         )
@@ -105,24 +126,32 @@ class Menus:
     def _found(self, base: Any) -> list[Any]:
         models, update = self._service.models, self._gr.update
         fitting = []
-        try:
-            models.search()
+        with self._warned():
+            models.search_again()
+        with self._warned():
             fitting = models.fitting(Choice.of({"base": base}).base)
-        except GlideError as error:
-            self._gr.Warning(html.escape(str(error)))
         menus = [_menu(models.bases), _menu(models.upsamplers), [each.name for each in fitting]]
         return [*(update(choices=menu) for menu in menus), update(visible=bool(fitting))]
+
+    @contextlib.contextmanager
+    def _warned(self) -> Iterator[None]:
+        """Shows an error as a warning."""
+        try:
+            yield
+        except GlideError as error:
+            self._gr.Warning(html.escape(str(error)))
 
     def _switch(self, *sent: Any) -> list[Any]:
         """Updates of all components; where a model cannot be loaded, what was chosen before is chosen again."""
         gr, skip = self._gr, self._gr.skip()
-        *values, before = sent
+        *values, newest, before = sent
         try:
             chosen = dict(zip(self.fields, values, strict=True))
             now = switched(self._service, chosen, before)
         except GlideError as error:
             gr.Warning(html.escape(str(error)), title="Not changed")
-            menus = [before.base, before.upsampler, list(before.adapters)]
+            again = undone(before, values, newest or values)
+            menus = [again.get(place, skip) for place in range(len(_MENUS))]
             return [*menus, *[skip] * len(SCALES), skip, before, *[skip] * len(self._settings)]
         if now.settings:
             said = ", ".join(f"{full_label(name)} {_said(shown(field))}" for name, field in now.settings.items())
@@ -139,6 +168,11 @@ class Menus:
             gr.update(visible=bool(now.fitting)), now.choice,
             *(change(gr, now.settings[name]) if name in now.settings else skip for name in self._settings),
         ]  # fmt: skip
+
+
+def _note(*sent: Any) -> None:
+    *values, newest = sent
+    newest[:] = values
 
 
 def _said(value: Any) -> str:

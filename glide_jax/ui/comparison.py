@@ -8,9 +8,21 @@ from typing import Any
 from glide_jax.errors import GlideError
 from glide_jax.options import Field
 from glide_jax.sample import Axis, Cell, combinations, of_upsampler, variable
-from glide_jax.ui.request import Request, checked, checked_text, checked_value, without_effect
+from glide_jax.ui.request import SCALES, Request, checked, checked_text, checked_value, without_effect
 
 _LONGEST_VALUES = 300
+# Values to look at first, the more telling ones in front; those that the models bring come before them.
+_EXAMPLES: Mapping[str, Sequence[Any]] = {
+    "num_steps": (27, 10, 50), "guidance_scale": (1, 2, 4), "seed": (0, 1, 2),
+    "sampler": ("ddim", "dpmpp_2m", "euler_ancestral"), "schedule": ("leading", "trailing", "karras"),
+    "eta": (0, 1, 0.5), "s_churn": (0, 40, 20), "s_tmin": (0, 1, 0.1), "s_tmax": (80, 1, 10),
+    "s_noise": (1, 1.02, 1.01), "sigma_min": (0.02, 0.1, 0.05), "sigma_max": (80, 20, 40), "rho": (7, 3, 5),
+    "guidance": ("cfg", "apg"), "guidance_rescale": (0, 0.7, 0.4),
+    "apg_eta": (0, 1, 0.5), "apg_momentum": (-0.5, 0, 0.5), "apg_norm_threshold": (0, 15, 5),
+    "thresholding": ("static", "dynamic"), "dynamic_thresholding_ratio": (0.995, 0.9, 0.95),
+    "temperature": (1, 0.9, 0.95), "upsample_temp": (0.997, 0.9, 1), "upsampler_strength": (0.5, 1, 0.3),
+    "clip_guidance_scale": (0, 2, 1), **dict.fromkeys(SCALES, (1, 0, 0.5)),
+}  # fmt: skip
 
 
 def options_to_vary(known: Mapping[str, Field], *, has_clip: bool) -> list[str]:
@@ -25,7 +37,65 @@ def options_to_vary(known: Mapping[str, Field], *, has_clip: bool) -> list[str]:
     if not has_clip:
         able.remove("clip_guidance_scale")
     first = ("num_steps", "guidance_scale", "sampler", "schedule", "seed")
-    return [*first, *(name for name in able if name not in first)]
+    return [*first, *(name for name in able if name not in first), *SCALES]
+
+
+def example_counts(most: int) -> tuple[int, int]:
+    """How many examples from left to right, and from top to bottom, make a grid of at most so many images."""
+    across = min(3 if most >= 6 else 2, most)
+    return across, min(2, most // across)
+
+
+def examples(name: str, known: Mapping[str, Field], count: int) -> str:
+    """Values of an option to begin with, `count` of them or fewer: what the models bring, and others around it.
+
+    Args:
+        name: one of `options_to_vary`.
+        known: as for `compared`.
+        count: at most three.
+    """
+    field = known[name]
+    values = [] if field.default in (None, "") else [field.default]
+    if values and name.endswith("num_steps"):
+        values += [values[0] // 2, 2 * values[0]]
+    elif values and name.endswith("guidance_scale"):
+        values += [1, 2 * values[0]]
+    values += _EXAMPLES[name] if name in _EXAMPLES else _EXAMPLES[name.removeprefix("upsampler_")]
+    able = [value for value in dict.fromkeys(values) if _goes_with(known, name, value)][:count]
+    return ", ".join(able) if field.option.choices else ", ".join(f"{value:g}" for value in sorted(able))
+
+
+def _goes_with(known: Mapping[str, Field], name: str, value: Any) -> bool:
+    """Whether an option takes a value beside what the models bring."""
+    try:
+        checked("compare", {"base": "any", "prompt": "any", name: value}, known)
+    except GlideError:
+        return False
+    return True
+
+
+def values_to_show(option: Any, typed: Any, shown: str, known: Mapping[str, Field], count: int) -> str:
+    """The values beside an option that was chosen: examples, or what somebody typed, as long as it goes with it.
+
+    Args:
+        option, typed: as a client sent them.
+        shown: the examples there were before.
+        known, count: as for `examples`.
+
+    Raises:
+        GlideError: the option is none.
+    """
+    able = options_to_vary(known, has_clip=True)
+    if option not in able:
+        return ""
+    if typed not in ("", shown):
+        try:
+            _axis("x", {"x_option": option, "x_values": typed}, known, able)
+        except GlideError:
+            pass
+        else:
+            return str(typed)
+    return examples(option, known, count)
 
 
 def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip: bool) -> Request:
@@ -62,7 +132,11 @@ def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip:
         for (label, _), each in zip(points, requests, strict=True)
     ]
     columns = 1 if across is None else len(across.values)
-    return replace(whole, num_images=count, keep=1, axes=axes, cells=cells, columns=columns)
+    strengths = [each.adapters for each in requests]
+    return replace(
+        whole, num_images=count, keep=1, axes=axes, cells=cells, columns=columns, adapters=strengths[0],
+        strengths=strengths,
+    )  # fmt: skip
 
 
 def _axis(side: str, values: Mapping[str, Any], known: Mapping[str, Field], able: list[str]) -> Axis | None:
@@ -86,7 +160,10 @@ def _axis(side: str, values: Mapping[str, Any], known: Mapping[str, Field], able
 
 def _check_effect(name: str, points: Sequence[Mapping[str, Any]], whole: Request) -> None:
     """Refuses an option that changes no image, rather than to show the same one several times."""
-    if of_upsampler(name):
+    if name in SCALES:
+        if SCALES.index(name) >= len(whole.adapters):
+            raise GlideError(f"{name} is of a LoRA that is not chosen: choose one")
+    elif of_upsampler(name):
         if whole.upsampler is None:
             raise GlideError(f"{name} is about the upsampler: choose one")
     elif all(name in without_effect(point) for point in points):

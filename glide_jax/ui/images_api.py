@@ -77,7 +77,7 @@ class ImagesApi:
             body = json.loads(sent)
         except (ValueError, RecursionError) as error:
             raise GlideError("the request must be a JSON object") from error
-        self._batches.check_room()  # before a model is loaded to check it
+        self._batches.check_room()  # before a model is loaded to know which adapters fit it
         waiting = self._batches.submit(*await asyncio.to_thread(self._checked, body))
         try:
             future = asyncio.wrap_future(waiting)
@@ -101,8 +101,7 @@ class ImagesApi:
     def _checked(self, body: Any) -> tuple[Request, Wanted]:
         request, models = asked(self._service, body), self._service.models
         wanted = models.wanted(request.base, request.upsampler, request.adapters)
-        # Adapters change nothing of what is checked; they are added when it is its turn.
-        check_fit(models.load(wanted._replace(adapters=())), request, self._service.limits.max_steps)
+        check_fit(models.outline(wanted), request, self._service.limits.max_steps)
         return request, wanted
 
 

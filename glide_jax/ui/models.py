@@ -1,21 +1,34 @@
 """The models a page may choose from, a few of them loaded."""
 
 import contextlib
+import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from glide_jax.errors import GlideError
-from glide_jax.sample import Adapters, LoadedClip, LoadedModel, Pipeline, checkpoint_step, choose, of_upsampler
+from glide_jax.hub import is_name
+from glide_jax.sample import (
+    Adapters,
+    LoadedClip,
+    LoadedModel,
+    Pipeline,
+    checkpoint_step,
+    choose,
+    of_upsampler,
+    trained_on,
+)
 from glide_jax.ui.found import Found, FoundAdapters, search
 
-# Those of an absolute path.
-_FOLDERS = re.compile(r"(?<![\w./~])/(?:[^\s/]+/)+")
+# Where a path from the root may begin, of whatever system: a repository of the Hub is none.
+_ROOT = re.compile(r"(?<!hf:)(?<!hf:/)(?<![\w.)])[/\\]\S|\b[A-Za-z]:[/\\]")
+_IN_THE_LOG = "the server's log says why"
 
 
 class Unloadable(GlideError):
@@ -113,6 +126,14 @@ class Models:
         """Looks again for what is there; raises `GlideError` as `glide_jax.ui.found.search` does."""
         self._there = search(self._given, self._lora, self._folders)
 
+    def search_again(self) -> None:
+        """`search` for clients: what is wrong is in the log, and `Unloadable` says so; all stays as it was."""
+        try:
+            self.search()
+        except (GlideError, OSError) as error:
+            traceback.print_exception(error)
+            raise Unloadable(f"what is new could not be looked for: {_IN_THE_LOG}") from error
+
     def fitting(self, base: str) -> list[FoundAdapters]:
         """The adapters that may be added to a base model, which is loaded to know that, if there are any at all."""
         if not self._there.adapters or not base:
@@ -183,16 +204,26 @@ class Models:
             enlarges = upsampler and self._loaded(upsampler)
         return Pipeline(generates, enlarges, self._clip, self._batch_size)
 
+    def outline(self, wanted: Wanted) -> Pipeline:
+        """These models without weights and adapters, which load nothing: to check requests by; errors as for `load`."""
+        base, upsampler, _ = wanted
+        load = LoadedModel.without_weights
+        generates, enlarges = (None if each is None else self._open(each, load) for each in (base, upsampler))
+        return Pipeline(generates, enlarges, self._clip, self._batch_size)
+
     def _model(self, name: str) -> Found:
         if name not in self._there.models:
             raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
         return self._there.models[name]
 
     def _load_version(self, version: Version) -> LoadedModel:
+        return self._open(version, LoadedModel.from_checkpoint)
+
+    def _open(self, version: Version, load: Callable[..., LoadedModel]) -> LoadedModel:
         found, step, _ = version
         with _said_by_name(found):
             upsampler = isinstance(found, Found) and found.enlarges
-            return LoadedModel.from_checkpoint(step, self._dtype, None if upsampler else self._clip)
+            return load(step, self._dtype, None if upsampler else self._clip)
 
     def _merge(self, base: Version, adapters: Sequence[tuple[Version, float]]) -> LoadedModel:
         return self._loaded(base).with_adapters([replace(self._read(each), scale=scale) for each, scale in adapters])
@@ -201,8 +232,7 @@ class Models:
 def _read_adapters(version: Version) -> Adapters:
     with _said_by_name(version.found):
         read = Adapters.load(version.step)
-    # Where they and their base lie is not for everyone to know.
-    return replace(read, where=version.found.name, base=Path(read.base).name)
+    return replace(read, where=version.found.name, base=_last(read.base))
 
 
 @contextlib.contextmanager
@@ -212,10 +242,31 @@ def _said_by_name(*them: Found | FoundAdapters) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
+        # Where they lie is not for everyone to know, nor where a pipeline or a base model that they name does.
+        for path, name in _names(them).items():
+            for written in (path, repr(path)[1:-1]):
+                reason = reason.replace(written, name)
         if not isinstance(error, GlideError):
             reason = reason.splitlines()[0][:200]
-        # Where they lie is not for everyone to know, nor where a pipeline or a base model that they name does.
-        for each in them:
-            reason = reason.replace(str(each.path.absolute()), each.name)
-        reason = _FOLDERS.sub("", reason)
+        if _ROOT.search(reason):
+            traceback.print_exception(error)
+            reason = _IN_THE_LOG
         raise Unloadable(f"{', '.join(each.name for each in them)} could not be loaded: {reason}") from error
+
+
+def _names(them: Sequence[Found | FoundAdapters]) -> dict[str, str]:
+    """What to say for the paths of these, of their folders and of the base models they name; the longest path first."""
+    names: dict[str, str] = {}
+    for each in them:
+        with contextlib.suppress(Exception):  # it may be damaged, or a circle of links
+            if not is_name(each.path) and (trained := trained_on(each.path)) is not None:
+                names[trained.base] = _last(trained.base)
+        for path in (each.path, each.path.expanduser().absolute(), Path(os.path.realpath(each.path.expanduser()))):
+            names |= {str(path.parent): path.parent.name, str(path): each.name}
+    # A name alone reveals no folder, and may be a word of the sentence.
+    return {path: names[path] for path in sorted(names, key=len, reverse=True) if re.search(r"[/\\][^/\\]", path)}
+
+
+def _last(path: str) -> str:
+    """The last part of a path of whatever system."""
+    return PureWindowsPath(path).name

@@ -7,8 +7,8 @@ from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.ui.choice import Menus
-from glide_jax.ui.comparison import options_to_vary
-from glide_jax.ui.request import LONGEST_PROMPT, Task
+from glide_jax.ui.comparison import example_counts, examples, options_to_vary, values_to_show
+from glide_jax.ui.request import LONGEST_PROMPT, SCALES, Choice, Task
 from glide_jax.ui.service import Service, Shown, follow
 from glide_jax.ui.settings import full_label, setting, settings_panels
 from glide_jax.ui.uploads import bound_ahead, check_files, open_edited, open_uploaded
@@ -42,6 +42,8 @@ _NO_CLIP = (
     "Generates several images and keeps those that fit the prompt best, as CLIP sees it. For this, start the app with"
     " `--clip_model ViT-B-32` (any OpenCLIP model), or `--clip TEXT IMAGE --clip_model noised`."
 )
+_INPAINTS = 'For base models marked "inpainting" in the menu.'
+_NO_INPAINTING = "None of these base models can inpaint: start the app with one that can (`--checkpoint DIR`)."
 
 
 def build_page(service: Service, tidy: Callable[[], None]) -> Any:
@@ -108,8 +110,8 @@ class _Page:
                 self._fields |= settings
             with gr.Column(scale=1, min_width=340):
                 self._results()
-        self.menus.connect(settings)
         self._connect(tabs)
+        self._show_examples(*self.menus.connect(settings), tabs["compare"][1])
 
     def _tabs(self) -> dict[Task, _Tab]:
         gr, own = self._gr, self._service.fields
@@ -120,6 +122,8 @@ class _Page:
                     gr.Examples(examples, self._fields["prompt"], label="Try", api_visibility="private")
                 tabs["draw"] = self._tab("Generate", "draw")
             with gr.Tab("Inpaint"):
+                able = any(found.inpaints for found in self._service.models.bases)
+                gr.Markdown(_INPAINTS if able else _NO_INPAINTING)
                 self._editor = gr.ImageEditor(
                     type="pil", format="png", label="Upload an image, then paint over what to inpaint", layers=False,
                     sources=_SOURCES, transforms=(), height=420, elem_id="editor",
@@ -149,15 +153,18 @@ class _Page:
         """Which options a grid varies, and by which values."""
         gr, known = self._gr, self._service.fields
         names = options_to_vary(known, has_clip=self._service.models.has_clip)
+        if not self._service.models.adapters:
+            names = [name for name in names if name not in SCALES]
         most = self._service.limits.max_images
         gr.Markdown(
             f"One image of the prompt for each value, or each pair of values, from the same noise; at most {most}."
-            " All other settings hold for each image."
+            " All other settings but the number of images hold for each."
         )
         made: dict[str, Any] = {}
-        for side, where, option, values in (("x", "from left to right", "guidance_scale", "1, 3, 6"),
-                                            ("y", "from top to bottom", "", "")):  # fmt: skip
+        across, _ = example_counts(most)
+        for side, where, option in (("x", "from left to right", "guidance_scale"), ("y", "from top to bottom", "")):
             menu = [("none", "")] * (side == "y") + [(full_label(name), name) for name in names]
+            values = examples(option, known, across) if option else ""
             with gr.Row():
                 made[f"{side}_option"] = gr.Dropdown(
                     menu, value=option, label=f"{side.upper()}: {where}", info="what is varied", min_width=200
@@ -167,6 +174,23 @@ class _Page:
                     elem_id=f"{side}-values",
                 )  # fmt: skip
         return made
+
+    def _show_examples(self, switched: Any, choice: Any, axes: Mapping[str, Any]) -> None:
+        """Shows values to begin with beside each option that is chosen, and others where other models bring others."""
+        gr, service = self._gr, self._service
+        fields = [axes[name] for name in ("x_option", "x_values", "y_option", "y_values")]
+        shown, counts = gr.State([axes["x_values"].value, ""]), example_counts(service.limits.max_images)
+
+        def show(chosen: Choice, before: list[str], *sent: Any) -> list[Any]:
+            known = service.fields_of(chosen)
+            sides = zip(sent[::2], sent[1::2], before, counts, strict=True)
+            now = [values_to_show(option, typed, old, known, count) for option, typed, old, count in sides]
+            return [now, *now]
+
+        how = {"inputs": [choice, shown, *fields], "outputs": [shown, axes["x_values"], axes["y_values"]],
+               "preprocess": False, "queue": False, **_PRIVATE}  # fmt: skip
+        gr.on([axes["x_option"].input, axes["y_option"].input], show, trigger_mode="always_last", **how)
+        switched.then(show, **how)
 
     def _upload(self, label: str, elem_id: str) -> Any:
         return self._gr.Image(label=label, sources=_SOURCES, height=280, elem_id=elem_id)

@@ -109,6 +109,7 @@ class Request:
         adapters: those added to the base model, and the scale of each.
         axes, cells, columns: what is varied, what each image is generated with, and how many of them are a row (task
             "compare").
+        strengths: the adapters of each cell; `adapters` are those of the first.
     """
 
     task: Task
@@ -127,6 +128,7 @@ class Request:
     axes: Sequence[Axis] = ()
     cells: Sequence[Cell] = ()
     columns: int = 1
+    strengths: Sequence[Mapping[str, float]] = ()
 
     @property
     def one_seed(self) -> int | None:

@@ -5,9 +5,9 @@ import html
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import Scorer
 from glide_jax.evaluate.scorer import score
-from glide_jax.images import save_png, to_uint8
+from glide_jax.images import png, to_uint8
 from glide_jax.options import Field
 from glide_jax.sample import Pipeline, Samples, images_of, metadata, sheet
 from glide_jax.ui.comparison import compared
@@ -35,10 +35,21 @@ class Generated(NamedTuple):
     score: float | None = None
 
 
-def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Scorer | None = None) -> list[Generated]:
+def generate(
+    pipeline: Pipeline,
+    request: Request,
+    report: Report,
+    scorer: Scorer | None = None,
+    load: Callable[[Mapping[str, float]], Pipeline] | None = None,
+) -> list[Generated]:
     """All images of a request, in the order to be shown in; of task "compare" the grid of them.
 
-    What `report` raises ends the sampling.
+    Args:
+        pipeline: its models, with its adapters.
+        request: what is asked for.
+        report: told what is done; what it raises ends the sampling.
+        scorer: ranks.
+        load: gives the pipeline with other adapters, where a grid varies how much of them is added.
 
     Raises:
         GlideError: models and request do not fit, or there is no scorer for task "rank".
@@ -52,8 +63,9 @@ def generate(pipeline: Pipeline, request: Request, report: Report, scorer: Score
     how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
     if request.task == "compare":
         guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
-        for image in images_of(pipeline, request.prompt, request.cells, **guided):
-            finished.append(image)
+        for cell, adapters in zip(request.cells, request.strengths, strict=True):
+            own = pipeline if load is None or adapters == request.adapters else load(adapters)
+            finished += images_of(own, request.prompt, [cell], **guided)
         return [Generated(sheet(finished, request.cells, columns=request.columns), 0)]
     batches: Iterable[Samples]
     if request.task == "enlarge":
@@ -164,11 +176,15 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         request = compared(values, known, has_clip=service.models.has_clip)
     else:
         request = checked(task, values, known)
+    wanted = service.models.wanted(request.base, request.upsampler, request.adapters)
+    outline = service.models.outline(wanted)
+    check_fit(outline, request, service.limits.max_steps)
+    total = _evaluations(outline, request)
     yield Shown(_line("Loading models…"), request.one_seed, images=[])
-    pipeline = service.models.pipeline(request.base, request.upsampler, request.adapters)
-    check_fit(pipeline, request, service.limits.max_steps)
-    clock, latest = _Clock(_evaluations(pipeline, request)), None
-    job = Worker(lambda report: generate(pipeline, request, report, service.scorer))
+    pipeline = service.models.load(wanted)
+    load = partial(service.models.pipeline, request.base, request.upsampler)
+    clock, latest = _Clock(total), None
+    job = Worker(lambda report: generate(pipeline, request, report, service.scorer, load))
     with contextlib.closing(job.progress()) as news:
         for progress in news:
             images = progress.images if progress is not latest else None
@@ -241,22 +257,25 @@ def _line(*sentences: str) -> str:
 
 
 def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> list[Path]:
-    """Writes PNG files in order, with the entries that sample.py writes; raises `GlideError` if it cannot."""
+    """Writes PNG files in order, with the entries that sample.py writes."""
     paths = []
     for rank, each in enumerate(generated, 1):
         ranked = f"-rank{rank}" if each.score is not None else ""
         number = "grid" if request.task == "compare" else f"{each.number:02d}"
         seed = "seeds" if request.one_seed is None else request.seed
         paths.append(folder / f"glide-{seed}-{number}{ranked}.png")
-        save_png(paths[-1], each.pixels, entries(request, each))
+        # Not by `save_png`, whose errors say where: what goes wrong in a folder of our own is an internal error.
+        paths[-1].write_bytes(png(each.pixels, entries(request, each)))
     return paths
 
 
 def entries(request: Request, each: Generated) -> dict[str, str]:
     """What an image file says of itself: prompt, seed and settings, as those of sample.py do."""
     own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
+    varied = [axis.flag for axis in request.axes]
     if request.adapters:
-        own["lora"] = " ".join(f"{name}:{scale:g}" for name, scale in request.adapters.items())
+        scales = zip(SCALES, request.adapters.items(), strict=False)
+        own["lora"] = " ".join(name if flag in varied else f"{name}:{scale:g}" for flag, (name, scale) in scales)
     if request.axes:
         own["xy"] = " ".join(map(str, request.axes))
     if each.score is not None:
@@ -270,7 +289,7 @@ def entries(request: Request, each: Generated) -> dict[str, str]:
     ]
     # Of a grid what all its images have in common.
     own |= set.intersection(*(set(each.items()) for each in settings))
-    return {name: value for name, value in own.items() if name not in [axis.flag for axis in request.axes]}
+    return {name: value for name, value in own.items() if name not in varied}
 
 
 def _download(folder: Path, request: Request, images: Sequence[Path]) -> Path:

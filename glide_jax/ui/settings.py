@@ -8,8 +8,14 @@ from glide_jax.ui.request import SCALES, UPSAMPLER, kinds, without_effect
 
 _LABELS = {
     "num_images": "Images", "num_steps": "Steps", "upsampler_num_steps": "Steps", "upsample_temp": "Temperature",
-    "top_k": "Keep the best",
+    "top_k": "Keep the best", "lora_scale": "Strength of the LoRA", "lora_scale_2": "Strength of the second LoRA",
+    "lora_scale_3": "Strength of the third LoRA",
 }  # fmt: skip
+# Shorter than in `--help`, where one option is for both models.
+_INFO = {
+    "strength": "0 leaves the image as it is, 1 nothing of it",
+    "upsampler_strength": "1 starts from noise, less from the enlarged image",
+}
 _FIRST = ("num_images", "seed", "num_steps", "guidance_scale")
 # Those that stand elsewhere: beside the menu of adapters, and in single tabs.
 _ELSEWHERE = (*SCALES, "strength", "candidates", "top_k")
@@ -52,7 +58,7 @@ def setting(gr: Any, field: Field, **look: Any) -> Any:
     name, option, default = field.name, field.option, field.default
     look = {
         "label": _label(name),
-        "info": option.help.split(". ")[0] or None,
+        "info": _INFO.get(name, option.help.split(". ")[0]) or None,
         "min_width": 200,
         **look,
     }

@@ -282,6 +282,8 @@ def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
         (["--batch_size", 0], "batch_size must be at least 1"),
         (["--prompts", "a cat|caf\udce9"], r"'caf\\udce9' is no valid Unicode: is the command line in another"),
         (["--negative_prompt", "\ud800"], r"'\\ud800' is no valid Unicode"),
+        (["--dry_run", "--num_steps", 2000], "cannot take 2000 timesteps"),
+        (["--dry_run", "--clip_guidance_scale", 2], "needs a noised CLIP"),
     ],
 )
 def test_impossible_requests_are_refused_before_anything_is_written(base, tmp_path, arguments, message):

@@ -10,7 +10,7 @@ from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.distances import frechet, kernel
 from glide_jax.evaluate.scorer import NoisedClipScorer
-from glide_jax.evaluate.scores import ClipFeatures, distance_names, reference_features
+from glide_jax.evaluate.scores import ClipFeatures, check_reference, distance_names, reference_features
 from glide_jax.sample import LoadedClip
 from tests.tiny.models import BASE, save_clip, save_model
 
@@ -100,6 +100,8 @@ def test_bad_references_are_refused(tmp_path, extractor):
     with pytest.raises(GlideError, match="nowhere"):
         reference_features(str(tmp_path / "nowhere"), extractor, 16)
     (tmp_path / "broken").mkdir()
+    with pytest.raises(GlideError, match="broken"):
+        check_reference(str(tmp_path / "broken"))
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     with pytest.raises(GlideError, match=r"a\.png"):
         reference_features(str(tmp_path / "broken"), extractor, 16)

@@ -2,10 +2,12 @@
 
 import pytest
 
-from glide_jax.sample import base_options, metadata, upsampler_options
+from glide_jax.errors import GlideError
+from glide_jax.sample import base_options, cli, loading, metadata, upsampler_options
 from glide_jax.sample.cli import parser
 from glide_jax.sample.pretrained import parse_with_settings
 from tests.parallel.processes import ROOT
+from tests.tiny.models import UPSAMPLER, save_model
 
 BUNDLED = "checkpoints/emoji/upsample"
 
@@ -46,3 +48,65 @@ def test_every_sampling_option_is_there_for_the_upsampler_too():
     assert (options.solver.eta, options.levels.num_steps) == (0.5, 9)
     assert options.levels.timestep_respacing == "", "steps take the place of fast27"
     assert options.temperature == 0.997
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base model and an upsampler whose weights nobody reads."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "base")
+    save_model(folder / "up", UPSAMPLER)
+    (folder / "file").write_text("no folder, and no image")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--prompt_weights", "--negative_prompt", "a (red"], "brackets must be as (red:1.5)"),
+        (["--num_samples", "0"], "--num_samples must be at least 1"),
+        (["--seed", "-1"], "seed must be in"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+        (["--height", "0"], "must be multiples of"),
+        (["--num_steps", "2000"], "cannot take 2000 timesteps"),
+        (["--xy", "num_steps=2,2000"], "cannot take 2000 timesteps"),
+        (["--timestep_respacing", "many"], "'many' is not of the form"),
+        (["--upsampler", "up", "--upsampler_timestep_respacing", "many"], "'many' is not of the form"),
+        (["--upsampler", "base"], "is a base model"),
+        (["--upsampler", "none"], "no checkpoint at none"),
+        (["--lora", "none"], "no checkpoint at none"),
+        (["--lora", "base"], "base has no adapters"),
+        (["--clip_guidance_scale", "2"], "needs a noised CLIP"),
+        (["--upsampler", "up", "--upsampler_clip_guidance_scale", "2"], "needs a noised CLIP"),
+        (["--init_image", "file"], "cannot read the image file"),
+        (["--image", "file"], "both an image and a mask"),
+        (["--attention", "dog"], "no attention map of 'dog'"),
+        (["--output", "file/out"], "cannot write to file/out: Not a directory"),
+        (["--animate", "file/a.gif"], "cannot write to file: Not a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_weights_are_read(given, said, models, monkeypatch):
+    monkeypatch.chdir(models)
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(loading, "load_weights", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(GlideError) as refused:
+        cli.main(["--checkpoint", "base", "--prompt", "a cat", *given])
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "give --image FILE"),
+        (["--image", "file"], "cannot read the image file"),
+        (["--image", "file", "--prompt", "a", "--prompt", "b"], "2 prompts for 1 images"),
+        (["--image", "file", "--width", "16"], "those of a base model's images"),
+    ],
+)
+def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatch):
+    monkeypatch.chdir(models)
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(loading, "load_weights", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(GlideError) as refused:
+        cli.main(["--upsampler", "up", *given])
+    assert said in str(refused.value)

@@ -27,6 +27,7 @@ def started(monkeypatch, tmp_path):
         calls.append((service, server, folder))
 
     monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(app, "check_port", lambda _: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "images"))
     monkeypatch.setattr(app, "keep_compiled_programs", lambda: None)
     monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))

@@ -211,14 +211,17 @@ def test_adapters_with_a_strength_and_a_grid(page):
     page.wait(lambda: page.one("input[aria-label='number input for Strength of lora']"))
     page.type("#prompt textarea", "a cat")
     page.tab("X/Y grid")
-    page.type("#x-values textarea, #x-values input", "1, 2")
+    values = "#x-values textarea, #x-values input"
+    page.choose("X: from left to right", "Steps")
+    page.wait(lambda: page.one(values).get_attribute("value") == "1, 3, 6")
     page.one("#go-compare").click()
-    page.wait(lambda: "2 images in a grid" in page.status)
-    assert [image.shape[1] for image in page.finish()] == [268]
+    page.wait(lambda: "3 images in a grid" in page.status)
+    assert [image.shape[1] for image in page.finish()] == [400]
     # It has neither adapters nor settings of its own.
     page.choose("Base model", "inpaint (8 px, inpainting)")
     page.wait(lambda: page.one("input[aria-label='number input for Steps']").get_attribute("value") == "50")
     page.wait(lambda: not any(element.is_displayed() for element in page.all("#lora")))
+    page.wait(lambda: page.one(values).get_attribute("value") == "25, 50, 100")
 
 
 def test_reloading_ends_the_request_and_starts_afresh(page):

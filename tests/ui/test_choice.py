@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.ui.choice import switched
+from glide_jax.ui.choice import switched, undone
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Choice, Limits
 from glide_jax.ui.service import Service
@@ -65,3 +65,10 @@ def test_adapters_are_offered_where_they_fit_and_keep_their_scale(service):
 def test_what_cannot_be_chosen_is_said(service, values, said):
     with pytest.raises(GlideError, match=said):
         switched(service, values, service.start)
+
+
+def test_a_choice_that_failed_takes_back_only_itself():
+    before, sent = Choice("base", "", ("few",)), ["broken", "", ["few"]]
+    assert undone(before, sent, sent) == {0: "base", 1: "", 2: ["few"]}
+    assert undone(before, sent, ["inpaint", "up", ["few"]]) == {2: ["few"]}
+    assert undone(before, sent, ["broken", "up", ["few", "lora"]]) == {0: "base"}

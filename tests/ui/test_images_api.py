@@ -117,12 +117,12 @@ def test_what_a_client_that_went_had_asked_for_is_not_generated(served, api, mon
         with pytest.raises(httpx.ReadTimeout):
             posted(served, b'{"prompt": "a"}', timeout=1)
         for _ in range(200):
-            if all(waiting.job.future.done() for waiting in api._batches._waiting):
+            waiting = list(api._batches._waiting)
+            if waiting and all(each.job.future.done() for each in waiting):
                 break
             time.sleep(0.05)
         else:
-            raise AssertionError("still waiting")
-        assert api._batches._waiting
+            raise AssertionError("never asked for, or still waiting")
 
 
 @pytest.mark.parametrize(
@@ -217,24 +217,30 @@ def test_what_is_too_long_is_refused_before_it_is_all_there(served):
     assert posted(served, b'{"%s": 1}' % (b"a" * 90_000)).json()["error"]["message"].startswith("unknown: 'aaa")
 
 
-def test_nothing_is_loaded_for_a_full_queue_nor_merged_before_its_turn(served, api, models, service, monkeypatch):
-    loaded, load = [], models.load
-    monkeypatch.setattr(models, "load", lambda wanted: loaded.append(wanted.adapters) or load(wanted))
+def test_nothing_is_loaded_before_its_turn_nor_looked_for_if_the_queue_is_full(
+    served, api, models, service, monkeypatch
+):
+    looked, look = [], models.wanted
+    monkeypatch.setattr(models, "wanted", lambda *names: looked.append(names) or look(*names))
+    monkeypatch.setattr(models, "load", lambda _: pytest.fail("a model is loaded"))
     request, wanted = api._checked({"prompt": "a", "lora": "lora", "lora_scale": 0.3, "upsampler": ""})
-    assert (request.adapters, loaded.pop(), len(wanted.adapters)) == ({"lora": 0.3}, (), 1)
+    assert (request.adapters, len(wanted.adapters), len(looked)) == ({"lora": 0.3}, 1, 1)
+    with pytest.raises(GlideError, match="300 steps are too many"):
+        api._checked({"prompt": "a", "timestep_respacing": "300"})
+    looked.clear()
     with DEVICE.mine():
         waiting = [api._batches.submit(request, wanted) for _ in range(service.limits.max_queue)]
         assert posted(served, b'{"prompt": "a"}').status_code == 429
         for each in waiting:
             each.cancel()
-    assert not loaded
+    assert not looked
 
 
-def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, models, monkeypatch):
+def test_a_model_that_cannot_be_loaded_is_the_servers_fault(served, api, monkeypatch):
     def fail(wanted):
         raise Unloadable("base could not be loaded: its files are cut")
 
-    monkeypatch.setattr(models, "load", fail)
+    monkeypatch.setattr(api._batches, "_load", fail)
     answer = posted(served, b'{"prompt": "a"}')
     assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -193,6 +194,56 @@ def test_what_has_gone_since_is_one_line_without_paths(folder, tmp_path):
     for said in (settings, base, lora, model):
         assert "\n" not in str(said.value)
         assert str(tmp_path.parent) not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "where"),
+    [
+        ("C:\\Users\\Anne B\\old base", "our models"),
+        ("/srv/Anne's models/old base", 'Anne\'s "own" models'),
+        ("Anne B/old base", "models"),
+    ],
+)
+def test_folders_are_not_told_whatever_their_names(base, where, folder, tmp_path):
+    mine = tmp_path / where
+    save_lora(mine / "lora", base)
+    save_lora(mine / "odd", folder / "base", sampling={"sampler": "none"})
+    cut_arrays(shutil.copytree(folder / "base", mine / "cut"))
+    (mine / "link").symlink_to(mine / "cut")
+    models = Models([mine / "lora", mine / "link", mine / "odd"])
+    said = []
+    for name in ("lora", "link"):
+        with pytest.raises(Unloadable, match=f"{name} could not be loaded: ") as raised:
+            models.pipeline(f"{where}/{name}", None)
+        said.append(str(raised.value).replace(f"{where}/{name}", ""))
+    with pytest.raises(Unloadable, match="odd could not be loaded: ") as raised:
+        models.settings(f"{where}/odd", "")
+    said.append(str(raised.value).replace(f"{where}/odd", ""))
+    assert "old base, which is not there" in said[0]
+    assert "sampler 'none' is unknown" in said[2]
+    for each in said:
+        assert not [part for part in (f"{where}/", "Anne", "Users", "srv", tmp_path.name) if part in each]
+
+
+def test_a_path_that_nobody_knew_of_is_left_to_the_log(folder, monkeypatch, capsys):
+    found = Models([], [folder])
+    for path in ("/srv/my models/x", "'C:\\my models\\x'", "D:/my models", "\\\\host\\my models"):
+        monkeypatch.setattr("glide_jax.ui.models.checkpoint_step", Mock(side_effect=GlideError(f"cannot read {path}")))
+        with pytest.raises(Unloadable) as raised:
+            found.pipeline("base", None)
+        assert str(raised.value) == "base could not be loaded: the server's log says why"
+        assert path in capsys.readouterr().err
+
+
+def test_looking_again_for_what_has_gone_tells_no_path_and_changes_nothing(folder, tmp_path, capsys):
+    shutil.copytree(folder / "base", tmp_path / "base")
+    models = Models([tmp_path / "base"])
+    (tmp_path / "base").rename(tmp_path / "other")
+    with pytest.raises(Unloadable) as raised:
+        models.search_again()
+    assert str(raised.value) == "what is new could not be looked for: the server's log says why"
+    assert str(tmp_path) in capsys.readouterr().err
+    assert len(models.bases) == 1
 
 
 def test_only_adapters_of_base_models_are_given_as_such(folder, tmp_path):

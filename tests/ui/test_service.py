@@ -10,6 +10,7 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NoisedClipScorer
 from glide_jax.evaluate.scorer import score
+from glide_jax.images import grid
 from glide_jax.sample import Axis, LoadedClip
 from glide_jax.sample.cli import parser
 from glide_jax.sample.compare import cells, compare
@@ -209,6 +210,17 @@ def test_a_grid_is_that_of_the_command_line(service, models):
         "prompt": "a cat", "seed": "1", "index": "0", "xy": "num_steps=3,4 guidance_scale=2.0,3.0", "sampler": "ddim",
         "schedule": "leading", "temperature": "0.9", "checkpoint": "base", "negative_prompt": "a dog",
     }  # fmt: skip
+
+
+def test_a_grid_may_vary_the_strength_of_a_lora(service, models):
+    sent = {"lora": "lora", "x_option": "lora_scale", "x_values": "0, 0.5"}
+    _, pixels, entries = generated(service, "compare", **sent)
+    how = {"seed": 1, "num_steps": 4}
+    each = [models.pipeline("base", None, {"lora": scale})("a cat", **how).images[0] for scale in (0, 0.5)]
+    assert (each[0] != each[1]).any()
+    labelled = [f"lora_scale {scale}" for scale in (0.0, 0.5)]
+    np.testing.assert_array_equal(pixels[0], grid(each, labelled, columns=2, cell=128))
+    assert (entries[0]["lora"], entries[0]["xy"]) == ("lora", "lora_scale=0.0,0.5")
 
 
 def test_a_grid_counts_every_image_and_shows_each(service):
