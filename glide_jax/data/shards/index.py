@@ -64,6 +64,12 @@ class IndexFile:
         self.stamp = tuple(stamp)
         self._stamp = np.array([_VERSION, *stamp], np.int64)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IndexFile) and (self._path, self.stamp) == (other._path, other.stamp)
+
+    def __hash__(self) -> int:
+        return hash(self._path)
+
     def load(self) -> Index | None:
         """The index, or None if there is none, it is damaged, or the data have changed since."""
         try:
