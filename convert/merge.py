@@ -23,7 +23,7 @@ def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architec
     base = base_of(checkpoint)
     own = [] if base is None else [str(checkpoint)]
     whole = checkpoint if base is None else Path(base)
-    architecture = recorded_architecture(read_record(whole), str(whole))
+    architecture = recorded_architecture(read_record(whole), whole)
     params = merged(load_weights(whole, architecture.params), [Adapters.load(text) for text in (*own, *lora)])
     sampling = with_recorded({}, checkpoint, None, lora)
     save_weights(output, params, architecture.record | ({"sampling": sampling} if sampling else {}))

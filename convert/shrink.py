@@ -31,7 +31,7 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
         GlideError: the checkpoint or the captions cannot be read or are of no use, or `output` cannot be written.
     """
     record = read_record(checkpoint)
-    architecture = recorded_architecture(record, str(checkpoint))
+    architecture = recorded_architecture(record, checkpoint)
     if captions is not None and not architecture.record.get("model", {}).get("xf_width"):
         raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)

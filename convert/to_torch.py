@@ -45,7 +45,7 @@ def to_torch(
     if weights not in held:
         raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
-    architecture = recorded_architecture(record, str(checkpoint))
+    architecture = recorded_architecture(record, checkpoint)
     if output.suffix == ".pt":
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)

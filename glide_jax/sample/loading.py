@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import jax
 
 from glide_jax import hub
-from glide_jax.checkpoint import lasting, load_weights, read_record, resolve, save_weights
+from glide_jax.checkpoint import lasting, load_weights, read_record, require_blocks, resolve, save_weights
 from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
@@ -39,8 +39,10 @@ class LoadedClip:
         Raises:
             GlideError: no checkpoint there, or one of another kind.
         """
-        configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
-        model = NoisedClip(*configs)
+        of_text, of_image = _config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image")
+        require_blocks(text, of_text.blocks)
+        require_blocks(image, of_image.blocks)
+        model = NoisedClip(of_text, of_image)
         abstract = _placed(model.abstract_params())
         params = {tower: load_weights(path, {tower: abstract[tower]})[tower] for tower, path in
                   (("text", text), ("image", image))}  # fmt: skip
@@ -74,10 +76,12 @@ class LoadedModel:
             GlideError: no checkpoint there, or one of another kind, or adapters of other weights.
         """
         check_device(dtype, "dtype")
-        model = Glide(checkpoint_config(path), dtype)
-        diffusion = _config(DiffusionConfig, path, "diffusion")
+        config, diffusion = checkpoint_config(path), _config(DiffusionConfig, path, "diffusion")
         base = base_of(path)
-        params = load_weights(path if base is None else base, _placed(model.abstract_params()))
+        weights = path if base is None else base
+        require_blocks(weights, config.blocks)
+        model = Glide(config, dtype)
+        params = load_weights(weights, _placed(model.abstract_params()))
         own = () if base is None else (path,)
         params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
         mesh = make_mesh(ParallelConfig())

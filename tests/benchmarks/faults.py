@@ -176,6 +176,16 @@ PARALLEL = (
           ("tests/parallel/test_sharding.py::test_eight_devices_share_state_and_batch",)),
 )
 CHECKPOINT = (
+    Fault("what a stranger's record claims is laid out", "glide_jax/sample/loading.py",
+          "        require_blocks(weights, config.blocks)\n", "",
+          ("tests/sample/test_pretrained.py::test_no_more_is_laid_out_than_is_there",), hangs=True),
+    Fault("zeros that no file holds are made", "glide_jax/checkpoint/weights.py",
+          "    step_format.require_stored(folder, subtree)\n", "",
+          ("tests/checkpoint/test_damage.py::test_arrays_far_larger_than_their_files_are_not_made",)),
+    Fault("folders given again are measured again", "glide_jax/data/buckets.py",
+          "places.setdefault(IndexFile(\"sizes\", part.identity, part.stamp), [])",
+          "places.setdefault(IndexFile(\"sizes\", [*part.identity, start], part.stamp), [])",
+          ("tests/data/test_buckets.py::test_folders_given_again_are_read_once",)),
     Fault("a file's kernels stay as PyTorch has them", "glide_jax/checkpoint/torch_file.py",
           '_OUT_FIRST = ("kernel", "down", "up", "magnitude")', '_OUT_FIRST = ("down", "up", "magnitude")',
           ("tests/convert/test_safetensors_checkpoints.py::test_they_hold_every_bit_in_our_layout",)),

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import pytest
 import tensorstore
 
-from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record, resolve, save_weights
+from glide_jax.checkpoint import (
+    CheckpointStore,
+    complete_steps,
+    load_weights,
+    read_record,
+    require_blocks,
+    resolve,
+    save_weights,
+)
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits, tiny_state
 
@@ -77,6 +85,16 @@ def test_plain_weights_are_the_same_format(tmp_path):
     assert resolve(path) == path
     assert_same_bits(load_weights(path, abstract(params)), params)  # no EMA there: the parameters themselves
     assert read_record(path) == record
+
+
+def test_blocks_that_a_record_claims_must_be_there(tmp_path):
+    blocks = {str(number): {"kernel": jnp.zeros(2)} for number in (0, 1, 11)}
+    save_weights(tmp_path / "base", {"unet": {"up": blocks, "upward": {"12": jnp.zeros(2)}}}, {})
+    require_blocks(tmp_path / "base", {"unet/up": 3})
+    require_blocks(tmp_path / "base", {"unet/up": 5, "text/blocks": 4}, unseen=5)
+    for claimed, unseen in ((4, 0), (6, 5)):
+        with pytest.raises(GlideError, match=rf"of unet/up it has 3, not {claimed}$"):
+            require_blocks(tmp_path / "base", {"unet/up": claimed}, unseen=unseen)
 
 
 def test_weights_come_in_the_dtype_and_on_the_device_asked_for(tmp_path):

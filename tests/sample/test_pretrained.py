@@ -16,6 +16,7 @@ from glide_jax import sample
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from glide_jax.sample import (
+    LoadedClip,
     Pipeline,
     Pretrained,
     SampleOptions,
@@ -127,6 +128,24 @@ def test_a_record_that_says_something_else_is_one_line(sampling, tmp_path):
     save_weights(tmp_path / "bad", {"w": np.zeros(1, np.float32)}, {"sampling": sampling})
     with pytest.raises(GlideError, match="bad: the sampling entry of its record cannot be used: "):
         choose(str(tmp_path / "bad"), None)
+
+
+def test_no_more_is_laid_out_than_is_there(tmp_path):
+    """A million blocks would take hours."""
+    weights = {tower: {"blocks": {"0": {"w": np.zeros(1, np.float32)}}} for tower in ("text", "image")}
+    much = {"num_res_blocks": 10**6}, {"n_xf_blocks_text": 10**6}, {"n_xf_blocks_image": 10**6}
+    record = dict(zip(("model", "clip_text", "clip_image"), much, strict=True)) | {"diffusion": {}}
+    save_weights(tmp_path / "much", weights, record)
+    small, path = str(tmp_path / "small"), str(tmp_path / "much")
+    save_weights(tmp_path / "small", weights, {"clip_text": {"n_xf_blocks_text": 1}})
+    for load in (
+        lambda: Pipeline.from_checkpoints(path),
+        lambda: LoadedClip.from_checkpoints(path, path),
+        lambda: LoadedClip.from_checkpoints(small, path),
+        lambda: convert(["merge", path, "--output", str(tmp_path / "merged")]),
+    ):
+        with pytest.raises(GlideError, match=r"much is not as its record says: of .* it has ., not "):
+            load()
 
 
 def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
