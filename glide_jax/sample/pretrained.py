@@ -120,7 +120,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
         except GlideError:
             if not repository.inside:
                 raise
-            return str(name), None  # a repository may be of one model
+            return str(hub.pinned(repository)), None  # a repository may be of one model
         found = getattr(whole, part)
         if not repository.inside:
             return _present(found, name, part), whole
@@ -193,10 +193,22 @@ def with_recorded(
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`."""
+    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`.
+
+    Names on the Hub, those of adapters too, get the commits that they are of.
+    """
     args = parse.parse_args(argv)
+    args.lora = args.lora and [_pinned_adapters(text) for text in args.lora]
     args.checkpoint, args.upsampler, args.settings = choose(args.checkpoint, args.upsampler, args.lora or ())
     return args
+
+
+def _pinned_adapters(text: str) -> str:
+    """PATH or PATH:SCALE, where the path is on the Hub with its commit."""
+    if not hub.is_name(text):
+        return text
+    path = sample.split_scale(text)[0]
+    return f"{hub.pinned(hub.parse(path))}{text.removeprefix(path)}"
 
 
 def _present(found: str | None, name: str | Path, part: str) -> str:
