@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from glide_jax.errors import GlideError
+from glide_jax.images import MOST_SIDE
 from glide_jax.options import Options, option
 
 Kind = Literal["base", "upsample", "base-inpaint", "upsample-inpaint"]
 
-# A record may come from a stranger, and no weight shows that a side is too large to be made.
-_LARGEST = 4096
-_MOST_LEVELS = 1 + _LARGEST.bit_length()
+_MOST_LEVELS = MOST_SIDE.bit_length()
 _CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
 
@@ -20,7 +19,7 @@ class ModelConfig(Options):
 
     PREFIX: ClassVar[str] = "model."
 
-    image_size: Annotated[int, option("side of the square output in pixels", low=1, high=_LARGEST)] = 64
+    image_size: Annotated[int, option("side of the square output in pixels", low=1, high=MOST_SIDE)] = 64
     num_channels: Annotated[
         int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)
     ] = 192
@@ -53,7 +52,7 @@ class ModelConfig(Options):
     xf_padding: Annotated[bool, option("a learned embedding in place of padding tokens")] = True
     inpaint: Annotated[bool, option("takes a masked image and its mask as further input channels")] = False
     super_res: Annotated[bool, option("takes a low-resolution image as further input channels")] = False
-    low_res_size: Annotated[int, option("side of that image in pixels", low=1, high=_LARGEST)] = 64
+    low_res_size: Annotated[int, option("side of that image in pixels", low=1, high=MOST_SIDE)] = 64
 
     def __post_init__(self) -> None:
         if not self.channel_mult:

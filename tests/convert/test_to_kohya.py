@@ -156,7 +156,7 @@ DAMAGED = f"the entry {HEADER} of its header is damaged$"
         ({"record": {"lora": {"targets": ["*" * 1000]}}}, "targets: give at most 38, one a layer, of at most 200 char"),
         ({"record": {"model": {"num_res_blocks": 40}}}, "of unet/up it has 2, not 41$"),
         ({"record": {"model": {"xf_layers": 10**9}}}, "of text/blocks it has 1, not 1000000000$"),
-        ({"record": {"model": {"channel_mult": [1] * 20_000}}}, "channel_mult must have at most 14 levels, not 20000$"),
+        ({"record": {"model": {"channel_mult": [1] * 20_000}}}, "channel_mult must have at most 13 levels, not 20000$"),
         ({"record": {"model": {"image_size": 2**30}}}, r"image_size must be in \[1, 4096\], not 1073741824$"),
         (
             {"record": {"model": {"num_channels": 32 * 10**12}}},

@@ -24,6 +24,7 @@ from glide_jax.errors import GlideError
 from glide_jax.files import cache_folder, written
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
+COMPRESSED = "compressed shard"
 _VERSION = 4  # of the cache; raise it when the meaning of rows or counts changes
 
 # Positions and sizes in bytes, and which of the caption keys it was; packed, as there may be 10^9 of them.
@@ -138,7 +139,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     try:
         with shard.open("rb", buffering=0) as file:
             if file.read(2) == b"\x1f\x8b":
-                return Index(np.empty(0, ROW), {}, "compressed shard")
+                return Index(np.empty(0, ROW), {}, COMPRESSED)
             members, damage = scan_tar(shard)
             for key, sample in grouped(members).items():
                 try:
