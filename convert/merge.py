@@ -5,6 +5,7 @@ from pathlib import Path
 
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.files import require_new
 from glide_jax.sample import with_recorded
 from glide_jax.sample.lora import Adapters, base_of, merged
 
@@ -20,6 +21,7 @@ def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architec
     Raises:
         GlideError: a checkpoint cannot be read, the adapters belong to other weights, or `output` cannot be written.
     """
+    require_new(output)
     base = base_of(checkpoint)
     own = [] if base is None else [str(checkpoint)]
     whole = checkpoint if base is None else Path(base)

@@ -11,7 +11,9 @@ hf://USER/NAME or hf://USER/NAME@REVISION, of which the models that are used are
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +103,22 @@ def write_index(folder: Path, parts: Mapping[str, str], settings: Mapping[str, A
     }
     with written(folder / INDEX) as partial:
         partial.write_text(json.dumps(index, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """For the block that writes a folder, its index last; of one that fails nothing is left.
+
+    Raises:
+        GlideError: something is there already.
+    """
+    if folder.exists():
+        raise GlideError(f"{folder} exists already; choose another folder or remove it")
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:

@@ -132,6 +132,11 @@ def test_another_size_is_refused_without_its_optimizer(run):
 @pytest.mark.parametrize(
     ("path", "step", "message"),
     [
+        (
+            "model.pt",
+            None,
+            r"model\.pt is a file, and of files only those named \.safetensors are checkpoints: .* to-flax$",
+        ),
         ("nowhere", None, "^no checkpoint at .*nowhere: no such folder$"),
         (".", 7, r"^no checkpoint of step 7 in .*checkpoints; there are 1, 2$"),
         ("checkpoints/2", 1, r"^.*checkpoints/2 is one checkpoint already; leave out step 1"),
@@ -140,5 +145,6 @@ def test_another_size_is_refused_without_its_optimizer(run):
 )
 def test_a_missing_checkpoint_is_one_line(run, path, step, message):
     (run / "empty").mkdir()
+    (run / "model.pt").write_bytes(b"PK")
     with pytest.raises(GlideError, match=message):
         read_record(run / path, step)

@@ -33,7 +33,7 @@ from glide_jax.sample import (
     upsampling,
 )
 from glide_jax.sample.options import upsampler_named
-from glide_jax.sample.pretrained import INDEX, with_recorded, write_index
+from glide_jax.sample.pretrained import INDEX, new_folder, with_recorded, write_index
 from glide_jax.train.config import DistillConfig
 from glide_jax.train.distill import student_settings
 from tests.programs import ROOT
@@ -163,6 +163,25 @@ def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
     assert (half.upsampler, half.settings) == (None, {"sampler": "dpmpp_2m", "num_steps": 4})
     size = lambda path: sum(file.stat().st_size for file in Path(path).glob("state/d/*"))  # noqa: E731
     assert size(half.base) < 0.7 * size(folder / "base")
+
+
+def test_steps_that_a_model_does_not_have_are_not_handed_on(folder, tmp_path):
+    with pytest.raises(GlideError, match="1000"):
+        convert(
+            ["bundle", "--checkpoint", str(folder / "base"), "--num_steps", "1001", "--output", str(tmp_path / "b")]
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_of_a_folder_that_could_not_be_written_nothing_is_left(tmp_path):
+    def write():
+        with new_folder(tmp_path / "pipeline"):
+            (tmp_path / "pipeline" / "base").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not (tmp_path / "pipeline").exists()
 
 
 def test_models_bring_the_settings_of_their_pipeline(folder, tmp_path):
