@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from convert.keymap import Entry, clip_keymap, glide_keymap
+from glide_jax.checkpoint import require_blocks
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.files import read_text
@@ -43,6 +44,9 @@ _CLIP_AXES = {
 # Options of the reference on how a model is run, not what it is.
 _IGNORED = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule", "logit_scale"}
 _LISTS = ("channel_mult", "attention_resolutions")
+_RECORDED: dict[str, type[ModelConfig] | type[ClipTextConfig] | type[ClipImageConfig]] = {
+    "model": ModelConfig, "clip_text": ClipTextConfig, "clip_image": ClipImageConfig,
+}  # fmt: skip
 
 
 class Architecture(NamedTuple):
@@ -88,21 +92,22 @@ def clip_architecture(config: ClipTextConfig | ClipImageConfig) -> Architecture:
     return Architecture(f"clip/{tower}-enc", {f"clip_{tower}": asdict(config)}, params, clip_keymap(params))
 
 
-def recorded_architecture(record: dict[str, Any], where: str) -> Architecture:
+def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Architecture:
     """The architecture that a checkpoint's record tells.
 
     Raises:
-        GlideError: it tells none; `where` names the checkpoint.
+        GlideError: it tells none, or a larger one than the checkpoint has arrays of.
     """
     if "lora" in record:
-        raise GlideError(f"{where} has adapters, not whole weights: join them first, by python -m convert merge")
-    if "model" in record:
-        return glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))
-    if "clip_text" in record:
-        return clip_architecture(build(ClipTextConfig, record["clip_text"]))
-    if "clip_image" in record:
-        return clip_architecture(build(ClipImageConfig, record["clip_image"]))
-    raise GlideError(f"the record of {where} does not tell its model")
+        raise GlideError(f"{checkpoint} has adapters, not whole weights: join them first, by python -m convert merge")
+    for name, kind in _RECORDED.items():
+        if name in record:
+            config = build(kind, record[name])
+            require_blocks(checkpoint, config.blocks)
+            if isinstance(config, ModelConfig):
+                return glide_architecture(config, record.get("diffusion", {}))
+            return clip_architecture(config)
+    raise GlideError(f"the record of {checkpoint} does not tell its model")
 
 
 def read_options(path: Path) -> Options:

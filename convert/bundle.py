@@ -6,7 +6,7 @@ from pathlib import Path
 from convert.architecture import glide_architecture
 from convert.to_torch import write_model
 from glide_jax.sample import Pipeline
-from glide_jax.sample.pretrained import write_index
+from glide_jax.sample.pretrained import new_folder, write_index
 
 
 def bundle(pipeline: Pipeline, folder: Path, dtype: str) -> None:
@@ -22,9 +22,9 @@ def bundle(pipeline: Pipeline, folder: Path, dtype: str) -> None:
     """
     models = {"base": pipeline.base, "upsampler": pipeline.upsampler}
     files = {part: f"{part}.safetensors" for part, model in models.items() if model is not None}
-    for part, model in models.items():
-        if model is not None:
-            architecture = glide_architecture(model.stage.model.config, asdict(model.stage.diffusion))
-            write_model(model.params, architecture, folder / files[part], dtype)
-    # The index last, so that a folder with one is whole.
-    write_index(folder, files, pipeline.settings)
+    with new_folder(folder):
+        for part, model in models.items():
+            if model is not None:
+                architecture = glide_architecture(model.stage.model.config, asdict(model.stage.diffusion))
+                write_model(model.params, architecture, folder / files[part], dtype)
+        write_index(folder, files, pipeline.settings)

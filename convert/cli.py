@@ -14,7 +14,7 @@ from convert.state_dict import DTYPES, read_state_dict
 from convert.to_flax import architecture_of, check_tensors, to_flax
 from convert.to_kohya import to_kohya
 from convert.to_torch import to_torch
-from glide_jax.errors import GlideError
+from glide_jax.files import require_new
 from glide_jax.sample import Pipeline, base_options, choose, flags, upsampler_options
 from glide_jax.sample.options import add_sampling_arguments
 from glide_jax.sample.pretrained import check_settings
@@ -146,10 +146,10 @@ def _bundle(given: argparse.Namespace) -> None:
     usual = flags(base_options({}), upsampler_options({}))
     settings = {name: value for name, value in flags(*options).items() if value != usual[name]}
     check_settings(settings)  # before minutes of loading
-    if given.output.exists():
-        raise GlideError(f"{given.output} exists already; choose another --output or remove it")
+    require_new(given.output)
     pipeline = Pipeline.from_checkpoints(base, upsampler, lora=given.lora)
     pipeline.settings = settings
+    pipeline.count_evaluations(1)  # complains of steps that the models do not have
     if given.safetensors:
         bundle(pipeline, given.output, given.dtype)
     else:

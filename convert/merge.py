@@ -5,6 +5,7 @@ from pathlib import Path
 
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
+from glide_jax.files import require_new
 from glide_jax.sample import with_recorded
 from glide_jax.sample.lora import Adapters, base_of, merged
 
@@ -20,10 +21,11 @@ def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architec
     Raises:
         GlideError: a checkpoint cannot be read, the adapters belong to other weights, or `output` cannot be written.
     """
+    require_new(output)
     base = base_of(checkpoint)
     own = [] if base is None else [str(checkpoint)]
     whole = checkpoint if base is None else Path(base)
-    architecture = recorded_architecture(read_record(whole), str(whole))
+    architecture = recorded_architecture(read_record(whole), whole)
     params = merged(load_weights(whole, architecture.params), [Adapters.load(text) for text in (*own, *lora)])
     sampling = with_recorded({}, checkpoint, None, lora)
     save_weights(output, params, architecture.record | ({"sampling": sampling} if sampling else {}))

@@ -1,5 +1,6 @@
 """A checkpoint to publish: its EMA weights alone, in bfloat16."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.errors import GlideError
-from glide_jax.files import lines, read_text
+from glide_jax.files import lines, read_text, require_new
 from glide_jax.tokenizer import GlideTokenizer
 
 _LONGEST_CAPTION = 256  # tokens
@@ -30,23 +31,24 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
     Raises:
         GlideError: the checkpoint or the captions cannot be read or are of no use, or `output` cannot be written.
     """
+    require_new(output)
+    texts = None if captions is None else ["", *lines(read_text(captions, "the captions in"))]  # padding is a token too
     record = read_record(checkpoint)
-    architecture = recorded_architecture(record, str(checkpoint))
-    if captions is not None and not architecture.record.get("model", {}).get("xf_width"):
+    architecture = recorded_architecture(record, checkpoint)
+    if texts is not None and not architecture.record.get("model", {}).get("xf_width"):
         raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
     params = load_weights(checkpoint, half)
-    if captions is not None:
+    if texts is not None:
         table = params["text"]["token_embedding"]
-        params["text"]["token_embedding"] = jnp.where(_used_tokens(captions, len(table)), table, 0)
+        params["text"]["token_embedding"] = jnp.where(_used_tokens(texts, len(table)), table, 0)
     sampling = {name: record[name] for name in ("sampling",) if name in record}
     save_weights(output, params, architecture.record | sampling, compress=True)
     return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 
-def _used_tokens(captions: Path, vocabulary: int) -> np.ndarray:
-    texts = ["", *lines(read_text(captions, "the captions in"))]
-    tokens, _ = GlideTokenizer().padded(texts, _LONGEST_CAPTION)  # padding is a token too
+def _used_tokens(texts: Sequence[str], vocabulary: int) -> np.ndarray:
+    tokens, _ = GlideTokenizer().padded(texts, _LONGEST_CAPTION)
     used = np.zeros((vocabulary, 1), bool)
     used[np.unique(tokens)] = True
     return used

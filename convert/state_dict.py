@@ -38,6 +38,7 @@ _AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedM
 _HEADER = "glide_jax"  # in the metadata of a safetensors file
 _MOST_TENSORS = 10_000  # the published models have 797
 _LONGEST_NAME = 500
+_ENFORCED = re.compile(r"^\[enforce fail at [^]]*\] \. ")  # stands before what torch says
 
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # begins what torch.save wrote before zip archives
 
@@ -141,7 +142,8 @@ def write_tensors(
             else:
                 torch.save(tensors, partial)
         except full_disk as error:
-            raise OSError(_first_line(error)) from error
+            said = _ENFORCED.sub("", _first_line(error))
+            raise OSError("the disk is full, or the file too large" if "unexpected pos" in said else said) from error
 
 
 def read_header(path: Path) -> dict[str, Any]:

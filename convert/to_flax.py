@@ -10,6 +10,7 @@ from convert.download import Source
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_header, read_state_dict
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
+from glide_jax.files import require_new
 from glide_jax.models import Params
 from glide_jax.progress import tracked
 
@@ -33,8 +34,7 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
     Raises:
         GlideError: the file cannot be read or does not fit, or `output` exists, cannot be written or is not in UTF-8.
     """
-    if output.exists():
-        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    require_new(output)
     if not is_unicode(output.absolute()):
         raise GlideError(f"{str(output.absolute())!a} is not in UTF-8, as the folder of a checkpoint must be")
     arrays = read_state_dict(source.path, ema=ema)

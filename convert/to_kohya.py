@@ -15,7 +15,7 @@ from glide_jax import hub
 from glide_jax.checkpoint import read_record
 from glide_jax.checkpoint.torch_file import ALPHA, HEADER, SUFFIX, Header
 from glide_jax.errors import GlideError
-from glide_jax.files import written
+from glide_jax.files import require_new, written
 from glide_jax.models import LoraConfig, ModelConfig
 from glide_jax.models.lora import GROUP
 from glide_jax.options import build
@@ -43,8 +43,7 @@ def to_kohya(checkpoint: str | Path, output: Path) -> int:
     """
     if output.suffix != SUFFIX:
         raise GlideError(f"--output {output} must end in {SUFFIX}")
-    if output.exists():
-        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    require_new(output)
     record = read_record(checkpoint)
     adapters = Adapters.load(checkpoint)
     architecture = glide_architecture(build(ModelConfig, record["model"]), record.get("diffusion", {}))

@@ -12,6 +12,7 @@ from convert.architecture import Architecture, recorded_architecture
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, write_tensors
 from glide_jax.checkpoint import held_weights, load_weights, read_record
 from glide_jax.errors import GlideError
+from glide_jax.files import require_new
 from glide_jax.models import Params
 from glide_jax.progress import tracked
 
@@ -38,14 +39,13 @@ def to_torch(
     """
     if output.suffix not in (".pt", ".safetensors"):
         raise GlideError(f"--output {output} must end in .pt or .safetensors")
-    if output.exists():
-        raise GlideError(f"{output} exists already; choose another --output or remove it")
+    require_new(output)
     held = held_weights(checkpoint)
     weights = weights or ("ema" if "ema" in held else "params")
     if weights not in held:
         raise GlideError(f"{checkpoint} holds no {weights}, only params: leave out --{weights}")
     record = read_record(checkpoint)
-    architecture = recorded_architecture(record, str(checkpoint))
+    architecture = recorded_architecture(record, checkpoint)
     if output.suffix == ".pt":
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)

@@ -66,6 +66,12 @@ def check_folder(folder: Path) -> None:
         raise GlideError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
+def require_new(path: Path) -> None:
+    """Raises `GlideError` where there is something at `path`, which nothing may replace."""
+    if path.exists():
+        raise GlideError(f"{path} exists already; choose another --output or remove it")
+
+
 def cache_folder() -> Path:
     """GLIDE_JAX_CACHE, or ~/.cache/glide_jax."""
     return Path(os.environ.get("GLIDE_JAX_CACHE") or "~/.cache/glide_jax").expanduser()

@@ -12,6 +12,7 @@ from glide_jax.errors import GlideError
 
 # One slash where the name was a path in between.
 _NAME = re.compile(r"hf://?([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?/?", re.ASCII)
+_FILE = ".safetensors"
 
 
 class Name(NamedTuple):
@@ -51,6 +52,19 @@ def fetch_file(name: Name, file: str) -> tuple[Path, str]:
     return path, path.parent.name
 
 
+def pinned(name: Name) -> Name:
+    """The name of a model with the commit that its revision is of today; a file is not downloaded for that.
+
+    Raises:
+        GlideError: as `fetch_file`.
+    """
+    if name.inside.endswith(_FILE):
+        with _library(name, f"it has no {name.inside}") as hub:
+            found = hub.hf_hub_download(name.repository, name.inside, revision=name.revision, dry_run=True)
+        return name._replace(revision=found.commit_hash)
+    return name._replace(revision=fetch_checkpoint(name).parents[name.inside.count("/")].name)
+
+
 @cache
 def fetch_checkpoint(name: Name) -> Path:
     """A model of a repository on this machine, a folder or a safetensors file; nothing else of it is downloaded.
@@ -60,7 +74,7 @@ def fetch_checkpoint(name: Name) -> Path:
     """
     if not name.inside:
         raise GlideError(f"{name} is a whole repository: name the model's folder in it, as {name}/base")
-    if name.inside.endswith(".safetensors"):
+    if name.inside.endswith(_FILE):
         return fetch_file(name, name.inside)[0]
     with _library(name, "it has no such folder") as hub:
         root = Path(hub.snapshot_download(

@@ -25,6 +25,7 @@ ImageSource = str | Path | bytes | Image.Image | np.ndarray
 # Endings of image files, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 80_000_000
+MOST_SIDE = 4096  # pixels of an image that a model makes or learns from
 # Only formats of photographs and web images: Pillow's others include programs (EPS) and videos.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112

@@ -24,6 +24,8 @@ from glide_jax.errors import GlideError
 
 T = TypeVar("T")
 
+_TOO_LARGE = 2**63  # for an integer of NumPy or JAX
+
 
 class Option(NamedTuple):
     """What a field is for and what it may be; see `option`."""
@@ -100,7 +102,7 @@ def _check(option: Option, value: Any, name: str) -> None:
         return
     if not all(map(option.allows, value if isinstance(value, tuple) else (value,))):
         known = "be one of " if option.choices else "be in " if option.range[:1] in "[(" else "be "
-        raise GlideError(f"{name} must {known}{option.range}, not {value!r}")
+        raise GlideError(f"{name} must {known}{option.range}, not {value!r:.100}")
 
 
 @cache
@@ -203,11 +205,11 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if not any(_fits(each, value) for each in _alternatives(hint)):
-        raise GlideError(f"{where} cannot be {value!r}: it takes {' or '.join(map(_name, _alternatives(hint)))}")
-    try:
-        return float(value) if float in _alternatives(hint) and isinstance(value, int) else value
-    except OverflowError:
-        raise GlideError(f"{where} is too large") from None
+        raise GlideError(f"{where} cannot be {value!r:.100}: it takes {' or '.join(map(_name, _alternatives(hint)))}")
+    whole = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, int)]
+    if any(abs(each) >= _TOO_LARGE for each in whole):
+        raise GlideError(f"{where} is too large")
+    return float(value) if float in _alternatives(hint) and isinstance(value, int) else value
 
 
 def parse(hint: Any, text: str, where: str) -> Any:

@@ -19,4 +19,5 @@ from glide_jax.checkpoint.store import CheckpointStore as CheckpointStore
 from glide_jax.checkpoint.weights import held_weights as held_weights
 from glide_jax.checkpoint.weights import load_weights as load_weights
 from glide_jax.checkpoint.weights import read_record as read_record
+from glide_jax.checkpoint.weights import require_blocks as require_blocks
 from glide_jax.checkpoint.weights import save_weights as save_weights

@@ -82,6 +82,11 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
         if step is not None:
             raise GlideError(f"{directory} is one file: leave out step {step}")
         return directory
+    if directory.is_file():
+        raise GlideError(
+            f"{path} is a file, and of files only those named {torch_file.SUFFIX} are checkpoints: bring a model of"
+            " PyTorch's in by python -m convert to-flax"
+        )
     if not directory.is_dir():
         raise GlideError(
             f"no checkpoint at {path}: no such {'file' if directory.suffix == torch_file.SUFFIX else 'folder'}"

@@ -1,5 +1,7 @@
 """Weights alone: out of any checkpoint, or as a checkpoint of their own."""
 
+import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -38,6 +40,25 @@ def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]
     return {name.split("/")[0] for name in saved} & {"params", "ema"}
 
 
+def require_blocks(path: str | PathLike[str], blocks: Mapping[str, int], *, unseen: int = 0) -> None:
+    """Compares how many blocks a checkpoint's record claims with its arrays; to lay out hundreds would take minutes.
+
+    Args:
+        path: as for `read_record`.
+        blocks: how many the record claims, by the name that their parameters share, as {"unet/up": 16}.
+        unseen: so many may be claimed of which nothing is there, as adapters are of some layers.
+
+    Raises:
+        GlideError: there are fewer; or as `read_record`.
+    """
+    found = resolve(path)
+    names = torch_file.read_names(found) if found.is_file() else step_format.read_arrays(found)
+    for group, claimed in blocks.items():
+        numbers = {match[1] for name in names if (match := re.search(rf"(?:^|/){group}/([0-9]+)/", name))}
+        if claimed > max(len(numbers), unseen):
+            raise GlideError(f"{path} is not as its record says: of {group} it has {len(numbers)}, not {claimed}")
+
+
 def load_weights(
     path: str | PathLike[str],
     abstract_params: PyTree[jax.ShapeDtypeStruct],
@@ -64,6 +85,7 @@ def load_weights(
     key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"
     subtree = {name: spec for name, spec in saved.items() if name.startswith(f"{key}/")}
     check_fits(subtree, describe({key: abstract_params}), str(folder), same_dtypes=False)
+    step_format.require_stored(folder, subtree)
     return step_format.read_state(folder, {key: abstract_params})[key]
 
 

@@ -192,13 +192,23 @@ def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray
         GlideError: an image cannot be read now.
     """
     sizes, left_out, start = np.zeros((len(source), 2), np.int32), Counter[str](), 0
-    pending: list[tuple[IndexFile, range]] = []
+    # Where the samples of each part are: a part may come several times, as prior preservation repeats folders.
+    places: dict[IndexFile, list[range]] = {}
     for part in source.parts():
-        file, samples = IndexFile("sizes", part.identity, part.stamp), range(start, start + part.samples)
-        index, start = None if revalidate else file.load(), samples.stop
-        if index is not None and len(index.rows) == part.samples:
+        samples = range(start, start + part.samples)
+        places.setdefault(IndexFile("sizes", part.identity, part.stamp), []).append(samples)
+        start = samples.stop
+
+    def take(file: IndexFile, index: Index) -> None:
+        for samples in places[file]:
             sizes[samples.start : samples.stop] = index.rows
-            left_out += Counter(index.counts)
+            left_out.update(index.counts)
+
+    pending: list[tuple[IndexFile, range]] = []
+    for file, (samples, *_) in places.items():
+        index = None if revalidate else file.load()
+        if index is not None and len(index.rows) == len(samples):
+            take(file, index)
         else:
             pending.append((file, samples))
     chunks = [(part, chunk) for part in pending for chunk in _chunks(part[1])]
@@ -231,8 +241,9 @@ def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray
             ):
                 reasons += more
                 if chunk.stop == samples.stop:
-                    file.save(Index(sizes[samples.start : samples.stop], dict(reasons)))
-                    left_out, reasons = left_out + reasons, Counter()
+                    index, reasons = Index(sizes[samples.start : samples.stop], dict(reasons)), Counter()
+                    file.save(index)
+                    take(file, index)
         except BaseException:  # an interrupt too, which waits for no more than an image a thread
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)

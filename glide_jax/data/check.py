@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 from glide_jax import progress
 from glide_jax.data.buckets import open_buckets
 from glide_jax.data.config import DataConfig, FilterConfig
+from glide_jax.data.examples import Shapes
 from glide_jax.data.loader import open_data, open_indexed
 from glide_jax.data.order import Order
 from glide_jax.data.source import BadSample, Source
+from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, UnreadableImage, grid, image_size, save_png
 from glide_jax.options import add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
@@ -121,8 +123,13 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
     """Checks a data set, writes its contact sheet, and returns what there is to say.
 
     Raises:
-        GlideError: the data set cannot be opened, nothing in it is usable, or the sheet cannot be written.
+        GlideError: sizes that do not fit together, the data set cannot be opened, nothing in it is usable, or the sheet
+            cannot be written.
     """
+    for size in config.sizes or (None,):
+        Shapes(image_size, low_res_size, text_ctx, size)  # before minutes of reading
+    if sheet.is_dir():
+        raise GlideError(f"--sheet {sheet} is a folder: give a file, as {sheet / 'sheet.png'}")
     source = open_indexed(config)
     lines = describe(source, survey(source), text_ctx)
     if config.sizes:

@@ -17,6 +17,7 @@ from glide_jax.data.order import generator
 from glide_jax.data.source import BadSample, Source, listed
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
+from glide_jax.images import MOST_SIDE
 from glide_jax.tokenizer import GlideTokenizer
 
 _ATTEMPTS = 32  # unusable samples in a row before giving up
@@ -44,6 +45,8 @@ class Shapes:
         low, high = self.low_res_size or 1, self.image_size
         if high < 1 or low < 1 or high % low:
             raise GlideError(f"image_size {high} must be a positive multiple of low_res_size {low}")
+        if max(self.image) > MOST_SIDE:
+            raise GlideError(f"images of {self.image} are too large: at most {MOST_SIDE} pixels a side")
         if self.text_ctx < 1:
             raise GlideError(f"text_ctx must be at least 1, not {self.text_ctx}")
         if self.low_res_size and any(edge % (high // low) for edge in self.image):

@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from glide_jax.errors import GlideError
+from glide_jax.images import MOST_SIDE
 from glide_jax.options import Options, option
 
 Kind = Literal["base", "upsample", "base-inpaint", "upsample-inpaint"]
 
+_MOST_LEVELS = MOST_SIDE.bit_length()
 _CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
 
@@ -17,7 +19,7 @@ class ModelConfig(Options):
 
     PREFIX: ClassVar[str] = "model."
 
-    image_size: Annotated[int, option("side of the square output in pixels", low=1)] = 64
+    image_size: Annotated[int, option("side of the square output in pixels", low=1, high=MOST_SIDE)] = 64
     num_channels: Annotated[
         int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)
     ] = 192
@@ -50,7 +52,7 @@ class ModelConfig(Options):
     xf_padding: Annotated[bool, option("a learned embedding in place of padding tokens")] = True
     inpaint: Annotated[bool, option("takes a masked image and its mask as further input channels")] = False
     super_res: Annotated[bool, option("takes a low-resolution image as further input channels")] = False
-    low_res_size: Annotated[int, option("side of that image in pixels")] = 64
+    low_res_size: Annotated[int, option("side of that image in pixels", low=1, high=MOST_SIDE)] = 64
 
     def __post_init__(self) -> None:
         if not self.channel_mult:
@@ -62,8 +64,10 @@ class ModelConfig(Options):
         self._check_divisibility()
 
     def _check_divisibility(self) -> None:
+        levels = len(self.channel_mult)
+        if levels > _MOST_LEVELS:
+            raise GlideError(f"model.channel_mult must have at most {_MOST_LEVELS} levels, not {levels}")
         if self.image_size % self.unit:
-            levels = len(self.channel_mult)
             raise GlideError(f"model.image_size {self.image_size} must be divisible by {self.unit} for {levels} levels")
         per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
         for mult in self.channel_mult:
@@ -90,6 +94,12 @@ class ModelConfig(Options):
     def unit(self) -> int:
         """What height and width of an image must be multiples of, because every level but the first halves them."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """How many there are of a kind, by the name that their parameters share."""
+        upward = {"unet/up": (self.num_res_blocks + 1) * len(self.channel_mult)}
+        return upward | ({"text/blocks": self.xf_layers} if self.xf_width else {})
 
     @property
     def in_channels(self) -> int:

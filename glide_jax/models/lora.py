@@ -30,6 +30,7 @@ from glide_jax.options import Options, option
 GROUP = "lora"
 # Where the layers of a network compute in its compute type, not in float32.
 _IN_COMPUTE_TYPE = {("unet", "down"), ("unet", "middle"), ("unet", "up"), ("text", "blocks")}
+_LONGEST_TARGET = 200  # characters
 _Path = tuple[str, ...]
 
 
@@ -69,6 +70,11 @@ class LoraConfig(Options):
             GlideError: a target that no layer has, or a rank that no kernel of them has.
         """
         kernels = {path[:-1]: leaf.shape for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
+        # They may be a stranger's, and each is compared with each layer.
+        if len(self.targets) > len(kernels) or any(len(target) > _LONGEST_TARGET for target in self.targets):
+            raise GlideError(
+                f"train.lora.targets: give at most {len(kernels)}, one a layer, of at most {_LONGEST_TARGET} characters"
+            )
         chosen: dict[_Path, tuple[int, ...]] = {}
         for target in self.targets:
             found = {path: shape for path, shape in kernels.items() if fnmatchcase("/".join(path), target)}

@@ -48,6 +48,11 @@ class ClipTextConfig:
     def __post_init__(self) -> None:
         _require_positive(self)
 
+    @property
+    def blocks(self) -> dict[str, int]:
+        """As of a `ModelConfig`."""
+        return {"text/blocks": self.n_xf_blocks_text}
+
 
 @dataclass(frozen=True, slots=True)
 class ClipImageConfig:
@@ -73,6 +78,11 @@ class ClipImageConfig:
         _require_positive(self)
         if self.image_size % self.patch_size:
             raise GlideError(f"clip.image_size {self.image_size} must be divisible by patch_size {self.patch_size}")
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """As of a `ModelConfig`."""
+        return {"image/blocks": self.n_xf_blocks_image}
 
 
 def _require_positive(config: ClipTextConfig | ClipImageConfig) -> None:

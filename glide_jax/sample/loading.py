@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import jax
 
 from glide_jax import hub
-from glide_jax.checkpoint import lasting, load_weights, read_record, resolve, save_weights
+from glide_jax.checkpoint import lasting, load_weights, read_record, require_blocks, resolve, save_weights
 from glide_jax.compute import check_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
@@ -37,8 +37,10 @@ class LoadedClip:
     @classmethod
     def without_weights(cls, text: str | Path, image: str | Path) -> Self:
         """What `from_checkpoints` loads, with nothing in `params`: see `LoadedModel.without_weights`."""
-        configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
-        return cls(_noised_clip(*configs), {})
+        of_text, of_image = _config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image")
+        require_blocks(text, of_text.blocks)
+        require_blocks(image, of_image.blocks)
+        return cls(_noised_clip(of_text, of_image), {})
 
     @classmethod
     def from_checkpoints(cls, text: str | Path, image: str | Path) -> Self:
@@ -75,9 +77,9 @@ class LoadedModel:
             GlideError: no checkpoint there, or one of another kind; that adapters are of other weights goes unnoticed.
         """
         check_device(dtype, "dtype")
-        model = _glide(checkpoint_config(path), dtype)
-        diffusion = _config(DiffusionConfig, path, "diffusion")
-        _ = base_of(path)  # raises where it is gone
+        config, diffusion = checkpoint_config(path), _config(DiffusionConfig, path, "diffusion")
+        require_blocks(base_of(path) or path, config.blocks)
+        model = _glide(config, dtype)
         for each in lora:
             check_adapters(each)
         return cls(Stage(model, diffusion, None if clip is None else clip.model, make_mesh(ParallelConfig())), {})

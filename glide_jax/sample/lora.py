@@ -9,11 +9,14 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from glide_jax import hub
-from glide_jax.checkpoint import load_weights, read_record
+from glide_jax.checkpoint import load_weights, read_record, require_blocks
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint, with_adapters
 from glide_jax.options import build
+
+# Blocks of a kind without adapters; the published models have 18.
+_MOST_UNSEEN = 32
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Adapters:
             config, model = build(LoraConfig, options, "lora."), build(ModelConfig, record["model"], "model.")
             if not config.rank:
                 raise GlideError("lora.rank must be at least 1")
+            require_blocks(path, model.blocks, unseen=_MOST_UNSEEN)
             abstract = Glide(model, lora=config).abstract_params()[GROUP]
         except GlideError as error:
             raise GlideError(f"{path} has adapters that cannot be used: {error}") from error

@@ -18,7 +18,7 @@ from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
-from glide_jax.sample.pretrained import Pretrained, check_settings, with_recorded, write_index
+from glide_jax.sample.pretrained import Pretrained, check_settings, new_folder, with_recorded, write_index
 from glide_jax.sample.prompts import Prompt
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
@@ -134,6 +134,8 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Writes models, adapters merged into them, and settings as one folder; the noised CLIP is left out.
 
+        With models as safetensors files, which PyTorch reads too, `python -m convert bundle --safetensors` does.
+
         Args:
             folder: a new one.
             dtype: of the stored weights; bfloat16 halves them, rounded to the nearest.
@@ -143,14 +145,12 @@ class Pipeline:
         """
         folder = Path(folder).expanduser()
         check_settings(self.settings)
-        if folder.exists():
-            raise GlideError(f"{folder} exists already; choose another folder or remove it")
         parts = {"base": self.base, "upsampler": self.upsampler}
         models = {part: model for part, model in parts.items() if model is not None}
-        for part, model in models.items():
-            model.save(folder / part, dtype)
-        # The index last, so that a folder with one is whole.
-        write_index(folder, {part: part for part in models}, self.settings)
+        with new_folder(folder):
+            for part, model in models.items():
+                model.save(folder / part, dtype)
+            write_index(folder, {part: part for part in models}, self.settings)
 
     def __call__(
         self,

@@ -11,7 +11,9 @@ hf://USER/NAME or hf://USER/NAME@REVISION, of which the models that are used are
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +105,22 @@ def write_index(folder: Path, parts: Mapping[str, str], settings: Mapping[str, A
         partial.write_text(json.dumps(index, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """For the block that writes a folder, its index last; of one that fails nothing is left.
+
+    Raises:
+        GlideError: something is there already.
+    """
+    if folder.exists():
+        raise GlideError(f"{folder} exists already; choose another folder or remove it")
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
     """The checkpoint that is meant by the name of one, or of a whole pipeline; and the pipeline that it belongs to.
 
@@ -120,7 +138,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
         except GlideError:
             if not repository.inside:
                 raise
-            return str(name), None  # a repository may be of one model
+            return str(hub.pinned(repository)), None  # a repository may be of one model
         found = getattr(whole, part)
         if not repository.inside:
             return _present(found, name, part), whole
@@ -193,10 +211,22 @@ def with_recorded(
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`."""
+    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`.
+
+    Names on the Hub, those of adapters too, get the commits that they are of.
+    """
     args = parse.parse_args(argv)
+    args.lora = args.lora and [_pinned_adapters(text) for text in args.lora]
     args.checkpoint, args.upsampler, args.settings = choose(args.checkpoint, args.upsampler, args.lora or ())
     return args
+
+
+def _pinned_adapters(text: str) -> str:
+    """PATH or PATH:SCALE, where the path is on the Hub with its commit."""
+    if not hub.is_name(text):
+        return text
+    path = sample.split_scale(text)[0]
+    return f"{hub.pinned(hub.parse(path))}{text.removeprefix(path)}"
 
 
 def _present(found: str | None, name: str | Path, part: str) -> str:

@@ -221,10 +221,16 @@ class SkipWatch:
         self.count = count
         if not self._in_a_row:
             return
-        # Not finite numbers are no JSON.
-        line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "index": batch.arrays["index"].tolist()}
+        line = {
+            "step": step,
+            "loss": str(loss),  # not finite numbers are no JSON
+            "grad_norm": str(grad_norm),
+            "size": str(batch.size),
+            "index": batch.arrays["index"].tolist(),
+            "captions": batch.captions,
+        }
         with writing(self._path), self._path.open("ab", buffering=0) as file:
-            append_json(file, line | {"captions": batch.captions})
+            append_json(file, line)
         if self._in_a_row > self._limit:
             raise TooManySkipped(
                 f"{self._in_a_row} steps in a row were skipped (last: loss {loss:g}, gradient norm {grad_norm:g});"

@@ -105,6 +105,21 @@ def test_damaged_json_without_hashes_is_no_traceback(run, name):
         assert not isinstance(result, str) or "\n" not in result
 
 
+@pytest.mark.parametrize("name", ["/proc/kmsg", "../1/record/data.json"])
+def test_only_files_of_the_step_are_read(run, name):
+    (run / "checkpoints" / "2" / HASHES).write_text(f'{{"{name}": [0, 0], "record/data.json": [0, 0]}}')
+    with pytest.raises(GlideError, match=f"{HASHES} lists '{name}', which is no file of it; use another step"):
+        load_weights(run, abstract(PARAMS))
+
+
+def test_arrays_far_larger_than_their_files_are_not_made(tmp_path):
+    """What a file does not hold is zeros: of a stranger's, as many as he likes."""
+    zeros = {"table": jnp.zeros((1000, 1000))}
+    save_weights(tmp_path / "zeros", zeros, {}, compress=True)
+    with pytest.raises(GlideError, match=r"zeros is damaged: arrays/data.json tells of 1000000 numbers, .* \d+ bytes;"):
+        load_weights(tmp_path / "zeros", abstract(zeros))
+
+
 def test_a_step_without_hashes_is_one_of_before_and_loads(run):
     (run / "checkpoints" / "2" / HASHES).unlink()
     params, record = loaded(run)

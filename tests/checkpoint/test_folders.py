@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import pytest
 import tensorstore
 
-from glide_jax.checkpoint import CheckpointStore, complete_steps, load_weights, read_record, resolve, save_weights
+from glide_jax.checkpoint import (
+    CheckpointStore,
+    complete_steps,
+    load_weights,
+    read_record,
+    require_blocks,
+    resolve,
+    save_weights,
+)
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits, tiny_state
 
@@ -79,6 +87,16 @@ def test_plain_weights_are_the_same_format(tmp_path):
     assert read_record(path) == record
 
 
+def test_blocks_that_a_record_claims_must_be_there(tmp_path):
+    blocks = {str(number): {"kernel": jnp.zeros(2)} for number in (0, 1, 11)}
+    save_weights(tmp_path / "base", {"unet": {"up": blocks, "upward": {"12": jnp.zeros(2)}}}, {})
+    require_blocks(tmp_path / "base", {"unet/up": 3})
+    require_blocks(tmp_path / "base", {"unet/up": 5, "text/blocks": 4}, unseen=5)
+    for claimed, unseen in ((4, 0), (6, 5)):
+        with pytest.raises(GlideError, match=rf"of unet/up it has 3, not {claimed}$"):
+            require_blocks(tmp_path / "base", {"unet/up": claimed}, unseen=unseen)
+
+
 def test_weights_come_in_the_dtype_and_on_the_device_asked_for(tmp_path):
     save_weights(tmp_path / "base", {"kernel": jnp.float32([1.0, 3.14159265])}, {})
     wanted = {"kernel": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}
@@ -114,6 +132,11 @@ def test_another_size_is_refused_without_its_optimizer(run):
 @pytest.mark.parametrize(
     ("path", "step", "message"),
     [
+        (
+            "model.pt",
+            None,
+            r"model\.pt is a file, and of files only those named \.safetensors are checkpoints: .* to-flax$",
+        ),
         ("nowhere", None, "^no checkpoint at .*nowhere: no such folder$"),
         (".", 7, r"^no checkpoint of step 7 in .*checkpoints; there are 1, 2$"),
         ("checkpoints/2", 1, r"^.*checkpoints/2 is one checkpoint already; leave out step 1"),
@@ -122,5 +145,6 @@ def test_another_size_is_refused_without_its_optimizer(run):
 )
 def test_a_missing_checkpoint_is_one_line(run, path, step, message):
     (run / "empty").mkdir()
+    (run / "model.pt").write_bytes(b"PK")
     with pytest.raises(GlideError, match=message):
         read_record(run / path, step)

@@ -144,7 +144,7 @@ def test_the_record_tells_the_model_and_where_it_came_from(tmp_path, source):
     assert set(record) == {"model", "diffusion", "source"}
     assert record["diffusion"] == COSINE
     assert record["model"] == model.record["model"] | {"channel_mult": [1, 2], "attention_resolutions": [8]}
-    assert recorded_architecture(record, "").record == model.record
+    assert recorded_architecture(record, tmp_path / "flax").record == model.record
     assert record["source"]["name"] == "model.pt"
     assert record["source"]["sha256"] == source.sha256
     assert record["source"]["keys"] == list(model.torch_shapes)

@@ -16,12 +16,11 @@ from convert.download import open_source
 from convert.state_dict import read_state_dict
 from convert.to_flax import to_flax
 from convert.to_torch import to_torch, write_model
-from glide_jax import hub
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, checkpoint_config, checkpoint_step
-from glide_jax.sample.pretrained import INDEX, Pretrained, located
+from glide_jax.sample.pretrained import INDEX
 from tests.convert.state_dicts import ALL_KINDS, COSINE, architecture, state_dict
 from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
 
@@ -58,7 +57,7 @@ def test_every_program_takes_one_as_a_checkpoint(tmp_path):
     assert read_record(tmp_path / "flax")["model"] == read_record(file)["model"]
 
 
-def test_a_pipeline_of_files_holds_the_same_models(tmp_path, monkeypatch):
+def test_a_pipeline_of_files_holds_the_same_models(tmp_path):
     models = {"checkpoint": save_model(tmp_path / "b"), "upsampler": save_model(tmp_path / "u", UPSAMPLER)}
     given = [word for name, path in models.items() for word in (f"--{name}", path)]
     main(["bundle", *given, "--output", str(tmp_path / "files"), "--safetensors", "--num_steps", "2"])
@@ -71,8 +70,6 @@ def test_a_pipeline_of_files_holds_the_same_models(tmp_path, monkeypatch):
         theirs = random_model(getattr(ours, part).stage.model.config).params
         assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), *map(jax.device_get, (
             getattr(ours, part).params, theirs))))  # fmt: skip
-    monkeypatch.setattr(hub, "fetch_file", lambda name, file: (tmp_path / "files" / file, "0"))
-    assert read_record("hf://someone/tiny@0/base.safetensors")["model"]["image_size"] == BASE.image_size
 
 
 def test_a_file_that_is_a_link_keeps_its_name(tmp_path):
@@ -89,14 +86,6 @@ def test_a_file_that_is_a_link_keeps_its_name(tmp_path):
 def written_plainly(folder):
     (folder / "plain").write_bytes(b"")
     return folder / "plain"
-
-
-def test_a_repository_may_be_of_one_model_without_an_index(monkeypatch):
-    monkeypatch.setattr(Pretrained, "open", lambda name: (_ for _ in ()).throw(GlideError(f"{name} has no index")))
-    name = "hf://someone/tiny@0/base.safetensors"
-    assert located(name, "base") == (name, None)
-    with pytest.raises(GlideError, match="has no index"):
-        located("hf://someone/tiny", "base")
 
 
 def test_a_file_of_pytorchs_alone_is_to_be_converted(tmp_path):

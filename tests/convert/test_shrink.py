@@ -51,10 +51,19 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line(checkpoint, tmp_path):
     to = ["--output", str(tmp_path / "small")]
     with pytest.raises(GlideError, match=r"cannot read the captions in missing\.txt"):
         main(["shrink", checkpoint, *to, "--captions", "missing.txt"])
+    (tmp_path / "captions.txt").write_text("a cat")
     with pytest.raises(GlideError, match="no GLIDE model with text"):
-        main(["shrink", save_clip(tmp_path)[0], *to, "--captions", "missing.txt"])
+        main(["shrink", save_clip(tmp_path)[0], *to, "--captions", str(tmp_path / "captions.txt")])
     with pytest.raises(GlideError, match="exists already"):
         main(["shrink", checkpoint, "--output", checkpoint])
+
+
+def test_what_is_to_be_written_and_read_is_seen_to_before_a_model_is_loaded(tmp_path):
+    for command in ("shrink", "merge"):
+        with pytest.raises(GlideError, match=f"{tmp_path} exists already; choose another --output or remove it"):
+            main([command, "nowhere", "--output", str(tmp_path)])
+    with pytest.raises(GlideError, match=r"cannot read the captions in missing\.txt"):
+        main(["shrink", "nowhere", "--output", str(tmp_path / "new"), "--captions", "missing.txt"])
 
 
 @pytest.mark.parametrize(

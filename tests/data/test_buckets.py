@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from glide_jax.data.buckets import Buckets, measured, nearest
-from glide_jax.data.config import DataConfig
+from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.loader import fixed_examples, open_data, open_indexed
 from glide_jax.data.shards import captions
 from glide_jax.data.source import BadSample
+from glide_jax.data.sources.folder import Folder
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage
@@ -242,6 +243,35 @@ def test_sizes_are_read_once_from_headers(source, write_shard, encode, tmp_path,
     file = folder / "1.jpg" if source == "folder" else path
     file.write_bytes(file.read_bytes() + bytes(1024))
     assert sizes(open_indexed(config)) == (expected, {"corrupt image": 1})
+
+
+def test_folders_given_again_are_read_once(encode, tmp_path, monkeypatch):
+    """As prior preservation repeats them."""
+    for name, count in (("mine", 3), ("prior", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"a_{i}.png").write_bytes(encode(coloured(i, 8 + i, 12)) if i else b"damaged")
+    asked = Counter()
+
+    def counting(name):
+        call = getattr(Folder, name)
+
+        def counted(source, index):
+            asked[name, source._pairs[index][0]] += 1
+            return call(source, index)
+
+        monkeypatch.setattr(Folder, name, counted)
+
+    counting("image_size")
+    counting("_facts")
+    mine, prior = str(tmp_path / "mine"), str(tmp_path / "prior")
+    filters = FilterConfig(min_caption_length=1)
+    config = DataConfig(source="folder", caption_key="filename", path=(mine, mine, prior, mine), filters=filters)
+    sizes, left_out = measured(open_indexed(config))
+    assert [height for height, _ in sizes] == [0, 9, 10, 0, 9, 10, 0, 9, 10, 11, 12, 0, 9, 10]
+    assert left_out == {"corrupt image": 4}
+    assert len(asked) == 2 * (3 + 5)
+    assert set(asked.values()) == {1}
 
 
 def test_an_image_that_cannot_be_read_now_is_measured_another_time(tmp_path, encode, cache_folder, monkeypatch):

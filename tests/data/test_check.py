@@ -50,6 +50,21 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert shown.err == f"error: shard {tmp_path}/none.tar does not exist; correct the data path\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--image_size", 10**7], "images of 10000000x10000000 are too large: at most 4096 pixels a side"),
+        (["--buckets", "64x64", "64x8192"], "images of 64x8192 are too large: at most 4096 pixels a side"),
+        (["--text_ctx", 0], "text_ctx must be at least 1, not 0"),
+        (["--sheet", "FOLDER"], "--sheet FOLDER is a folder: give a file, as FOLDER/sheet.png"),
+    ],
+)
+def test_the_command_complains_of_its_options_before_it_reads(given, message, tmp_path, capsys):
+    given = [str(each).replace("FOLDER", str(tmp_path)) for each in given]
+    assert check_in_process(tmp_path / "none.tar", *given) == 2
+    assert capsys.readouterr().err == f"error: {message.replace('FOLDER', str(tmp_path))}\n"
+
+
 def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path, capsys):
     path = write_shard("a.tar", [numbered(i) | {"txt": word} for i, word in enumerate(["red", "blue", "a red cat"])])
     filters = ["--filters.skip_words", "blue", "green", "--filters.min_caption_length", "4"]

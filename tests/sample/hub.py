@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on this machine: one public repository out of a folder."""
+"""A stand-in for the Hugging Face Hub on this machine: public repositories out of a folder."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ COMMIT = "1" * 40
 
 
 @contextmanager
-def served(folder: Path, repository: str) -> Iterator[tuple[str, list[str]]]:
-    """Serves `folder` as `repository`; gives the address, and the paths of the files that are fetched."""
+def served(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serves each folder USER/NAME of `root`; gives the address, and the paths in it of the files that are fetched."""
     fetched: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -25,13 +25,15 @@ def served(folder: Path, repository: str) -> Iterator[tuple[str, list[str]]]:
 
         def answer(self, *, with_body):
             path = self.path.split("?")[0].strip("/")
-            if path.startswith(f"api/models/{repository}/"):
-                self.list_files(path.removeprefix(f"api/models/{repository}/").split("/"))
-                return
-            if not path.startswith(f"{repository}/resolve/"):
+            user, name, *rest = path.removeprefix("api/models/").split("/")
+            folder = root / user / name
+            if not folder.is_dir():
                 self.refuse("RepoNotFound")
                 return
-            revision, _, name = path.removeprefix(f"{repository}/resolve/").partition("/")
+            if path.startswith("api/models/"):
+                self.list_files(folder, rest)
+                return
+            revision, name = rest[1], "/".join(rest[2:])
             if revision not in ("main", COMMIT):
                 self.refuse("RevisionNotFound")
             elif not (folder / name).is_file():
@@ -39,10 +41,10 @@ def served(folder: Path, repository: str) -> Iterator[tuple[str, list[str]]]:
             else:
                 data = (folder / name).read_bytes()
                 if with_body:
-                    fetched.append(name)
+                    fetched.append((folder / name).relative_to(root).as_posix())
                 self.send(200, data if with_body else b"", size=len(data), ETag=f'"{hashlib.sha1(data).hexdigest()}"')
 
-        def list_files(self, what):
+        def list_files(self, folder, what):
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             if what[1] not in ("main", COMMIT):
                 self.refuse("RevisionNotFound")
@@ -55,7 +57,7 @@ def served(folder: Path, repository: str) -> Iterator[tuple[str, list[str]]]:
                 self.send_json(listed)
             else:
                 siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in files]
-                self.send_json({"id": repository, "sha": COMMIT, "siblings": siblings})
+                self.send_json({"id": folder.relative_to(root).as_posix(), "sha": COMMIT, "siblings": siblings})
 
         def send_json(self, content):
             self.send(200, json.dumps(content).encode(), kind="application/json")

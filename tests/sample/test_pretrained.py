@@ -6,16 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from convert.architecture import glide_architecture
 from convert.cli import main as convert
+from convert.to_torch import convert_params
 from glide_jax import sample
 from glide_jax.checkpoint import save_weights
+from glide_jax.checkpoint.torch_file import HEADER
 from glide_jax.errors import GlideError
 from glide_jax.sample import (
+    LoadedClip,
+    LoadedModel,
     Pipeline,
     Pretrained,
     SampleOptions,
@@ -25,7 +33,7 @@ from glide_jax.sample import (
     upsampling,
 )
 from glide_jax.sample.options import upsampler_named
-from glide_jax.sample.pretrained import INDEX, with_recorded, write_index
+from glide_jax.sample.pretrained import INDEX, new_folder, with_recorded, write_index
 from glide_jax.train.config import DistillConfig
 from glide_jax.train.distill import student_settings
 from tests.programs import ROOT
@@ -129,6 +137,24 @@ def test_a_record_that_says_something_else_is_one_line(sampling, tmp_path):
         choose(str(tmp_path / "bad"), None)
 
 
+def test_no_more_is_laid_out_than_is_there(tmp_path):
+    """A million blocks would take hours."""
+    weights = {tower: {"blocks": {"0": {"w": np.zeros(1, np.float32)}}} for tower in ("text", "image")}
+    much = {"num_res_blocks": 10**6}, {"n_xf_blocks_text": 10**6}, {"n_xf_blocks_image": 10**6}
+    record = dict(zip(("model", "clip_text", "clip_image"), much, strict=True)) | {"diffusion": {}}
+    save_weights(tmp_path / "much", weights, record)
+    small, path = str(tmp_path / "small"), str(tmp_path / "much")
+    save_weights(tmp_path / "small", weights, {"clip_text": {"n_xf_blocks_text": 1}})
+    for load in (
+        lambda: Pipeline.from_checkpoints(path),
+        lambda: LoadedClip.from_checkpoints(path, path),
+        lambda: LoadedClip.from_checkpoints(small, path),
+        lambda: convert(["merge", path, "--output", str(tmp_path / "merged")]),
+    ):
+        with pytest.raises(GlideError, match=r"much is not as its record says: of .* it has ., not "):
+            load()
+
+
 def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
     command = ["bundle", "--checkpoint", folder / "base", "--dtype", "bfloat16", "--sampler", "dpm++"]
     convert([*map(str, command), "--output", str(tmp_path / "half")])
@@ -137,6 +163,25 @@ def test_bfloat16_takes_half_the_room(folder, tmp_path, capsys):
     assert (half.upsampler, half.settings) == (None, {"sampler": "dpmpp_2m", "num_steps": 4})
     size = lambda path: sum(file.stat().st_size for file in Path(path).glob("state/d/*"))  # noqa: E731
     assert size(half.base) < 0.7 * size(folder / "base")
+
+
+def test_steps_that_a_model_does_not_have_are_not_handed_on(folder, tmp_path):
+    with pytest.raises(GlideError, match="1000"):
+        convert(
+            ["bundle", "--checkpoint", str(folder / "base"), "--num_steps", "1001", "--output", str(tmp_path / "b")]
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_of_a_folder_that_could_not_be_written_nothing_is_left(tmp_path):
+    def write():
+        with new_folder(tmp_path / "pipeline"):
+            (tmp_path / "pipeline" / "base").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not (tmp_path / "pipeline").exists()
 
 
 def test_models_bring_the_settings_of_their_pipeline(folder, tmp_path):
@@ -196,37 +241,62 @@ def test_an_index_that_cannot_be_used_is_one_line(index, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def fetched(folder, tmp_path_factory):
-    """What comes of names, in a process that takes a stand-in for the Hub, where someone/tiny is; all it fetched."""
+    """What comes of names, in a process that takes a stand-in for the Hub; all it fetched.
+
+    someone/tiny has a pipeline there, someone/models models without an index.
+    """
     pytest.importorskip("huggingface_hub")
-    other = tmp_path_factory.mktemp("hub")
-    shutil.copytree(folder, other / "repository")
-    (other / "repository" / "base").rename(other / "repository" / "mine")
-    (other / "repository" / "training.log").write_text("long")
-    index = other / "repository" / INDEX
+    root, cache = (tmp_path_factory.mktemp(name) for name in ("hub", "cache"))
+    tiny, models = root / "someone" / "tiny", root / "someone" / "models"
+    shutil.copytree(folder, tiny)
+    (tiny / "base").rename(tiny / "mine")
+    (tiny / "training.log").write_text("long")
+    index = tiny / INDEX
     index.write_text(index.read_text().replace('"base": "base"', '"base": "mine"'))
-    names = ["someone/tiny", f"someone/tiny@{COMMIT}/mine", "someone/else", "someone/tiny@v7", "tiny", "someone/../x"]
-    with served(other / "repository", "someone/tiny") as (address, files):
-        found = opened(names, HF_ENDPOINT=address, HF_HUB_CACHE=str(other / "cache"))
-        index.unlink()
-        none = opened(names[:1], HF_ENDPOINT=address, HF_HUB_CACHE=str(other / "empty"))
-        found["another library"] = none[names[0]]
-    offline = opened(names[:3], HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(other / "cache"))
+    shutil.copytree(folder / "base", models / "all" / "base")
+    shutil.copy(write_file(random_model(), models.parent / "base.safetensors"), models)
+    names = ["someone/tiny", *ALONE, "someone/else", f"someone/tiny@{COMMIT}/mine", "someone/tiny@v7", "tiny",
+             "someone/../x", "someone/models", "someone/models/none.safetensors"]  # fmt: skip
+    with served(root) as (address, files):
+        found = opened(names, HF_ENDPOINT=address, HF_HUB_CACHE=str(cache))
+    offline = opened(names[:4], HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache))
     return found | {f"offline {name}": told for name, told in offline.items()}, files
 
 
+ALONE = ["someone/models/base.safetensors", "someone/models/all/base"]
+
+
+def write_file(model, path):
+    """The model as one safetensors file, as `python -m convert to-torch` writes it, which needs torch."""
+    config, diffusion = model.stage.model.config, asdict(model.stage.diffusion)
+    architecture = glide_architecture(config, diffusion)
+    names = {entry.torch: "/".join(entry.path) for entry in architecture.keymap}
+    header = json.dumps({"record": {"model": asdict(config), "diffusion": diffusion}, "names": names})
+    save_file(convert_params(dict(model.params), architecture), path, {HEADER: header})
+    return path
+
+
 def opened(names, **environment):
-    """The base model that each name means and its folder, or the error; in a process of its own environment."""
+    """The base model that each name means and where it is, or the error; in a process of its own environment."""
     program = """
-import json, sys
+import argparse, json, sys
 from glide_jax.checkpoint import resolve
 from glide_jax.errors import GlideError
-from glide_jax.sample.pretrained import choose
+from glide_jax.sample.pretrained import choose, parse_with_settings
 
+command = argparse.ArgumentParser()
+for flag in ("--checkpoint", "--upsampler"):
+    command.add_argument(flag)
+command.add_argument("--lora", action="append")
 found = {}
 for name in sys.argv[1:]:
+    name_on_the_hub = "hf://" + name
     try:
-        chosen = choose("hf://" + name, None)
-        found[name] = [*chosen, str(resolve(chosen.base))]
+        args = parse_with_settings(command, ["--checkpoint", name_on_the_hub])
+        found[name] = [args.checkpoint, args.upsampler, args.settings, str(resolve(args.checkpoint))]
+        if name.endswith(".safetensors"):
+            given = ["--checkpoint", "elsewhere", "--lora", name_on_the_hub, "--lora", name_on_the_hub + ":0.5"]
+            found[name].append(parse_with_settings(command, given).lora)
     except GlideError as error:
         found[name] = f"error: {error}"
 print(json.dumps(found))
@@ -246,11 +316,24 @@ def test_a_repository_of_the_hub_is_fetched_once_and_in_part(fetched, pipeline):
     assert found["offline someone/tiny"] == found["someone/tiny"]
     of_base = {name: value for name, value in SETTINGS.items() if not name.startswith("upsampler")}
     assert found[f"someone/tiny@{COMMIT}/mine"] == [base, None, of_base, step]
-    assert files.count(INDEX) == 1
-    assert {name.split("/")[0] for name in files} == {INDEX, "mine"}
+    assert files.count(f"someone/tiny/{INDEX}") == 1
+    assert {name.split("/")[2] for name in files if "/tiny/" in name} == {INDEX, "mine"}
     loaded = Pipeline.from_checkpoints(step)
     drawn = loaded("a cat", seed=3, sampler="ddpm", num_steps=4).images
     np.testing.assert_array_equal(drawn, pipeline("a cat", seed=3).small)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_model_alone_on_the_hub_is_named_with_its_commit(name, fetched, pipeline):
+    found, files = fetched
+    base, upsampler, settings, step, *lora = found[name]
+    assert base == "hf://" + name.replace("models", f"models@{COMMIT}")
+    assert (upsampler, settings) == (None, {})
+    assert found[f"offline {name}"] == found[name]
+    assert lora == ([[base, f"{base}:0.5"]] if name.endswith(".safetensors") else [])
+    assert files.count("someone/models/base.safetensors") == 1
+    theirs, ours = LoadedModel.from_checkpoint(step).params, pipeline.base.params
+    assert jax.tree.all(jax.tree.map(np.array_equal, theirs, ours))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +343,8 @@ def test_a_repository_of_the_hub_is_fetched_once_and_in_part(fetched, pipeline):
         ("someone/tiny@v7", "cannot get hf://someone/tiny@v7: the repository has no such revision"),
         ("tiny", "hf://tiny is no repository: it must be hf://USER/NAME"),
         ("someone/../x", "hf://someone/../x is no repository: it must be hf://USER/NAME"),
-        ("another library", f"it has no {INDEX}, so it is of another library"),
+        ("someone/models", f"it has no {INDEX}, so it is of another library"),
+        ("someone/models/none.safetensors", "it has no none.safetensors"),
         ("offline someone/else", "the Hub cannot be reached, and it was not downloaded before"),
     ],
 )

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from glide_jax.data.examples import Batch
+from glide_jax.data.examples import Batch, Shapes, empty_batch
 from glide_jax.errors import GlideError
 from glide_jax.train.config import RunConfig, TrainConfig
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped, append_json
@@ -144,7 +144,8 @@ def test_whatever_a_disk_fails_with_is_named(tmp_path, number):
 
 def test_skipped_examples_are_written_down_and_too_many_in_a_row_stop(tmp_path):
     watch = SkipWatch(tmp_path, limit=2, count=5)
-    batch = Batch({"index": np.array([8, 9], np.int32)}, ["a cat", "a dog"])
+    arrays = {"index": np.array([8, 9], np.int32), "image": np.zeros((2, 4, 6, 3), np.uint8)}
+    batch = Batch(arrays, ["a cat", "a dog"])
     for step, count in enumerate((5, 6, 6, 7, 8), start=1):
         watch.see(step, count, float("nan"), float("inf"), batch)
     with pytest.raises(TooManySkipped, match=r"^3 steps in a row were skipped .*skipped\.jsonl"):
@@ -153,6 +154,7 @@ def test_skipped_examples_are_written_down_and_too_many_in_a_row_stop(tmp_path):
     assert [line["step"] for line in written] == [2, 4, 5, 6]
     assert written[0]["index"] == [8, 9]
     assert written[0]["captions"] == ["a cat", "a dog"]
+    assert written[0]["size"] == "4x6"
     assert (written[0]["loss"], written[0]["grad_norm"]) == ("nan", "inf")
 
 
@@ -161,5 +163,5 @@ def test_a_full_disk_is_one_line_and_another_error_than_too_many(tmp_path):
     (tmp_path / "skipped.jsonl").symlink_to("/dev/full")
     watch = SkipWatch(tmp_path, limit=0, count=0)
     with pytest.raises(GlideError, match=r"^cannot write to .*skipped\.jsonl: No space left on device$") as refusal:
-        watch.see(1, 1, float("nan"), 1.0, Batch({"index": np.array([8], np.int32)}, ["a cat"]))
+        watch.see(1, 1, float("nan"), 1.0, empty_batch(Shapes(4, None, 8), 1))
     assert not isinstance(refusal.value, TooManySkipped)  # which all processes of a run find at once, and save

@@ -24,6 +24,7 @@ from glide_jax.errors import GlideError
 from glide_jax.files import cache_folder, written
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
+COMPRESSED = "compressed shard"
 _VERSION = 4  # of the cache; raise it when the meaning of rows or counts changes
 
 # Positions and sizes in bytes, and which of the caption keys it was; packed, as there may be 10^9 of them.
@@ -63,6 +64,12 @@ class IndexFile:
         self._path = cache_folder() / kind / f"{name}.npz"
         self.stamp = tuple(stamp)
         self._stamp = np.array([_VERSION, *stamp], np.int64)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IndexFile) and (self._path, self.stamp) == (other._path, other.stamp)
+
+    def __hash__(self) -> int:
+        return hash(self._path)
 
     def load(self) -> Index | None:
         """The index, or None if there is none, it is damaged, or the data have changed since."""
@@ -132,7 +139,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     try:
         with shard.open("rb", buffering=0) as file:
             if file.read(2) == b"\x1f\x8b":
-                return Index(np.empty(0, ROW), {}, "compressed shard")
+                return Index(np.empty(0, ROW), {}, COMPRESSED)
             members, damage = scan_tar(shard)
             for key, sample in grouped(members).items():
                 try:

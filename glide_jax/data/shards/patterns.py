@@ -65,7 +65,7 @@ def _expand(pattern: str, folder: Path, remote: bool) -> Iterator[str]:
 
 def _expand_path(path: Path, remote: bool) -> Iterator[str]:
     if path.is_dir():
-        yield from _matches(path / "*.tar")
+        yield from _matches(path / "*.tar", f" (for folders below it {path}/**/*.tar, for images data.source=folder)")
     elif path.is_file() and path.suffix in _LIST_SUFFIXES:
         for pattern in _patterns_in(path):
             yield from _expand(pattern, path.parent, remote)
@@ -75,10 +75,10 @@ def _expand_path(path: Path, remote: bool) -> Iterator[str]:
         yield str(path)
 
 
-def _matches(pattern: Path) -> list[str]:
+def _matches(pattern: Path, otherwise: str = "") -> list[str]:
     found = [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute too
     if not found:
-        raise GlideError(f"no shard matches {pattern}; correct the data path")
+        raise GlideError(f"no shard matches {pattern}; correct the data path{otherwise}")
     # Of `**` through a link that leads back up, the shortest path to each.
     unique = {path.resolve(): path for path in sorted(found, key=lambda path: len(path.parts), reverse=True)}
     return [str(path) for path in sorted(unique.values())]

@@ -36,18 +36,19 @@ class Folder(Source):
         if not set(self._from) <= {"txt", "filename"}:
             raise GlideError(f"data.caption_key of a folder is 'txt' or 'filename', not {config.caption_key!r}")
         self.counts: Counter[str] = Counter()
-        self._pairs: list[tuple[Path, Path | None]] = []
-        roots = _folders(config.path)
-        for root in roots:
-            self._pairs += self._paired(root)
-        unlabelled = 0
+        self._roots = _folders(config.path)
+        # A folder given again, so that its images come more often, is not read again.
+        self._below = {root: self._paired(root) for root in self._roots}
+        self._pairs = [pair for pairs in self._below.values() for pair in pairs]
         if filters := Filters(config.filters):
             kept, counts, unlabelled = judge_all(filters, self._facts, len(self))
-            self._pairs = [self._pairs[number] for number in kept]
+            chosen = {self._pairs[number] for number in kept}
+            self._below = {root: [pair for pair in pairs if pair in chosen] for root, pairs in self._below.items()}
             self.counts += counts
+            report_unlabelled(unlabelled, len(kept))
+        self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
-            raise GlideError(f"no usable image below {roots[0]} ({listed(self.counts) or 'it holds none'})")
-        report_unlabelled(unlabelled, len(self))
+            raise GlideError(f"no usable image below {self._roots[0]} ({listed(self.counts) or 'it holds none'})")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -57,10 +58,9 @@ class Folder(Source):
         return Sample(_read(image), _captions(image, text))
 
     def parts(self) -> list[Part]:
-        """The images in runs of 10,000."""
-        images = [image for image, _ in self._pairs]
-        runs = (images[at : at + PART] for at in range(0, len(images), PART))
-        return [Part([*map(str, run)], [number for image in run for number in _stamp(image)], len(run)) for run in runs]
+        """The images of each folder in runs of 10,000."""
+        below = {root: _parts([image for image, _ in pairs]) for root, pairs in self._below.items()}
+        return [part for root in self._roots for part in below[root]]
 
     def image_size(self, index: int) -> tuple[int, int]:
         """As the file's header says."""
@@ -116,6 +116,11 @@ def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
             elif path.suffix.lower() == ".txt":
                 texts[key] = path
     return images, texts
+
+
+def _parts(images: Sequence[Path]) -> list[Part]:
+    runs = (images[at : at + PART] for at in range(0, len(images), PART))
+    return [Part([*map(str, run)], [number for image in run for number in _stamp(image)], len(run)) for run in runs]
 
 
 def _captions(image: Path, text: Path | None) -> tuple[str, ...]:

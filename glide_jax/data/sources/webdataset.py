@@ -13,7 +13,7 @@ from glide_jax import progress
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
 from glide_jax.data.shards.captions import Span, captions_in, read_spans
-from glide_jax.data.shards.index import Index, IndexFile, Selection, index_shard, stamp_of
+from glide_jax.data.shards.index import COMPRESSED, Index, IndexFile, Selection, index_shard, stamp_of
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
@@ -125,7 +125,9 @@ def _report_damaged(indexes: dict[Path, Index]) -> None:
     if not damaged:
         return
     if len(damaged) == len(indexes) and not any(len(index.rows) for index in indexes.values()):
-        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); copy them again")
+        compressed = all(index.damage == COMPRESSED for index in indexes.values())
+        remedy = "decompress them (gunzip), or set data.source=stream" if compressed else "copy them again"
+        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); {remedy}")
     more = [f"and {len(damaged) - _LISTED} more"] if len(damaged) > _LISTED else []
     header = f"{len(damaged)} of {len(indexes)} shards are damaged and left out from there on:"
     print(header, *damaged[:_LISTED], *more, sep="\n  ", file=sys.stderr)
