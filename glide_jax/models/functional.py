@@ -1,8 +1,8 @@
 """An NNX module as pure functions of a plain nested dict of arrays."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial, wraps
 from typing import Any, Generic, TypeVar, cast
 
 import jax
@@ -63,12 +63,13 @@ class Functional(Generic[Module]):
     """Splits a module once and merges it with given parameters at each call.
 
     Args:
-        build: makes the module, with initializers of `layers`; it is traced for its shapes alone.
+        build: makes the module of `options` and random numbers, with initializers of `layers`.
+        *options: what decides the module's structure.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], Module]) -> None:
-        self._build = build
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: build(cast(nnx.Rngs, Draws()))))
+    def __init__(self, build: Callable[..., Module], *options: Hashable) -> None:
+        self._build = partial(build, *options)
+        self._graphdef, self._abstract = _structure(build, *options)
         self._paths = [path for path, _ in nnx.to_flat_state(self._abstract)]
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -84,6 +85,12 @@ class Functional(Generic[Module]):
         leaves = flatten_dict(params)
         flat = [(path, nnx.Param(leaves[tuple(map(str, path))])) for path in self._paths]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
+
+
+@lru_cache(maxsize=64)
+def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and shapes of a module: to trace a published model for them takes seconds."""
+    return nnx.split(nnx.eval_shape(lambda: build(*options, cast(nnx.Rngs, Draws()))))
 
 
 def in_turn(

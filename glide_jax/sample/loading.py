@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -40,7 +40,7 @@ class LoadedClip:
             GlideError: no checkpoint there, or one of another kind.
         """
         configs = (_config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image"))
-        model = NoisedClip(*configs)
+        model = _noised_clip(*configs)
         abstract = _placed(model.abstract_params())
         params = {tower: load_weights(path, {tower: abstract[tower]})[tower] for tower, path in
                   (("text", text), ("image", image))}  # fmt: skip
@@ -74,14 +74,13 @@ class LoadedModel:
             GlideError: no checkpoint there, or one of another kind, or adapters of other weights.
         """
         check_device(dtype, "dtype")
-        model = Glide(checkpoint_config(path), dtype)
         diffusion = _config(DiffusionConfig, path, "diffusion")
+        stage = _stage(checkpoint_config(path), dtype, diffusion, None if clip is None else clip.model)
         base = base_of(path)
-        params = load_weights(path if base is None else base, _placed(model.abstract_params()))
+        params = load_weights(path if base is None else base, _placed(stage.model.abstract_params()))
         own = () if base is None else (path,)
         params = merged(params, [Adapters.load(each) for each in (*own, *lora)])
-        mesh = make_mesh(ParallelConfig())
-        return cls(Stage(model, diffusion, None if clip is None else clip.model, mesh), params)
+        return cls(stage, params)
 
     @cached_property
     def sha256(self) -> str:
@@ -155,6 +154,15 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
 def checkpoint_config(path: str | Path) -> ModelConfig:
     """What kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
     return _config(ModelConfig, path, "model")
+
+
+# Models that are built alike share their programs: a second one is neither traced nor compiled again.
+_noised_clip = lru_cache(maxsize=4)(NoisedClip)
+
+
+@lru_cache(maxsize=8)
+def _stage(model: ModelConfig, dtype: str, diffusion: DiffusionConfig, clip: NoisedClip | None) -> Stage:
+    return Stage(Glide(model, dtype), diffusion, clip, make_mesh(ParallelConfig()))
 
 
 def _config(kind: type[_T], path: str | Path, name: str) -> _T:

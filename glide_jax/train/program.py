@@ -59,8 +59,9 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat, train.lora)
         self.schedule = Schedule.from_config(config.diffusion)
-        plain = Glide(config.model, train.dtype)
-        teacher = Teacher(plain, self.schedule, train.distill) if train.distill.num_steps else None
+        teacher = None
+        if train.distill.num_steps:
+            teacher = Teacher(Glide(config.model, train.dtype), self.schedule, train.distill)
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.axes)
