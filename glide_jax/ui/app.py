@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = build(Limits, given(vars(args), Limits))
     accounts = {} if args.auth is None else {"accounts": read_accounts(args.auth)}
     server = build(Server, given(vars(args), Server) | accounts)
+    require_port(server)
     with _own_folder() as folder:
         _require_gradio()
         if args.clip_model not in (None, NOISED):
@@ -223,6 +225,19 @@ def _require_gradio() -> None:
         raise GlideError("app.py needs gradio: install the extra with `uv sync --extra app`") from error
 
 
+def require_port(server: Server) -> None:
+    """Raises `GlideError` if the port is in use; to be known before models are loaded, which may take minutes."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        socket.create_server((server.host, server.port), family=family).close()
+    except OSError as error:
+        raise _unavailable(server) from error
+
+
+def _unavailable(server: Server) -> GlideError:
+    return GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port")
+
+
 def serve(service: Service, server: Server, folder: Path) -> None:
     """Serves a page until Ctrl-C or SIGTERM; the oldest files in `folder` go when there is too much.
 
@@ -250,7 +265,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
             state_session_capacity=_SESSIONS,
         )  # fmt: skip
     except OSError as error:
-        raise GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port") from error
+        raise _unavailable(server) from error
     application.add_route(PATH, ImagesApi(service, server.accounts).answer, methods=["POST"])
     print(f"open {url} (Ctrl-C stops)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
