@@ -242,6 +242,9 @@ SAMPLE = (
           ("tests/sample/test_compare.py::test_the_first_option_runs_along_a_row",)),
 )
 TRAIN = (
+    Fault("events for TensorBoard bring torch along", "glide_jax/train/log.py",
+          "        with _torch_hidden():", "        with suppress():",
+          ("tests/train/test_log.py::test_torch_is_not_imported_for_the_events_and_can_be_later",)),
     Fault("a student does not learn guidance", "glide_jax/train/distill.py",
           "without + self._scale * (eps - without)", "eps",
           ("tests/train/test_distill.py::test_one_step_by_the_target_ends_where_the_teacher_does",)),
