@@ -53,8 +53,12 @@ def fresh(build: Callable[[nnx.Rngs], Module], key: PRNGKeyArray) -> Module:
     """The module that `build` makes, with initial weights by `key`."""
     counted = Draws()
     nnx.eval_shape(lambda: build(cast(nnx.Rngs, counted)))
+    return _drawn(build, counted.count, key)
+
+
+def _drawn(build: Callable[[nnx.Rngs], Module], count: int, key: PRNGKeyArray) -> Module:
     above = np.nextafter(np.float32(-1), np.float32(0))  # a normal number of -1 would be infinite
-    numbers = jax.random.uniform(key, (counted.count,), jnp.float32, above, 1.0)
+    numbers = jax.random.uniform(key, (count,), jnp.float32, above, 1.0)
     # Otherwise each weight's program would compute its part of the draw again.
     return build(cast(nnx.Rngs, Draws(jax.lax.optimization_barrier(numbers))))
 
@@ -69,12 +73,12 @@ class Functional(Generic[Module]):
 
     def __init__(self, build: Callable[..., Module], *options: Hashable) -> None:
         self._build = partial(build, *options)
-        self._graphdef, self._abstract = _structure(build, *options)
+        self._graphdef, self._abstract, self._numbers = _structure(build, *options)
         self._paths = [path for path, _ in nnx.to_flat_state(self._abstract)]
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters; jit it (with `out_shardings`) for a large model."""
-        return _nested(nnx.state(fresh(self._build, key)))
+        return _nested(nnx.state(_drawn(self._build, self._numbers, key)))
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, with nothing allocated."""
@@ -88,9 +92,10 @@ class Functional(Generic[Module]):
 
 
 @lru_cache(maxsize=64)
-def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and shapes of a module: to trace a published model for them takes seconds."""
-    return nnx.split(nnx.eval_shape(lambda: build(*options, cast(nnx.Rngs, Draws()))))
+def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nnx.GraphDef, nnx.State, int]:
+    """Structure and shapes of a module, and how many numbers its weights draw; a published model takes seconds."""
+    counted = Draws()
+    return *nnx.split(nnx.eval_shape(lambda: build(*options, cast(nnx.Rngs, counted)))), counted.count
 
 
 def in_turn(

@@ -65,7 +65,9 @@ class Program:
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.axes)
-        abstract = jax.eval_shape(self._make_state, self._key())
+        # With weights given: to draw them is no shorter to trace for shapes alone.
+        base = {name: group for name, group in self.model.abstract_params().items() if name != GROUP}
+        abstract = jax.eval_shape(self._make_state, self._key(), base)
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
         params = jax.eval_shape(self.packing.unpack, abstract["params"])
         self._gathered = state_shardings(params, mesh, min_bytes)
