@@ -74,9 +74,9 @@ def test_remat_saves_memory():
 def test_dropout_needs_a_key_and_drops_the_given_share():
     model, (_, params, evaluated) = Glide(replace(BASE, dropout=0.5)), base_model()
     keys = jax.random.split(jax.random.key(0), 2)
-    run = jax.jit(lambda k: forward(model, params, k))
-    assert not np.allclose(run(keys), evaluated)
-    np.testing.assert_array_equal(run(keys), run(keys))
+    run = jax.jit(partial(forward, model))
+    assert not np.allclose(run(params, keys), evaluated)
+    np.testing.assert_array_equal(run(params, keys), run(params, keys))
     (_, keep) = kept_by_dropout(keys, [(3, 5), (1000,)], 0.25)
     x = dropout(jnp.ones((2, 1000)), 0.25, keep)
     np.testing.assert_allclose(np.unique(x), [0.0, 1 / 0.75])
