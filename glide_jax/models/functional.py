@@ -1,8 +1,8 @@
 """An NNX module as pure functions of a plain nested dict of arrays."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial, wraps
 from typing import Any, Generic, TypeVar, cast
 
 import jax
@@ -53,8 +53,12 @@ def fresh(build: Callable[[nnx.Rngs], Module], key: PRNGKeyArray) -> Module:
     """The module that `build` makes, with initial weights by `key`."""
     counted = Draws()
     nnx.eval_shape(lambda: build(cast(nnx.Rngs, counted)))
+    return _drawn(build, counted.count, key)
+
+
+def _drawn(build: Callable[[nnx.Rngs], Module], count: int, key: PRNGKeyArray) -> Module:
     above = np.nextafter(np.float32(-1), np.float32(0))  # a normal number of -1 would be infinite
-    numbers = jax.random.uniform(key, (counted.count,), jnp.float32, above, 1.0)
+    numbers = jax.random.uniform(key, (count,), jnp.float32, above, 1.0)
     # Otherwise each weight's program would compute its part of the draw again.
     return build(cast(nnx.Rngs, Draws(jax.lax.optimization_barrier(numbers))))
 
@@ -63,17 +67,18 @@ class Functional(Generic[Module]):
     """Splits a module once and merges it with given parameters at each call.
 
     Args:
-        build: makes the module, with initializers of `layers`; it is traced for its shapes alone.
+        build: makes the module of `options` and random numbers, with initializers of `layers`.
+        *options: what decides the module's structure.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], Module]) -> None:
-        self._build = build
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: build(cast(nnx.Rngs, Draws()))))
+    def __init__(self, build: Callable[..., Module], *options: Hashable) -> None:
+        self._build = partial(build, *options)
+        self._graphdef, self._abstract, self._numbers = _structure(build, *options)
         self._paths = [path for path, _ in nnx.to_flat_state(self._abstract)]
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters; jit it (with `out_shardings`) for a large model."""
-        return _nested(nnx.state(fresh(self._build, key)))
+        return _nested(nnx.state(_drawn(self._build, self._numbers, key)))
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, with nothing allocated."""
@@ -84,6 +89,13 @@ class Functional(Generic[Module]):
         leaves = flatten_dict(params)
         flat = [(path, nnx.Param(leaves[tuple(map(str, path))])) for path in self._paths]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
+
+
+@lru_cache(maxsize=64)
+def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nnx.GraphDef, nnx.State, int]:
+    """Structure and shapes of a module, and how many numbers its weights draw; a published model takes seconds."""
+    counted = Draws()
+    return *nnx.split(nnx.eval_shape(lambda: build(*options, cast(nnx.Rngs, counted)))), counted.count
 
 
 def in_turn(

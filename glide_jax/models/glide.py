@@ -82,7 +82,7 @@ class Glide(Functional[_Net]):
         if remat not in ("none", "full", "dots"):
             raise GlideError(f"remat {remat!r} is unknown: use none, full or dots")
         self.config, self.lora = config, lora
-        super().__init__(lambda rngs: _Net(config, arrays, remat, rngs))
+        super().__init__(_Net, config, arrays, remat)
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters; jit it (with `out_shardings`) for a large model."""

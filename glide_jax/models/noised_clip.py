@@ -114,9 +114,9 @@ class NoisedClip:
         self.text, self.image = text, image
         self._towers: dict[str, Functional] = {}
         if text is not None:
-            self._towers["text"] = Functional(lambda rngs: _TextTower(text, arrays, rngs))
+            self._towers["text"] = Functional(_TextTower, text, arrays)
         if image is not None:
-            self._towers["image"] = Functional(lambda rngs: _ImageTower(image, arrays, rngs))
+            self._towers["image"] = Functional(_ImageTower, image, arrays)
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters with the reference's scales."""

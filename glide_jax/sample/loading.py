@@ -23,8 +23,6 @@ from glide_jax.sample.pretrained import check_settings
 from glide_jax.sample.stage import Stage
 
 _T = TypeVar("_T")
-# They are traced for their shapes, which takes as long as reading a small model: once, although outlined and loaded.
-_glide, _noised_clip = lru_cache(8)(Glide), lru_cache(2)(NoisedClip)
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,9 @@ class LoadedModel:
         check_device(dtype, "dtype")
         config, diffusion = checkpoint_config(path), _config(DiffusionConfig, path, "diffusion")
         require_blocks(base_of(path) or path, config.blocks)
-        model = _glide(config, dtype)
         for each in lora:
             check_adapters(each)
-        return cls(Stage(model, diffusion, None if clip is None else clip.model, make_mesh(ParallelConfig())), {})
+        return cls(_stage(config, dtype, diffusion, None if clip is None else clip.model), {})
 
     @classmethod
     def from_checkpoint(
@@ -180,6 +177,15 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
 def checkpoint_config(path: str | Path) -> ModelConfig:
     """What kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
     return _config(ModelConfig, path, "model")
+
+
+# Models that are built alike share their programs: a second one is neither laid out, traced nor compiled again.
+_noised_clip = lru_cache(maxsize=4)(NoisedClip)
+
+
+@lru_cache(maxsize=8)
+def _stage(model: ModelConfig, dtype: str, diffusion: DiffusionConfig, clip: NoisedClip | None) -> Stage:
+    return Stage(Glide(model, dtype), diffusion, clip, make_mesh(ParallelConfig()))
 
 
 def _config(kind: type[_T], path: str | Path, name: str) -> _T:

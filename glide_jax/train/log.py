@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -128,6 +129,19 @@ def _short(value: float | int) -> float | int:
     return value if isinstance(value, int) else float(np.format_float_scientific(value, precision=6))
 
 
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """tensorboardX imports it where there is one: two seconds and 190 MB, for what is not used here."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class _Board:
     """An events file for TensorBoard, written at once.
 
@@ -136,7 +150,8 @@ class _Board:
     """
 
     def __init__(self, directory: Path) -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
+        with _torch_hidden():
+            from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
 
         directory.mkdir(exist_ok=True)
         self._directory, self._events = directory, EventsWriter(str(directory / "events"))

@@ -61,12 +61,15 @@ class Program:
         self.config, self.mesh = config, mesh
         self.model = Glide(config.model, train.dtype, train.remat, train.lora)
         self.schedule = Schedule.from_config(config.diffusion)
-        plain = Glide(config.model, train.dtype)
-        teacher = Teacher(plain, self.schedule, train.distill) if train.distill.num_steps else None
+        teacher = None
+        if train.distill.num_steps:
+            teacher = Teacher(Glide(config.model, train.dtype), self.schedule, train.distill)
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.matrices, mesh)
-        abstract = jax.eval_shape(self._make_state, self._key())
+        # With weights given: to draw them is no shorter to trace for shapes alone.
+        base = {name: group for name, group in self.model.abstract_params().items() if name != GROUP}
+        abstract = jax.eval_shape(self._make_state, self._key(), base)
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
         params = jax.eval_shape(self.packing.unpack, abstract["params"])
         self._gathered = state_shardings(params, mesh, min_bytes)

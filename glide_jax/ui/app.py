@@ -103,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = build(Limits, given(vars(args), Limits))
     accounts = {} if args.auth is None else {"accounts": read_accounts(args.auth)}
     server = build(Server, given(vars(args), Server) | accounts)
+    require_port(server)
     with _own_folder() as folder:
         _require_gradio()
         if args.clip_model not in (None, NOISED):
             # torch holds the scorer on the same device: JAX must not take most of its memory at once.
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        check_port(server)
         keep_compiled_programs()
         service = _service(args, limits)
         if server.accounts is None and not is_loopback(server.host):
@@ -226,17 +226,16 @@ def _require_gradio() -> None:
         raise GlideError("app.py needs gradio: install the extra with `uv sync --extra app`") from error
 
 
-def check_port(server: Server) -> None:
-    """Raises `GlideError` where the server could not listen, before models are loaded for it."""
+def require_port(server: Server) -> None:
+    """Raises `GlideError` if the port is in use; to be known before models are loaded, which may take minutes."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
-        with socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((server.host, server.port))
+        socket.create_server((server.host, server.port), family=family).close()
     except OSError as error:
-        raise _cannot_listen(server) from error
+        raise _unavailable(server) from error
 
 
-def _cannot_listen(server: Server) -> GlideError:
+def _unavailable(server: Server) -> GlideError:
     return GlideError(f"cannot listen on {server.host}:{server.port}: is it in use? give another --port")
 
 
@@ -267,7 +266,7 @@ def serve(service: Service, server: Server, folder: Path) -> None:
             state_session_capacity=_SESSIONS,
         )  # fmt: skip
     except OSError as error:
-        raise _cannot_listen(server) from error
+        raise _unavailable(server) from error
     application.add_route(PATH, ImagesApi(service, server.accounts).answer, methods=["POST"])
     print(f"open {url} (Ctrl-C stops)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -231,6 +231,9 @@ SAMPLE = (
           "return dict(changes) | {name: value for name, value in settings.items() if name not in gone}",
           ("tests/sample/test_pretrained.py::test_what_is_given_comes_before_settings_and_what_they_chose_along_with_it",
            "tests/sample/test_pretrained.py::test_a_call_changes_settings")),
+    Fault("models share programs whatever their noise schedules", "glide_jax/sample/loading.py",
+          "dtype, diffusion, None if clip", "dtype, DiffusionConfig(), None if clip",
+          ("tests/sample/test_pipeline.py::test_models_that_are_built_alike_share_their_programs",)),
     Fault("a model brings the settings of the other", "glide_jax/sample/pretrained.py",
           'of_upsampler(name) == (part == "upsampler")', 'of_upsampler(name) == (part == "base")',
           ("tests/sample/test_pretrained.py::test_models_bring_the_settings_of_their_pipeline",)),
@@ -255,6 +258,9 @@ SAMPLE = (
           ("tests/sample/test_compare.py::test_the_first_option_runs_along_a_row",)),
 )
 TRAIN = (
+    Fault("events for TensorBoard bring torch along", "glide_jax/train/log.py",
+          "        with _torch_hidden():", "        with suppress():",
+          ("tests/train/test_log.py::test_torch_is_not_imported_for_the_events_and_can_be_later",)),
     Fault("a student does not learn guidance", "glide_jax/train/distill.py",
           "without + self._scale * (eps - without)", "eps",
           ("tests/train/test_distill.py::test_one_step_by_the_target_ends_where_the_teacher_does",)),
@@ -345,6 +351,8 @@ UI = (
     Fault("the page passes errors on as they are", "glide_jax/ui/page.py",
           "return _INTERNAL", "return str(error)",
           ("tests/ui/test_page.py::test_what_nobody_expected_is_one_line_and_in_the_log",)),
+    Fault("a port in use is found when all is loaded", "glide_jax/ui/app.py", "    require_port(server)\n", "",
+          ("tests/ui/test_app.py::test_a_port_in_use_is_said_before_anything_is_loaded",)),
     Fault("an image's width alone is limited", "glide_jax/images.py",
           "if size[0] * size[1] > max_pixels:", "if size[0] > max_pixels:",
           ("tests/ui/test_uploads.py::test_more_pixels_than_allowed_are_refused_before_they_are_decoded",)),

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 from dataclasses import fields
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from glide_jax.errors import GlideError
 SCHEDULE = Schedule.from_config(DiffusionConfig())
 DATA_STD = 0.5
 HIGH, LOW = 5.0, 0.1
+ROWS = 640  # of every table, so that a method is compiled once for each number of images
 
 
 def shrink(sigma):
@@ -38,11 +40,14 @@ def gaussian(x_t, level, memory):
 
 def run(method, plan, x, rows=None, noise=None):
     """The image that a plan run in float64 from `x` has after row `rows`."""
-    denoise = denoiser(gaussian, lambda x_0: x_0)
-    noise = jnp.zeros((len(plan), *x.shape)) if noise is None else jnp.asarray(noise)
-    end = len(plan) if rows is None else rows
-    carry = jax.jit(lambda carry: run_steps(method, denoise, lambda k: noise[k], carry, plan.rows, 0, end))
-    return carry(start(method, x)).state[0]
+    table = jax.tree.map(lambda column: np.resize(column, (ROWS, *column.shape[1:])), plan.rows)
+    noise = np.resize(np.zeros(1) if noise is None else noise, (ROWS, *x.shape))
+    return until(method, start(method, x), table, noise, len(plan) if rows is None else rows).state[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def until(method, carry, table, noise, end):
+    return run_steps(method, denoiser(gaussian, lambda x_0: x_0), lambda k: noise[k], carry, table, 0, end)
 
 
 def error_between_two_sigmas(sampler, steps, **options):

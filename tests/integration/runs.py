@@ -18,6 +18,7 @@ import pytest
 
 from glide_jax.config import from_ml_collections
 from glide_jax.diffusion.schedules import DiffusionConfig
+from glide_jax.models import Glide
 from glide_jax.sample import Stage
 from glide_jax.train import loop
 from tests.integration import page
@@ -86,11 +87,13 @@ def compiled_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("loop", "dry_run"):
             patch.setattr(importlib.import_module(f"glide_jax.train.{module}"), "Program", _program)
+        # Programs of one model, whatever their optimizers, draw with the same stage.
+        patch.setattr("glide_jax.train.program.Glide", _glide)
         patch.setattr(loop, "Stage", _stage)
         yield
 
 
-_Program, _stage = loop.Program, cache(Stage)
+_Program, _glide, _stage = loop.Program, cache(Glide), cache(Stage)
 
 
 def _program(config, mesh):

@@ -74,9 +74,9 @@ def test_remat_saves_memory():
 def test_dropout_needs_a_key_and_drops_the_given_share():
     model, (_, params, evaluated) = Glide(replace(BASE, dropout=0.5)), base_model()
     keys = jax.random.split(jax.random.key(0), 2)
-    run = jax.jit(lambda k: forward(model, params, k))
-    assert not np.allclose(run(keys), evaluated)
-    np.testing.assert_array_equal(run(keys), run(keys))
+    run = jax.jit(partial(forward, model))
+    assert not np.allclose(run(params, keys), evaluated)
+    np.testing.assert_array_equal(run(params, keys), run(params, keys))
     (_, keep) = kept_by_dropout(keys, [(3, 5), (1000,)], 0.25)
     x = dropout(jnp.ones((2, 1000)), 0.25, keep)
     np.testing.assert_allclose(np.unique(x), [0.0, 1 / 0.75])
@@ -187,7 +187,8 @@ def test_unknown_compute_options_are_refused(dtype):
 
 def test_attention_to_text_is_shared_among_its_keys():
     model, params, _ = base_model()
-    text = model.encode_text(params, TOKENS, MASK)
+    text = jax.jit(model.encode_text)(params, TOKENS, MASK)
+    attention = jax.jit(model.text_attention)
     x, t, given = inputs(BASE)
     pixels = BASE.image_size**2
 
@@ -195,7 +196,7 @@ def test_attention_to_text_is_shared_among_its_keys():
         """With queries of 1 and keys of 0, but for the first of the text."""
         keys_values = tuple((jnp.zeros_like(k).at[:, 0].set(first_key), v) for k, v in text.keys_values)
         attending = jax.tree.map_with_path(_plain_queries, params)
-        return model.text_attention(attending, x, t, given._replace(text=text._replace(keys_values=keys_values)))
+        return attention(attending, x, t, given._replace(text=text._replace(keys_values=keys_values)))
 
     assert shares(0.0).shape == (*x.shape[:3], BASE.text_ctx)
     np.testing.assert_allclose(shares(0.0), 1 / (BASE.text_ctx + pixels), rtol=1e-5)
@@ -204,7 +205,7 @@ def test_attention_to_text_is_shared_among_its_keys():
     np.testing.assert_allclose(shares(2.0)[..., 0], first / (first + others), rtol=1e-5)
     np.testing.assert_allclose(shares(2.0)[..., 1:], 1 / (first + others), rtol=1e-4)
     with pytest.raises(GlideError, match="attends to no text"):
-        model.text_attention(params, x, t, given)
+        attention(params, x, t, given)
 
 
 def _plain_queries(path, leaf):

@@ -1,6 +1,7 @@
 """Adapters: what they add, where, and which weights they belong to."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +53,12 @@ def test_a_convolution_gets_two_thin_ones_after_another():
 def test_fresh_adapters_change_nothing_and_others_do():
     model, plain = Glide(BASE, lora=LORA), Glide(BASE)
     params = jax.tree.map(jnp.asarray, PARAMS)
-    adapted = model.adapt(params, jax.random.key(0))
+    adapted = jax.jit(model.adapt)(params, jax.random.key(0))
     assert jax.tree.map(jnp.shape, adapted) == jax.tree.map(jnp.shape, model.abstract_params())
     tokens, mask = jnp.ones((1, BASE.text_ctx), int), jnp.ones((1, BASE.text_ctx), bool)
     x, t = jnp.ones((1, 8, 8, 3)), jnp.ones(1)
 
+    @partial(jax.jit, static_argnums=0)
     def output(model, params):
         return model(params, x, t, Conditioning(model.encode_text(params, tokens, mask)))
 
@@ -102,7 +104,7 @@ def test_dora_is_the_published_formula_in_value_and_gradient(taps):
         )
         return jnp.square(y).sum(), y
 
-    (_, y), gradient = jax.value_and_grad(ours, has_aux=True)(jax.tree.map(jnp.asarray, thin))
+    (_, y), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(jax.tree.map(jnp.asarray, thin))
     theirs = {name: torch.tensor(array, requires_grad=True) for name, array in thin.items()}
     weight, down = (each.permute(-1, -2, *range(len(taps))) for each in (torch.tensor(kernel), theirs["down"]))
     up, image = theirs["up"].T, torch.tensor(x).movedim(-1, 1)
@@ -128,7 +130,7 @@ def test_a_unit_of_zeros_stays_one():
         return with_adapters({"a": {"kernel": kernel}}, {"a": thin}, 1.0)["a"]["kernel"]
 
     np.testing.assert_array_equal(total(thin), kernel)
-    gradient = jax.grad(lambda thin: total(thin).sum())(thin)
+    gradient = jax.jit(jax.grad(lambda thin: total(thin).sum()))(thin)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -8,8 +8,8 @@ from glide_jax.tokenizer import ClipTokenizer
 from tests.parity.live import SKIP, clip_pair
 from tests.parity.recipe import draw
 
-torch = pytest.importorskip("torch", reason=SKIP)
 pytest.importorskip("glide_text2im", reason=SKIP)
+torch = pytest.importorskip("torch", reason=SKIP)
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 PROMPTS = ["a corgi in a hat", "Déjà vu &amp; café", "", "word " * 100]

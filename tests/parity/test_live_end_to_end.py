@@ -11,8 +11,8 @@ from tests.parity.live import SKIP
 from tests.parity.recipe import draw, manifest
 from tests.programs import ROOT, run
 
-torch = pytest.importorskip("torch", reason=SKIP)
 creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
+torch = pytest.importorskip("torch", reason=SKIP)
 
 PROMPT = "a 3d render of a banana"
 PAGE = """

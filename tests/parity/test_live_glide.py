@@ -20,8 +20,8 @@ from tests.convert.state_dicts import assert_same_state_dict
 from tests.parity.live import DIFFUSION, SKIP, glide_pair, to_nhwc, torch_weights
 from tests.parity.recipe import KINDS, draw, inpaint_mask, manifest
 
-torch = pytest.importorskip("torch", reason=SKIP)
 pytest.importorskip("glide_text2im", reason=SKIP)
+torch = pytest.importorskip("torch", reason=SKIP)
 
 TOLERANCE = 1e-5
 # Everything the published models leave out.

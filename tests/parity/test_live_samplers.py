@@ -21,8 +21,8 @@ from glide_jax.tokenizer import ClipTokenizer
 from tests.parity.live import SKIP, clip_pair, glide_pair, to_nhwc
 from tests.parity.recipe import draw
 
-torch = pytest.importorskip("torch", reason=SKIP)
 creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
+torch = pytest.importorskip("torch", reason=SKIP)
 
 TOLERANCE = 3e-4
 RESPACING, SCALE, SHAPE = "ddim20", 3.0, (2, 3, 64, 64)

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 
-from glide_jax.sample import LoadedModel
 from tests.parallel.processes import run
 from tests.tiny.models import save_lora, save_model
 
@@ -11,17 +10,15 @@ PROGRAM = """
 import sys
 import jax, numpy as np
 from glide_jax.parallel import ParallelConfig, batch_sharding, make_mesh
-from glide_jax.sample import LoadedModel
-from tests.sample.test_devices import draw, drawn, noise
+from tests.sample.test_devices import drawn, loaded, noise
 
 mesh = make_mesh(ParallelConfig())
 assert mesh.size == 8
-images = draw(mesh)
+plain, adapted = loaded(*sys.argv[2:])
+images = drawn(plain)
 there = noise(jax.device_put(jax.numpy.arange(8), batch_sharding(mesh)))
 for array in (images, there):
     assert len(array.sharding.device_set) == 8, array.sharding
-base, *lora = sys.argv[2:]
-plain, adapted = (LoadedModel.from_checkpoint(base, lora=given) for given in ([], lora))
 for before, after in zip(*map(jax.tree.leaves, (plain.params, adapted.params)), strict=True):
     assert before.sharding == after.sharding, (before.sharding, after.sharding)
 assert any(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(adapted.params))
@@ -29,10 +26,11 @@ np.savez(sys.argv[1], images=images, noise=there, adapted=drawn(adapted))
 """
 
 
-def draw(mesh=None):
-    from tests.tiny.models import random_model
+def loaded(base, *lora):
+    """A model as it is, and with adapters."""
+    from glide_jax.sample import LoadedModel
 
-    return drawn(random_model(mesh=mesh))
+    return [LoadedModel.from_checkpoint(base, lora=given) for given in ([], lora)]
 
 
 def drawn(model):
@@ -54,7 +52,7 @@ def test_pictures_do_not_depend_on_the_number_of_devices(tmp_path):
     run(PROGRAM, tmp_path / "eight.npz", base, *lora, devices=8)
     eight = np.load(tmp_path / "eight.npz")
     np.testing.assert_array_equal(noise(jax.numpy.arange(8)), eight["noise"])
-    plain, adapted = draw(), drawn(LoadedModel.from_checkpoint(base, lora=lora))
+    plain, adapted = map(drawn, loaded(base, *lora))
     for here, there in ((plain, eight["images"]), (adapted, eight["adapted"])):
         grey = [np.rint((np.asarray(images) + 1) * 127.5) for images in (here, there)]
         assert (np.abs(grey[0] - grey[1]) <= 1).mean() > 0.999

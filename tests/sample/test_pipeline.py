@@ -16,7 +16,7 @@ from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
 from glide_jax.sample.inputs import load_image
 from glide_jax.sample.stage import Stage
 from tests.compilations import compilations
-from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model
+from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model, save_model
 
 SIDE = BASE.image_size
 
@@ -39,6 +39,18 @@ def photo():
 
 def draw(loaded, prompts, batch_size=2, **options):
     return Pipeline(loaded, batch_size=batch_size)(prompts, **({"num_steps": 4, "seed": 3} | options)).images
+
+
+def test_models_that_are_built_alike_share_their_programs(tmp_path):
+    paths = [save_model(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    paths.append(save_model(tmp_path / "linear", noise_schedule="linear"))
+    first, second, linear = map(LoadedModel.from_checkpoint, paths)
+    assert first.stage is second.stage
+    leaves = (model.params["unet"]["input_conv"]["kernel"] for model in (first, second))
+    assert not np.array_equal(*leaves)
+    half = LoadedModel.from_checkpoint(paths[0], "bfloat16")
+    assert len({id(model.stage) for model in (first, linear, half)}) == 3
+    assert (linear.stage.diffusion.noise_schedule, first.stage.diffusion) == ("linear", DiffusionConfig())
 
 
 def assert_close(a, b):

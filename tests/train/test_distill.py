@@ -33,13 +33,17 @@ def levels(begin, end, steps):
         yield 0, 1.0, 0.0
 
 
+@jax.jit
+def noise_of(params, x, t, tokens, mask):
+    output = MODEL(params, x, t, Conditioning(MODEL.encode_text(params, tokens, mask)))
+    return as_noise_prediction(SCHEDULE, output, x, t)[..., :3]
+
+
 def guided_ddim(params, x, caption, begin, end, steps, scale):
     """Plain DDIM with a call for each prediction."""
 
     def noise(t, text):
-        tokens, mask = map(jnp.asarray, GlideTokenizer().padded([text], BASE.text_ctx))
-        output = MODEL(params, x, jnp.full(1, t, jnp.float32), Conditioning(MODEL.encode_text(params, tokens, mask)))
-        return as_noise_prediction(SCHEDULE, output, x, jnp.full(1, t, jnp.float32))[..., :3]
+        return noise_of(params, x, jnp.full(1, t, jnp.float32), *GlideTokenizer().padded([text], BASE.text_ctx))
 
     visited = list(levels(begin, end, steps))
     visited = visited[:steps] + visited[-1:]

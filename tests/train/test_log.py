@@ -36,6 +36,16 @@ def test_lines_and_images_are_files(tmp_path):
     assert (tmp_path / "samples" / "grid_00000003.png").exists()
 
 
+def test_torch_is_not_imported_for_the_events_and_can_be_later(tmp_path, monkeypatch):
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("torch", "tensorboardX"):
+            monkeypatch.delitem(sys.modules, name)
+    with RunLog(tmp_path, RunConfig()) as log:
+        log.write(3, {"loss": 1.0})
+    assert "torch" not in sys.modules
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
 def test_wandb_offline_keeps_one_run_over_restarts(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="the wandb extra is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -3,7 +3,6 @@ import os
 import shutil
 import socket
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +10,8 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.ui import app
-from tests.programs import ROOT, call, run
-
-HAS_GRADIO = find_spec("gradio") is not None
+from tests.parallel.processes import free_port
+from tests.programs import ROOT, call
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def started(monkeypatch, tmp_path):
         calls.append((service, server, folder))
 
     monkeypatch.setattr(app, "serve", serve)
-    monkeypatch.setattr(app, "check_port", lambda _: None)
+    monkeypatch.setattr(app, "require_port", lambda server: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "images"))
     monkeypatch.setattr(app, "keep_compiled_programs", lambda: None)
     monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
@@ -47,7 +45,7 @@ def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(started
 def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(GlideError, match="uv sync --extra app"):
-        app.main([])
+        app.main(["--port", str(free_port())])
 
 
 def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch):
@@ -182,12 +180,15 @@ def test_a_folder_without_models_is_said(started, tmp_path):
         app.main(["--models", str(tmp_path)])
 
 
-@pytest.mark.skipif(not HAS_GRADIO, reason="needs gradio: uv sync --extra app")
-def test_a_port_in_use_is_said(folder):
-    """In a process of its own: what gradio leaves open of a server that did not start is closed by its end only."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        done = run("app.py", "--models", folder, "--port", taken.getsockname()[1])
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: cannot listen on 127.0.0.1:")
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_port_in_use_is_said_before_anything_is_loaded(capsys, host, family):
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with taken:
+        port = taken.getsockname()[1]
+        assert call("app.py", "--models", "nowhere", "--host", host, "--port", port) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"error: cannot listen on {host}:{port}: is it in use? give another --port"
+    app.require_port(app.Server(host, port))
