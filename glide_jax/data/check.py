@@ -17,7 +17,7 @@ from glide_jax.data.loader import open_data, open_indexed
 from glide_jax.data.order import Order
 from glide_jax.data.source import BadSample, Source
 from glide_jax.images import Pixels, UnreadableImage, grid, image_size, save_png
-from glide_jax.options import add_arguments, build, given
+from glide_jax.options import Parser, add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
 _SURVEYED = 1000  # samples, chosen at random, that statistics are taken from
@@ -134,7 +134,7 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m glide_jax.data")
+    parser = Parser(prog="python -m glide_jax.data")
     command = parser.add_subparsers(required=True, metavar="check").add_parser(
         "check", help="check all shards, print counts and statistics, write a contact sheet"
     )

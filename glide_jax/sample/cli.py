@@ -10,7 +10,7 @@ from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.images import check_animation, grid, save_animation, save_png, to_uint8
-from glide_jax.options import add_arguments
+from glide_jax.options import Parser, add_arguments
 from glide_jax.sample.compare import Axis, cells, compare
 from glide_jax.sample.options import (
     SampleOptions,
@@ -33,6 +33,7 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
+_FAR = 2  # times the side that a model has learnt
 _BASE = (
     "checkpoint",
     "negative_prompt",
@@ -49,8 +50,9 @@ _BASE = (
 
 def parser() -> argparse.ArgumentParser:
     """All options of `sample.py`."""
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="sample.py",
+        unnamed="--prompt",
         description="Generates images from prompts with trained or converted GLIDE models.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text in sample.texts(prompts):
         if cut := pipeline.unseen_end(text):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    warn_of_size(pipeline, args)
     if args.checkpoint is None:
         _enlarge(pipeline, args, prompts, up_options)
     elif compared:
@@ -224,6 +227,15 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
     return (side if args.height is None else args.height, side if args.width is None else args.width)
 
 
+def warn_of_size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> None:
+    """Says so where a side is less than half, or more than twice, what the base model has learnt."""
+    if pipeline.base is None or (size := _size(pipeline, args)) is None:
+        return
+    side = pipeline.base.stage.model.config.image_size
+    if min(size) * _FAR < side or max(size) > side * _FAR:
+        print(f"warning: {size[0]} x {size[1]} is far from the {side} x {side} that this model was trained on")
+
+
 def _check_prompts(args: argparse.Namespace) -> None:
     """Raises `GlideError` where --interpolate, --prompt_weights and --attention do not go with the other options."""
     walk = args.interpolate is not None
@@ -233,12 +245,16 @@ def _check_prompts(args: argparse.Namespace) -> None:
             raise GlideError(f"{flag} is of a base model: give --checkpoint DIR")
         if args.xy:
             raise GlideError(f"{flag} does not go with --xy: leave one out")
+    if args.num_samples < 1:
+        raise GlideError(f"--num_samples must be at least 1, not {args.num_samples}")
     if walk and args.num_samples != 1:
         raise GlideError("--interpolate generates one image each: leave out --num_samples")
     if args.attention and (args.prompt_weights or walk or args.image):
         raise GlideError("--attention is of plain prompts: leave out --prompt_weights, --interpolate and --image")
     if args.clip_guidance_scale and (args.prompt_weights or walk):
         raise GlideError("--clip_guidance_scale is by plain prompts: leave out --prompt_weights and --interpolate")
+    if args.strength is not None and args.init_image is None:
+        raise GlideError("--strength needs an image to start from: give --init_image FILE")
 
 
 def _check_animated(args: argparse.Namespace, count: int) -> None:
@@ -271,4 +287,8 @@ def _write(samples: "sample.Samples", output: Path, how: dict[str, str]) -> None
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
         save_png(output / f"{number:04d}.png", image, own | how)
     save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=_CELL))
-    print(f"{len(samples.images)} images and grid.png are in {output}")
+    count = len(samples.images)
+    print(f"{count} {'image and' if count == 1 else 'images and'} grid.png are in {output}")
+    older = sum(path.stem.isdecimal() and int(path.stem) >= count for path in output.glob("[0-9]*.png"))
+    if older:
+        print(f"{older} older {'image is' if older == 1 else 'images are'} also in {output}")
