@@ -162,7 +162,7 @@ def _generate(
     count, walk = len(prompts) * args.num_samples, args.interpolate is not None
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
-    with progress.bar("sampling", total) as bar:
+    with progress.bar("sampling, evaluations", total) as bar:
 
         def on_steps(done: int, x_0: Any) -> None:
             bar.update(done)
@@ -275,7 +275,7 @@ def _enlarge(
         raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
     if args.height is not None or args.width is not None:
         raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
-    with progress.bar("enlarging", pipeline.count_evaluations(1, None, options)) as bar:
+    with progress.bar("enlarging, evaluations", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
         samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
     _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, options))

@@ -56,6 +56,9 @@ def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path,
     assert check_in_process(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("1 usable samples\n")
+    assert "\n1 random samples as the model sees them: " in shown
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width < 2 * 96
     assert "  left out, words: 1\n" in shown
     assert "  left out, caption length: 1\n" in shown
     assert check_in_process(path, "--filters.min_aspect", "3", "--filters.max_aspect", "2") == 2

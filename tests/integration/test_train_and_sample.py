@@ -48,6 +48,7 @@ def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_
     assert found[0] == pytest.approx(log(whole_run, "validation_mse")[6], rel=1e-5)
     assert f"validation loss {found[0]:.4f} before, {found[last]:.4f} after" in out
     assert f"done: {last} steps; before_after.png and the sample grids are in" in out
+    assert out.endswith(f"\ngenerate with it: python sample.py --checkpoint {tmp_path} --prompt TEXT\n")
     names = ("data_00000000", "grid_00000000", f"grid_{last:08}")
     sheets = [Image.open(tmp_path / "samples" / f"{name}.png") for name in names]
     both = np.asarray(Image.open(tmp_path / "samples" / "before_after.png"))

@@ -46,7 +46,8 @@ class Folder(Source):
             self._pairs = [self._pairs[number] for number in kept]
             self.counts += counts
         if not self._pairs:
-            raise GlideError(f"no usable image below {roots[0]} ({listed(self.counts) or 'it holds none'})")
+            found = listed(self.counts) or "it holds none"
+            raise GlideError(f"no usable image below {roots[0]} ({found}){self._advice(config)}")
         report_unlabelled(unlabelled, len(self))
 
     def __len__(self) -> int:
@@ -69,6 +70,11 @@ class Folder(Source):
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
         return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
+
+    def _advice(self, config: DataConfig) -> str:
+        if "missing caption" in self.counts and "filename" not in self._from:
+            return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
+        return Filters(config.filters).advice(self.counts)
 
     def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
         images, texts = _files(root)
