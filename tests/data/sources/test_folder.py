@@ -126,7 +126,7 @@ def test_a_file_that_vanishes_is_a_bad_sample(write, tmp_path):
     [
         ({}, r"no usable image below .*set \(missing caption: 1\); .*--config\.data\.caption_key=filename$"),
         (
-            {"caption_key": "filename", "filters": FilterConfig(min_size=9, min_caption_length=5)},
+            {"caption_key": "filename", "filters": FilterConfig(min_caption_length=5)},
             r"\(caption length: 1\); change --config\.data\.filters\.min_caption_length \(now 5\)$",
         ),
         ({"caption_key": "json"}, "'txt' or 'filename', not 'json'"),
