@@ -286,8 +286,9 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
             self.error(f"unexpected argument {words[0]!r}: {said}")
-        if near := difflib.get_close_matches(flag, self._option_string_actions, n=1):
-            raise GlideError(f"unknown option {flag}; did you mean {near[0]}?")
+        known = [name.lstrip("-") for name in self._option_string_actions]  # dashes would make all of them alike
+        if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1):
+            raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
         self.error(f"unknown option {flag}")
 
 
