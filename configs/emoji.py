@@ -14,7 +14,7 @@ GROUPS = "{animals,food}"
 
 
 def get_config() -> ConfigDict:
-    """GLIDE's base model in miniature; docs/emoji.md has the ablations."""
+    """GLIDE's base model in miniature; docs/experiments.md has the ablations."""
     config = default_config()
     config.run_dir = "runs/emoji"
     config.data.path = f"datasets/emoji/train-{GROUPS}-{{3d,flat,drawing}}.tar"

@@ -15,6 +15,7 @@ from convert.to_flax import architecture_of, check_tensors, to_flax
 from convert.to_kohya import to_kohya
 from convert.to_torch import to_torch
 from glide_jax.files import require_new
+from glide_jax.options import Parser
 from glide_jax.sample import Pipeline, base_options, choose, flags, upsampler_options
 from glide_jax.sample.options import add_sampling_arguments
 from glide_jax.sample.pretrained import check_settings
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser = Parser(prog="python -m convert", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     flax = commands.add_parser("to-flax", help="PyTorch file to checkpoint")

@@ -81,8 +81,8 @@ def _require_reference(architecture: Architecture, checkpoint: str | Path) -> No
         for name, value in values.items():
             if (found := architecture.record.get(entry, {}).get(name, value)) != value:
                 raise GlideError(
-                    f"{checkpoint} has {entry}.{name} {found}; PyTorch's glide-text2im, for which a .pt file is, knows"
-                    f" only {value}: choose a .safetensors file"
+                    f"glide-text2im, which reads .pt files, always has {name} {value} and cannot build {checkpoint}"
+                    f" ({found}): write a .safetensors file"
                 )
 
 

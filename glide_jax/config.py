@@ -1,7 +1,6 @@
 """The edge between `ml_collections` pages and the packages' frozen dataclasses."""
 
 import dataclasses
-import difflib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from glide_jax.errors import GlideError
-from glide_jax.options import Field, build, fields, flat, parse
+from glide_jax.options import Field, build, fields, flat, nearest, parse
 from glide_jax.train import RunConfig
 
 
@@ -77,8 +76,7 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
 def _option(cls: Any, name: str, key: str) -> Field:
     known = fields(cls)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2) or sorted(known)
-        raise GlideError(f"unknown configuration key {key}; did you mean {' or '.join(near)}?")
+        raise GlideError(f"unknown configuration key {key}; {nearest(name, known)}")
     return known[name]
 
 

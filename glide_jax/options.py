@@ -15,10 +15,10 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 from glide_jax.errors import GlideError
 
@@ -149,13 +149,18 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
         raise GlideError(f"{where or 'the options '}must be given by name, not as {values!r:.40}")
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=2) or sorted(known)
-            raise GlideError(f"{where}{name} is unknown; did you mean {' or '.join(near)}?")
+            raise GlideError(f"{where}{name} is unknown; {nearest(name, known)}")
         inner.setdefault(known[name].within, {})[name] = convert(known[name].hint, value, where + name)
     own = inner.pop("", {})
     start: Any = cls() if base is None and inner else base
     own |= {group: dataclasses.replace(getattr(start, group), **given) for group, given in inner.items()}
     return cls(**own) if base is None else dataclasses.replace(base, **own)  # type: ignore[type-var]
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Which of the names that there are may have been meant by another, as the end of an error."""
+    near = difflib.get_close_matches(name, known, n=2)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(known))}"
 
 
 def flat(options: Any) -> dict[str, Any]:
@@ -251,6 +256,42 @@ def _name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return ", ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line of which a mistake is a `GlideError` of one line, with the option that was perhaps meant.
+
+    Args:
+        unnamed: the option that a word without one is likely to be of, as "--prompt".
+        **options: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, unnamed: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self._unnamed = unnamed
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `GlideError` with what is wrong; argparse would print a page of usage before it."""
+        raise GlideError(f"{message}; {self.prog} --help lists the options")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but that words which are not known are refused here: so a command knows its own options."""
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self._refuse(rest)
+        return known, rest
+
+    def _refuse(self, words: Sequence[str]) -> NoReturn:
+        flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if flag is None:
+            said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
+            self.error(f"unexpected argument {words[0]!r}: {said}")
+        known = [name.lstrip("-") for name in self._option_string_actions]  # dashes would make all of them alike
+        if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1):
+            raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
+        self.error(f"unknown option {flag}")
 
 
 def add_arguments(

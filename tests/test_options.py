@@ -8,7 +8,19 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.options import INLINE, Options, add_arguments, build, described, flat, given, nested, option, parse
+from glide_jax.options import (
+    INLINE,
+    Options,
+    Parser,
+    add_arguments,
+    build,
+    described,
+    flat,
+    given,
+    nested,
+    option,
+    parse,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,26 @@ class Whole(Options):
 def test_impossible_values_are_one_line(values, message):
     with pytest.raises(GlideError, match=message):
         build(Whole, values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scael", "3"], r"^unknown option --scael; did you mean --scale\?$"),
+        (["--wholly=3"], r"^unknown option --wholly; my\.py --help lists the options$"),
+        (
+            ["--scale", "3", "a cat"],
+            r"^unexpected argument 'a cat': write --kind \"\.\.\.\", with quotes; my\.py --help",
+        ),
+        (["--scale", "x"], r"^argument --scale: invalid float value: 'x'; my\.py --help lists the options$"),
+    ],
+)
+def test_a_mistake_on_a_command_line_is_one_line(words, message, capsys):
+    parser = Parser(prog="my.py", unnamed="--kind")
+    add_arguments(parser, Whole)
+    with pytest.raises(GlideError, match=message):
+        parser.parse_args(words)
+    assert capsys.readouterr().err == ""
 
 
 def test_inline_fields_are_named_without_their_own():

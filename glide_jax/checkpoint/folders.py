@@ -10,6 +10,13 @@ from glide_jax.checkpoint import torch_file
 from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
 
+# A zip archive, as which torch saves, and a pickle, as which it did.
+_TORCH_BEGINS = (b"PK", b"\x80")
+# Folders in which the documents put what `python -m convert` knows under these names.
+_PUBLISHED = {name: name for name in ("base", "upsample", "base-inpaint", "upsample-inpaint")} | {
+    "clip-text": "clip/text-enc",
+    "clip-image": "clip/image-enc",
+}
 _WITH_STEP = re.compile(r"(.+)@([0-9]{1,18})/?")
 
 
@@ -82,15 +89,8 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
         if step is not None:
             raise GlideError(f"{directory} is one file: leave out step {step}")
         return directory
-    if directory.is_file():
-        raise GlideError(
-            f"{path} is a file, and of files only those named {torch_file.SUFFIX} are checkpoints: bring a model of"
-            " PyTorch's in by python -m convert to-flax"
-        )
     if not directory.is_dir():
-        raise GlideError(
-            f"no checkpoint at {path}: no such {'file' if directory.suffix == torch_file.SUFFIX else 'folder'}"
-        )
+        raise GlideError(_nothing(path, directory))
     if is_step(directory):
         if step is not None and directory.name != str(step):
             raise GlideError(f"{directory} is one checkpoint already; leave out step {step}, or name its parent folder")
@@ -98,6 +98,26 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
     if (directory / "checkpoints").is_dir():
         directory = directory / "checkpoints"
     return step_folder(directory, step)
+
+
+def _nothing(path: str | PathLike[str], found: Path) -> str:
+    """Why there is no checkpoint at a path, and what to do."""
+    if found.is_file():
+        if _begins(found).startswith(_TORCH_BEGINS):
+            return f"{path} is a PyTorch file: convert it first, python -m convert to-flax {path} --output DIR"
+        return f"{path} is a file, and no checkpoint: give a folder, or a {torch_file.SUFFIX} file"
+    said = f"no checkpoint at {path}: no such {'file' if found.suffix == torch_file.SUFFIX else 'folder'}"
+    if found.name in _PUBLISHED:
+        said += f"; the published weights come by python -m convert to-flax {_PUBLISHED[found.name]} --output {path}"
+    return said
+
+
+def _begins(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(2)
+    except OSError:
+        return b""
 
 
 def step_folder(directory: Path, step: int | None = None) -> Path:

@@ -19,7 +19,7 @@ from glide_jax.data.order import Order
 from glide_jax.data.source import BadSample, Source
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, UnreadableImage, grid, image_size, save_png
-from glide_jax.options import add_arguments, build, given
+from glide_jax.options import Parser, add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
 _SURVEYED = 1000  # samples, chosen at random, that statistics are taken from
@@ -102,14 +102,16 @@ def _percentiles(
     return f"{label:24}" + "".join(f"{number:9.3g}" if number < 1000 else f"{number:9.0f}" for number in numbers)
 
 
-def contact_sheet(config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0) -> Pixels:
-    """64 training examples as the model will see them, with their captions; an upsampler's beside its input."""
-    size = 1 if len(config.sizes) > 1 else _SHEET  # one of several sizes would fill a sheet alone
+def contact_sheet(
+    config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0, count: int = _SHEET
+) -> Pixels:
+    """Some training examples as the model will see them, with their captions; an upsampler's beside its input."""
+    size = 1 if len(config.sizes) > 1 else count  # one of several sizes would fill a sheet alone
     with open_data(
         replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
         batch_size=size, seed=seed,
     ) as stream:  # fmt: skip
-        batches = list(islice(stream, _SHEET // size))
+        batches = list(islice(stream, count // size))
     images = [image for batch in batches for image in batch.arrays["image"]]
     if low_res_size is not None:
         factor = image_size // low_res_size
@@ -136,12 +138,13 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
         buckets = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate)
         lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in buckets.counts.items()]
         lines += [f"in no bucket, {reason}: {count}" for reason, count in buckets.left_out.most_common()]
-    save_png(sheet, contact_sheet(replace(config, revalidate=False), image_size, low_res_size))
-    return [*lines, f"{_SHEET} random samples as the model sees them: {sheet}"]
+    count = min(_SHEET, len(source))
+    save_png(sheet, contact_sheet(replace(config, revalidate=False), image_size, low_res_size, count=count))
+    return [*lines, f"{count} random samples as the model sees them: {sheet}"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m glide_jax.data")
+    parser = Parser(prog="python -m glide_jax.data")
     command = parser.add_subparsers(required=True, metavar="check").add_parser(
         "check", help="check all shards, print counts and statistics, write a contact sheet"
     )

@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -113,6 +113,13 @@ class Filters:
     def unlabelled(self, facts: Facts) -> bool:
         """Whether a sample that passed has no `NSFW` label, although the rules ask for it."""
         return bool(self._bounds.nsfw_labels) and _label(facts) is None
+
+    def advice(self, counts: Collection[str]) -> str:
+        """Which bounds left samples out for these reasons, as the end of an error."""
+        named = [name for rule in self._rules if rule.reason in counts for name in rule.bounds]
+        changed = [name for name in named if name in self._bounds.changed]
+        listed = ", ".join(f"--config.data.filters.{name} (now {getattr(self._bounds, name)})" for name in changed)
+        return f"; change {listed}" if changed else ""
 
 
 class Verdicts(NamedTuple):

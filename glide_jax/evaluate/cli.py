@@ -19,7 +19,7 @@ from glide_jax.evaluate.scores import ClipFeatures, Extractor, check_reference, 
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
-from glide_jax.options import Options, add_arguments, build, flat, from_json, given, option, to_json
+from glide_jax.options import Options, Parser, add_arguments, build, flat, from_json, given, option, to_json
 from glide_jax.sample import (
     Pipeline,
     base_options,
@@ -127,8 +127,9 @@ class _Plan:
 
 def parser() -> argparse.ArgumentParser:
     """All options of `evaluate.py`."""
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="evaluate.py",
+        unnamed="--prompts",
         description="Generates images of many prompts into a numbered folder, ranks them by CLIP, and resumes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,6 +1,5 @@
 """`python -m glide_jax.export`: see `glide_jax.export`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from glide_jax.compute import COMPUTE_TYPES, HELP  # noqa: PLC0415
     from glide_jax.export.write import PLATFORMS, write  # noqa: PLC0415
+    from glide_jax.options import Parser  # noqa: PLC0415
     from glide_jax.sample import Pipeline, base_options, choose, metadata, upsampler_options  # noqa: PLC0415
     from glide_jax.sample.options import add_sampling_arguments  # noqa: PLC0415
 
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="python -m glide_jax.export",
         description="Writes a sampler as a program (StableHLO) that needs no code of the model to run.",
     )

@@ -11,7 +11,7 @@ from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
 from glide_jax.images import check_animation, grid, save_animation, save_png, to_uint8
-from glide_jax.options import add_arguments
+from glide_jax.options import Parser, add_arguments
 from glide_jax.sample.compare import Axis, Cell, cells, compare
 from glide_jax.sample.options import (
     SampleOptions,
@@ -34,6 +34,7 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
+_FAR = 2  # times the side that a model has learnt
 _BASE = (
     "checkpoint",
     "negative_prompt",
@@ -50,8 +51,9 @@ _BASE = (
 
 def parser() -> argparse.ArgumentParser:
     """All options of `sample.py`."""
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="sample.py",
+        unnamed="--prompt",
         description="Generates images from prompts with trained or converted GLIDE models.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -164,6 +166,7 @@ def _check_request(
         pipeline.upsample_batches([args.image], prompts or "", cells[0].upsampler_options, args.seed)
         return
     assert pipeline.base is not None
+    warn_of_size(pipeline, args)
     if args.attention:
         sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
@@ -183,7 +186,7 @@ def _generate(
     count, walk = len(prompts) * args.num_samples, args.interpolate is not None
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
-    with progress.bar("sampling", total) as bar:
+    with progress.bar("sampling, evaluations", total) as bar:
 
         def on_steps(done: int, x_0: Any) -> None:
             bar.update(done)
@@ -247,6 +250,15 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
     return (side if args.height is None else args.height, side if args.width is None else args.width)
 
 
+def warn_of_size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> None:
+    """Says so where a side is less than half, or more than twice, what the base model has learnt."""
+    if pipeline.base is None or (size := _size(pipeline, args)) is None:
+        return
+    side = pipeline.base.stage.model.config.image_size
+    if min(size) * _FAR < side or max(size) > side * _FAR:
+        print(f"warning: {size[0]} x {size[1]} is far from the {side} x {side} that this model was trained on")
+
+
 def _check_prompts(args: argparse.Namespace) -> None:
     """Raises `GlideError` where options do not go together: --interpolate, --prompt_weights, --attention and others."""
     walk = args.interpolate is not None
@@ -264,6 +276,8 @@ def _check_prompts(args: argparse.Namespace) -> None:
         raise GlideError("--attention is of plain prompts: leave out --prompt_weights, --interpolate and --image")
     if args.clip_guidance_scale and (args.prompt_weights or walk):
         raise GlideError("--clip_guidance_scale is by plain prompts: leave out --prompt_weights and --interpolate")
+    if args.strength is not None and args.init_image is None:
+        raise GlideError("--strength needs an image to start from: give --init_image FILE")
 
 
 def _check_animated(args: argparse.Namespace, count: int) -> None:
@@ -288,7 +302,7 @@ def _check_enlarged(args: argparse.Namespace) -> None:
 def _enlarge(
     pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], options: SampleOptions
 ) -> None:
-    with progress.bar("enlarging", pipeline.count_evaluations(1, None, options)) as bar:
+    with progress.bar("enlarging, evaluations", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
         samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
     _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, options))
@@ -300,4 +314,8 @@ def _write(samples: "sample.Samples", output: Path, how: dict[str, str]) -> None
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
         save_png(output / f"{number:04d}.png", image, own | how)
     save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=_CELL))
-    print(f"{len(samples.images)} images and grid.png are in {output}")
+    count = len(samples.images)
+    print(f"{count} {'image and' if count == 1 else 'images and'} grid.png are in {output}")
+    older = sum(path.stem.isdecimal() and int(path.stem) >= count for path in output.glob("[0-9]*.png"))
+    if older:
+        print(f"{older} older {'image is' if older == 1 else 'images are'} also in {output}")

@@ -106,6 +106,8 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
             raise GlideError(f"--xy varies {name}: leave out --{respacing}")
         if of_upsampler(name) and flags.get("upsampler") is None:
             raise GlideError(f"--xy {name} is about the upsampler: give --upsampler DIR")
+        if name == "strength" and flags.get("init_image") is None:
+            raise GlideError("--xy strength needs an image to start from: give --init_image FILE")
         if name.endswith("clip_guidance_scale") and flags.get("clip") is None:
             raise GlideError(f"--xy {name} is about the noised CLIP: give --clip TEXT IMAGE")
     if "strength" in names and not flags.get("init_image"):

@@ -134,8 +134,14 @@ def base_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = Mapping
 
 
 def upsampler_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})) -> SampleOptions:
-    """The upsampler's options; arguments and errors as for `base_options`."""
-    return upsampling(overruled(upsampler_flags(settings), upsampler_flags(flags)))
+    """The upsampler's options; arguments and errors as for `base_options`, with the names of its flags."""
+    try:
+        return upsampling(overruled(upsampler_flags(settings), upsampler_flags(flags)))
+    except GlideError as error:
+        first, blank, rest = str(error).partition(" ")
+        if first not in flag_fields():
+            raise
+        raise GlideError(f"{next(iter(upsampler_named({first: None})))}{blank}{rest}") from error
 
 
 def base_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -401,7 +401,10 @@ def _known(
 def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "") -> tuple[int, int]:
     """Height and width; raises `GlideError` where the UNet cannot halve them as often as it does."""
     config = model.stage.model.config
-    height, width = size or 2 * (config.image_size,)
+    size = size or 2 * (config.image_size,)
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise GlideError(f"size must be (height, width), not {size!r}")
+    height, width = size
     unit = config.unit
     if height < unit or width < unit or height % unit or width % unit:
         raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")

@@ -39,10 +39,10 @@ def dry_run(config: RunConfig) -> int:
 def _dry_run(config: RunConfig) -> int:
     start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
-    console = Console()
-    console.print(model_table(program))
     with progress.phase("opening the data"), training_data(config, start) as data:
         batch, sizes = next(data), [size for size, count in data.buckets.counts.items() if count]
+    console = Console()
+    console.print(model_table(program))
     path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
     save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
     print(f"first batch: {path}")

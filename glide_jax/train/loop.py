@@ -125,7 +125,7 @@ class Trainer:
             interrupt = stack.enter_context(Interrupt())
             end = self._begun + 60 * train.max_minutes if train.max_minutes else float("inf")
             self.bar = stack.enter_context(
-                progress.bar("training", train.max_steps, self.step, deadline=end, quiet=not _is_first())
+                progress.bar("training, steps", train.max_steps, self.step, deadline=end, quiet=not _is_first())
             )
             try:
                 self._prepare()
@@ -331,6 +331,8 @@ class Trainer:
         compared = self.log.before_and_after(self.step)
         images = f"{compared} and the sample grids are" if compared else "sample grids are"
         print(f"done: {self.step} steps; {images} in {self.run_dir / 'samples'}")
+        given = "--upsampler {} --image FILE" if self.config.model.super_res else "--checkpoint {} --prompt TEXT"
+        print(f"generate with it: python sample.py {given.format(self.run_dir)}")
 
 
 def _after(steps: int) -> str:

@@ -31,13 +31,13 @@ def with_prior(config: RunConfig) -> DataConfig:
         GlideError: there are several processes and images to make, no weights to make them, or an unwritable folder.
     """
     prior, folder = config.train.prior, Path(config.run_dir).expanduser() / "prior"
+    copies = max(1, round(prior.count / len(open_indexed(config.data))))  # first, as it may be refused
     wanted = {number: prior.prompts[number % len(prior.prompts)] for number in range(prior.count)}
     if missing := [number for number, prompt in wanted.items() if not _is_there(folder, number, prompt)]:
         if jax.process_count() > 1:
             raise GlideError(f"{folder} lacks {len(missing)} images: begin the run with one process, which makes them")
         _make(config, folder, {number: wanted[number] for number in missing})
     given = (config.data.path,) if isinstance(config.data.path, str) else config.data.path
-    copies = max(1, round(prior.count / len(open_indexed(config.data))))
     return replace(config.data, path=(*given * copies, str(folder)))
 
 
@@ -57,7 +57,7 @@ def _make(config: RunConfig, folder: Path, prompts: dict[int, str]) -> None:
         )
     options = config.train.preview.options
     pipeline = Pipeline.from_checkpoints(config.init_from, batch_size=_BATCH)
-    with progress.bar("generating what the model knows", pipeline.count_evaluations(len(prompts), options)) as bar:
+    with progress.bar("generating the prior, evaluations", pipeline.count_evaluations(len(prompts), options)) as bar:
         batches = pipeline.batches(
             list(prompts.values()), list(prompts), options=options, seed=config.train.seed,
             on_steps=lambda done, _: bar.update(done), batch_size=_BATCH,

@@ -199,6 +199,9 @@ CHECKPOINT = (
           "return read_state(folder, abstract_state), read_record(folder)",
           "return read_state(folder, abstract_state), {}",
           ("tests/checkpoint/test_store.py::test_restores_every_bit_and_the_record",)),
+    Fault("a PyTorch file is no more than no checkpoint", "glide_jax/checkpoint/folders.py",
+          "if _begins(found).startswith(_TORCH_BEGINS):", "if not found.name:",
+          ("tests/checkpoint/test_folders.py::test_a_missing_checkpoint_is_one_line",)),
 )
 SAMPLE = (
     Fault("a weight counts from 0, not from 1", "glide_jax/sample/prompts.py",
@@ -451,6 +454,9 @@ LEAVES = (
     Fault("all streams of a seed are one", "glide_jax/randomness.py",
           "zlib.crc32(stream.encode())", "zlib.crc32(b'stream')",
           ("tests/test_randomness.py::test_streams_and_seeds_are_apart",)),
+    Fault("a command does not tell the option that was meant", "glide_jax/options.py",
+          "            self._refuse(rest)", "            pass",
+          ("tests/test_options.py::test_a_mistake_on_a_command_line_is_one_line",)),
 )
 FAULTS = (
     *TOKENIZER, *MODELS, *DIFFUSION, *DATA, *PARALLEL, *CHECKPOINT,

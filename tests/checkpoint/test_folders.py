@@ -132,12 +132,11 @@ def test_another_size_is_refused_without_its_optimizer(run):
 @pytest.mark.parametrize(
     ("path", "step", "message"),
     [
-        (
-            "model.pt",
-            None,
-            r"model\.pt is a file, and of files only those named \.safetensors are checkpoints: .* to-flax$",
-        ),
         ("nowhere", None, "^no checkpoint at .*nowhere: no such folder$"),
+        ("models/clip-text", None, "no such folder; .* python -m convert to-flax clip/text-enc --output .*/clip-text$"),
+        ("zip.pt", None, r"zip\.pt is a PyTorch file: convert it first, python -m convert to-flax .*/zip\.pt --output"),
+        ("pickle.ckpt", None, "is a PyTorch file"),
+        ("a.txt", None, r"a\.txt is a file, and no checkpoint: give a folder, or a \.safetensors file"),
         (".", 7, r"^no checkpoint of step 7 in .*checkpoints; there are 1, 2$"),
         ("checkpoints/2", 1, r"^.*checkpoints/2 is one checkpoint already; leave out step 1"),
         ("empty", None, "^no complete checkpoint in .*empty$"),
@@ -145,6 +144,7 @@ def test_another_size_is_refused_without_its_optimizer(run):
 )
 def test_a_missing_checkpoint_is_one_line(run, path, step, message):
     (run / "empty").mkdir()
-    (run / "model.pt").write_bytes(b"PK")
+    for name, content in {"zip.pt": b"PK\3\4", "pickle.ckpt": b"\x80\2", "a.txt": b"a"}.items():
+        (run / name).write_bytes(content)
     with pytest.raises(GlideError, match=message):
         read_record(run / path, step)

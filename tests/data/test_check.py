@@ -40,7 +40,7 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
     assert "captions of 32 tokens and more, which are cut: 5.3%" in result.stdout
     assert f"{tmp_path}/c.tar: unreadable shard" in result.stderr
     with Image.open(sheet) as image:
-        assert image.width > 8 * 90
+        assert 4 * 96 < image.width < 6 * 96, "five in a row"
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
@@ -71,6 +71,9 @@ def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path,
     assert check_in_process(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("1 usable samples\n")
+    assert "\n1 random samples as the model sees them: " in shown
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width < 2 * 96
     assert "  left out, words: 1\n" in shown
     assert "  left out, caption length: 1\n" in shown
     assert check_in_process(path, "--filters.min_aspect", "3", "--filters.max_aspect", "2") == 2

@@ -27,7 +27,7 @@ FOREIGN = {
     r"uv sync|pip install -e|uv pip install": "it installs",
     r"sphinx-build": "test_site.py runs it",
     r"^ssh ": "it needs another machine",
-    r"^mkdir|^for ": "the workspace has what it makes",
+    r"^mkdir|^for |^tar ": "the workspace has what it makes",
 }
 UNRUNNABLE = FOREIGN | {
     r"srun ": "it needs SLURM",

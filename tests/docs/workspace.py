@@ -83,7 +83,7 @@ def make_workspace(folder: Path, models: Path, run: Path) -> None:
     (folder / "checkpoints" / "emoji" / "base").symlink_to(run)
     (folder / "checkpoints" / "emoji" / "upsample").symlink_to(models / "upsample")
     (folder / "wide.json").write_text(json.dumps({"options": {"image_size": 128, "noise_schedule": "linear"}}))
-    for name in ("house.jpg", "sofa.jpg", "popcorn.png"):
+    for name in ("house.jpg", "sofa.jpg", "popcorn-3d.webp"):
         Image.new("RGB", (50, 40), (200, 80, 40)).save(folder / name)
     Image.new("L", (50, 40), 255).save(folder / "sofa-mask.png")
     for name, samples in {"my-images": 12, "my-held-out": 12, "my-kite": 3}.items():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.checkpoint import complete_steps, read_record
+from glide_jax.images import save_png
 from glide_jax.sample import Pipeline, choose, cli, parse_with_settings
 from glide_jax.train import loop, program
 from glide_jax.train.config import DistillConfig
@@ -47,6 +48,7 @@ def test_fine_tuning_outlives_ctrl_c_and_shows_what_it_began_with_and_what_came_
     assert found[0] == pytest.approx(log(whole_run, "validation_mse")[6], rel=1e-5)
     assert f"validation loss {found[0]:.4f} before, {found[last]:.4f} after" in out
     assert f"done: {last} steps; before_after.png and the sample grids are in" in out
+    assert out.endswith(f"\ngenerate with it: python sample.py --checkpoint {tmp_path} --prompt TEXT\n")
     names = ("data_00000000", "grid_00000000", f"grid_{last:08}")
     sheets = [Image.open(tmp_path / "samples" / f"{name}.png") for name in names]
     both = np.asarray(Image.open(tmp_path / "samples" / "before_after.png"))
@@ -197,9 +199,13 @@ def test_what_cannot_be_shown_is_one_line(given, said, whole_run, tmp_path, caps
     assert_one_clear_line(sample(whole_run, tmp_path, "--prompt", "a", *given), said, capsys)
 
 
-def test_one_prompt_becomes_another(whole_run, tmp_path):
+def test_one_prompt_becomes_another(whole_run, tmp_path, capsys):
+    for name in ("0002", "0003", "0017", "mine"):
+        save_png(tmp_path / f"{name}.png", np.zeros((1, 1, 3), np.uint8))
     way = ["--prompt", "a (3d render:1.5) of a cat", "--prompt", "a dog", "--prompt_weights", "--interpolate", 3]
     assert sample(whole_run, tmp_path, *way, "--num_steps", 2, "--animate", tmp_path / "way.gif") == 0
+    said = f"3 images and grid.png are in {tmp_path}\n2 older images are also in {tmp_path}\n"
+    assert said in capsys.readouterr().out
     written = []
     for number in range(3):
         with Image.open(tmp_path / f"000{number}.png") as image:
@@ -321,6 +327,13 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
         (["--prompt", "x", "--eta", "0.5", "--sampler", "dpmpp_2m"], "has no eta"),
         (["--prompt", "x", "--xy", "num_steps=ten"], "--xy num_steps cannot be 'ten'"),
         (["--prompt", "x", "--image", "/nowhere.png", "--mask", "/nowhere.png"], "cannot inpaint"),
+        (["--prompt", "x", "--num_samples", "0"], "--num_samples must be at least 1, not 0"),
+        (["--prompt", "x", "--strength", "0.5"], "--strength needs an image to start from: give --init_image FILE"),
+        (["--prompt", "x", "--xy", "strength=0.5,1"], "--xy strength needs an image"),
+        (["--prompt", "x", "--upsampler_strength", "2"], "upsampler_strength must be in [0, 1], not 2.0"),
+        (["--promt", "x"], "unknown option --promt; did you mean --prompt?"),
+        (["a cat"], "unexpected argument 'a cat': write --prompt \"...\", with quotes; sample.py --help lists"),
+        (["--num_samples", "x"], "argument --num_samples: invalid int value: 'x'; sample.py --help lists"),
     ],
 )
 def test_sampling_mistakes_get_one_clear_line(whole_run, tmp_path, capsys, arguments, expected):

@@ -3,11 +3,11 @@
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.sample import base_options, cli, loading, metadata, upsampler_options
-from glide_jax.sample.cli import parser
+from glide_jax.sample import Pipeline, base_options, cli, loading, metadata, upsampler_options
+from glide_jax.sample.cli import parser, warn_of_size
 from glide_jax.sample.pretrained import parse_with_settings
 from tests.parallel.processes import ROOT
-from tests.tiny.models import UPSAMPLER, save_model
+from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
 
 BUNDLED = "checkpoints/emoji/upsample"
 
@@ -110,3 +110,12 @@ def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatc
     with pytest.raises(GlideError) as refused:
         cli.main(["--upsampler", "up", *given])
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(("height", "far"), [(None, False), (2, False), (0.5, False), (2.25, True), (0.25, True)])
+def test_a_size_far_from_what_a_model_has_learnt_is_warned_of(height, far, capsys):
+    side = BASE.image_size
+    given = [] if height is None else ["--height", str(int(height * side))]
+    warn_of_size(Pipeline(random_model()), parser().parse_args(given))
+    said = f"warning: {int((height or 1) * side)} x {side} is far from the {side} x {side} that this model"
+    assert capsys.readouterr().out.startswith(said) == far

@@ -110,6 +110,9 @@ def test_images_may_be_of_another_size(loaded, upsampler, photo):
         whole("a cat", x_t=noise)
     with pytest.raises(GlideError, match="leave out size or clip_guidance_scale"):
         whole("a cat", size=(SIDE, SIDE), clip_guidance_scale=1.0)
+    for size in (SIDE, (SIDE, SIDE, 3)):
+        with pytest.raises(GlideError, match=r"size must be \(height, width\), not "):
+            halving("a cat", size=size)
 
 
 def test_what_is_known_of_a_wide_image_is_kept(photo):

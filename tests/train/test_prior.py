@@ -90,3 +90,9 @@ def test_without_weights_to_make_them_it_says_so(config):
 def test_where_there_is_no_prior_it_says_so(changes, said, config):
     with pytest.raises(GlideError, match=said):
         replace(config, **changes)
+
+
+def test_a_missing_folder_is_refused_before_images_are_made(config, tmp_path):
+    with pytest.raises(GlideError, match="/none is no folder"):
+        with_prior(replace(config, data=replace(config.data, path=str(tmp_path / "none"))))
+    assert not (tmp_path / "run").exists()

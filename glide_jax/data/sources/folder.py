@@ -48,7 +48,8 @@ class Folder(Source):
             report_unlabelled(unlabelled, len(kept))
         self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
-            raise GlideError(f"no usable image below {self._roots[0]} ({listed(self.counts) or 'it holds none'})")
+            found = listed(self.counts) or "it holds none"
+            raise GlideError(f"no usable image below {self._roots[0]} ({found}){self._advice(config)}")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -69,6 +70,11 @@ class Folder(Source):
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
         return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
+
+    def _advice(self, config: DataConfig) -> str:
+        if "missing caption" in self.counts and "filename" not in self._from:
+            return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
+        return Filters(config.filters).advice(self.counts)
 
     def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
         images, texts = _files(root)

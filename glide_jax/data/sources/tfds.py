@@ -49,12 +49,13 @@ class Tfds(Source):
         folder, chosen = Path(builder.data_path), [self._image, self._caption, config.label_templates]
         self._identity = [str(folder), config.path, *chosen, asdict(config.filters)]
         self._stamp = [number for path in sorted(folder.glob("*.array_record*")) for number in stamp_of(path)]
-        if Filters(config.filters):
+        if filters := Filters(config.filters):
             index = self._filtered(config)
             self._kept, self.counts = index.rows, Counter(index.counts)
             report_unlabelled(index.unlabelled, len(index.rows))
         if not len(self._kept):
-            raise GlideError(f"no usable sample in {config.path} ({listed(self.counts) or 'it is empty'})")
+            found = listed(self.counts) or "it is empty"
+            raise GlideError(f"no usable sample in {config.path} ({found}){filters.advice(self.counts)}")
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -50,7 +50,7 @@ class WebDataset(Source):
         damages = Counter(index.damage for index in indexes if index.damage)
         self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), damages)
         if not len(self):
-            raise _nothing_usable(len(self._shards), self.counts)
+            raise _nothing_usable(len(self._shards), self.counts, self._selection)
         report_unlabelled(sum(index.unlabelled for index in indexes), len(self))
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ def _index_all(
                 indexes[jobs[job]] = files[jobs[job]].save(index)
                 seen, passed = seen + Counter(index.counts), passed + len(index.rows)
                 if not passed and seen.total() >= _GIVE_UP_AFTER:
-                    raise _nothing_usable(len(shards), seen)
+                    raise _nothing_usable(len(shards), seen, selection)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -133,8 +133,6 @@ def _report_damaged(indexes: dict[Path, Index]) -> None:
     print(header, *damaged[:_LISTED], *more, sep="\n  ", file=sys.stderr)
 
 
-def _nothing_usable(shards: int, counts: Counter[str]) -> GlideError:
-    return GlideError(
-        f"no usable sample in {shards} shards ({listed(counts) or 'they are empty'}); "
-        "see data.preset, data.image_key, data.caption_key and data.filters"
-    )
+def _nothing_usable(shards: int, counts: Counter[str], selection: Selection) -> GlideError:
+    advice = selection.filters.advice(counts) or "; see data.preset, data.image_key, data.caption_key and data.filters"
+    return GlideError(f"no usable sample in {shards} shards ({listed(counts) or 'they are empty'}){advice}")

@@ -124,7 +124,11 @@ def test_a_file_that_vanishes_is_a_bad_sample(write, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"no usable image below .*set \(missing caption: 1\)"),
+        ({}, r"no usable image below .*set \(missing caption: 1\); .*--config\.data\.caption_key=filename$"),
+        (
+            {"caption_key": "filename", "filters": FilterConfig(min_caption_length=5)},
+            r"\(caption length: 1\); change --config\.data\.filters\.min_caption_length \(now 5\)$",
+        ),
         ({"caption_key": "json"}, "'txt' or 'filename', not 'json'"),
         ({"path": ""}, "no data path given"),
         ({"path": "/no/such/folder"}, "/no/such/folder is no folder"),

@@ -2,6 +2,7 @@ import gzip
 import os
 import tarfile
 import threading
+from dataclasses import asdict
 
 import pytest
 
@@ -72,7 +73,10 @@ def test_nothing_passing_stops_with_the_counts(write_shard):
     config = DataConfig(
         path=str(write_shard("a.tar", samples)), filters=FilterConfig(min_similarity=0.5, max_similarity=0.9)
     )
-    with pytest.raises(GlideError, match=r"no usable sample in 1 shards \(similarity: 2, missing metadata: 1\)"):
+    bounds = [rf"--config\.data\.filters\.{bound} \(now {value}\)" for bound, value in asdict(config.filters).items()
+              if bound in config.filters.changed]  # fmt: skip
+    said = rf"no usable sample in 1 shards \(similarity: 2, missing metadata: 1\); change {', '.join(bounds)}$"
+    with pytest.raises(GlideError, match=said):
         WebDataset(config)
 
 
