@@ -183,7 +183,8 @@ class GuidanceOptions(Options):
     "cfg" is classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); "cfg++" takes a scale in [0, 1] and goes
     on with the unconditional noise (Chung et al. 2024, arXiv:2406.08070); "apg" is adaptive projected guidance, which
     does without the over-saturation of high scales (Sadat et al. 2024, arXiv:2410.02416). `guidance_rescale` is that of
-    Lin et al. 2023 (arXiv:2305.08891), `guidance_interval` that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
+    Lin et al. 2023 (arXiv:2305.08891), of what the network predicts, and so does most where that is v;
+    `guidance_interval` is that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
     """
 
     guidance_scale: Annotated[

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.denoiser import Gradient, denoiser, paste, threshold
-from glide_jax.diffusion.forward import Image, Level, as_noise_prediction, q_sample
+from glide_jax.diffusion.forward import Image, Level, q_sample
 from glide_jax.diffusion.guidance import Guidance, guidance, guided, initial_memory
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
@@ -248,10 +248,11 @@ class Stage:
         end: Int[Array, ""],
     ) -> Carry:
         conditional = jax.tree.map(lambda x: x[: arguments.indices.shape[0]], arguments.conditioning)
-        predict = guided(
+        estimate = guided(
             arguments.guidance,
             partial(self._network, arguments.params, conditional),
             partial(self._network, arguments.params, arguments.conditioning),
+            self.schedule.prediction_type,
         )
 
         def process(x_0: Image) -> Image:
@@ -262,7 +263,7 @@ class Stage:
         key = self._stream(arguments.seed, "sampler")
         shape = carry.state[0].shape[1:]
         noise = lambda number: normal_per_example(fold(key, number), arguments.indices, shape)  # noqa: E731
-        denoise = denoiser(predict, process, self._gradient(arguments.clip))
+        denoise = denoiser(estimate, process, self._gradient(arguments.clip))
         return run_steps(solver, denoise, noise, carry, rows, first, end)
 
     def _look_impl(self, arguments: Arguments, images: Image) -> Float[Array, "batch height width ctx"]:
@@ -287,4 +288,4 @@ class Stage:
     def _network(
         self, params: Params, conditioning: Conditioning, x: Image, t: Float[Array, " rows"]
     ) -> Float[Array, "rows h w 6"]:
-        return as_noise_prediction(self.schedule, self.model(params, x, t, conditioning), x, t)
+        return self.model(params, x, t, conditioning)
