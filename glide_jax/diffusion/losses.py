@@ -23,7 +23,8 @@ class LossConfig(Options):
     `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556), `p2_gamma` Choi et al. 2022 (arXiv:2204.00227, with k = 1).
     Of logit-normal timesteps sigmoid(N(0, 1)) is the share of T (Esser et al. 2024, arXiv:2403.03206). `velocity_cap`
     makes the loss of noise that of v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the
-    plain one hardly depends on x_0 at high noise, where layout and colours are decided, and learns it last.
+    plain one hardly depends on x_0 at high noise, where layout and colours are decided, and learns it last. A model
+    of v has that loss already, and `RunConfig` refuses the cap there.
     """
 
     PREFIX: ClassVar[str] = "train.loss."

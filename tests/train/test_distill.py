@@ -84,9 +84,10 @@ def test_all_of_the_students_levels_are_learnt_equally():
         ({"loss": LossConfig("hybrid")}, V, "use train.loss.kind=simple"),
         ({}, DiffusionConfig(), "needs diffusion.prediction_type=v_prediction"),
         ({"validate_every": 5}, V, "use train.validate_every=0"),
+        ({"loss": LossConfig(velocity_cap=5.0), "distill": DistillConfig()}, V, "use train.loss.velocity_cap=0"),
     ],
 )
-def test_what_a_student_needs_is_said(changes, diffusion, message):
+def test_what_a_student_or_a_prediction_of_v_does_not_go_with_is_said(changes, diffusion, message):
     options = {"lora": LoraConfig(rank=2), "distill": DistillConfig(num_steps=2)} | changes
     with pytest.raises(GlideError, match=message):
         RunConfig(train=TrainConfig(**options), diffusion=diffusion, data=DataConfig(validation_path="a.tar"))
