@@ -182,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cut := pipeline.unseen_end(prompt):
             view.note(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     pipeline.count_evaluations(1, plan.job.options, plan.job.upsampler_options)
+    for line in pipeline.doubts(plan.job.options, plan.job.upsampler_options):
+        view.note(f"warning: {line}")
     folder = _run(plan, pipeline, scorer if options.clip_rerank else None, view)
     _report(plan, folder, extractor, view)
     return 0

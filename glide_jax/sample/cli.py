@@ -135,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text in sample.texts(prompts):
         if cut := pipeline.unseen_end(text):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    both = [(cell.options, cell.upsampler_options) for cell in compared] or [(options, up_options)]
+    from_image = args.init_image is not None
+    for line in dict.fromkeys(line for each in both for line in pipeline.doubts(*each, from_image=from_image)):
+        print(f"warning: {line}")
     if args.checkpoint is None:
         _enlarge(pipeline, args, prompts, up_options)
     elif compared:

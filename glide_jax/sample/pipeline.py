@@ -343,6 +343,22 @@ class Pipeline:
         assert model is not None
         return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
 
+    def doubts(
+        self,
+        options: SampleOptions | None = None,
+        upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
+        *,
+        from_image: bool = False,
+    ) -> list[str]:
+        """What will likely make poor images of these options, in a line each; arguments and errors as for a call."""
+        lines = []
+        if self.base is not None:
+            lines.append(self.base.stage.doubt(self._base_options(options, {}), from_image=from_image))
+        if self.upsampler is not None:
+            of_upsampler = self.upsampler.stage.doubt(self._upsampler_options(upsampler_options), from_image=True)
+            lines.append(of_upsampler and f"of the upsampler, {of_upsampler}")
+        return [line for line in lines if line]
+
     def count_evaluations(
         self,
         images: int,
@@ -355,7 +371,7 @@ class Pipeline:
         total = 0
         if self.base is not None:
             options = self._base_options(options, {})
-            total += self.base.stage.count_evaluations(options, from_image=from_image and options.strength < 1)
+            total += self.base.stage.count_evaluations(options, from_image=from_image)
         if self.upsampler is not None:
             total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options), from_image=True)
         return images * total
