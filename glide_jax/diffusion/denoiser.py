@@ -24,36 +24,38 @@ class Prediction(NamedTuple):
         x_0: the clean image, after thresholding and pasting.
         eps: the noise as predicted, consistent with x_0 only where nothing was thresholded or pasted.
         direction: the noise to go on with: the one that makes x_0 and x_t agree, or, under CFG++, the unconditional.
-        variance: share of log beta (1) against the clipped posterior log-variance (0) in the learned variance.
+        variance_share: as in `Estimate`.
         gradient: of a guidance signal about the image, in x_t; None without one.
     """
 
     x_0: Image
     eps: Image
     direction: Image
-    variance: Image
+    variance_share: Image
     gradient: Image | None = None
 
 
-class GuidedNoise(NamedTuple):
-    """What guidance makes of a network's outputs.
+class Estimate(NamedTuple):
+    """What a network with guidance says of a noisy image.
 
     Attributes:
-        eps: the noise that x_0 is computed from.
-        renoise: the noise to go on with; None to derive it from x_0.
-        variance: fraction in [-1, 1], as the network gives it.
+        x_0: the clean image.
+        eps: the noise beside it.
+        renoise: the noise to go on with; None to derive it from x_0 once that is processed.
+        variance_share: share of log beta (1) against the clipped posterior log-variance (0) in the learned variance.
     """
 
+    x_0: Image
     eps: Image
     renoise: Image | None
-    variance: Image
+    variance_share: Image
 
 
-class NoisePredictor(Protocol):
+class Estimator(Protocol):
     """A network with guidance; `memory` is that of a guidance which has one."""
 
-    def __call__(self, x_t: Image, level: Level, memory: Any) -> tuple[GuidedNoise, Any]:
-        """Predicts, and returns the next memory."""
+    def __call__(self, x_t: Image, level: Level, memory: Any) -> tuple[Estimate, Any]:
+        """Estimates, and returns the next memory."""
 
 
 class Denoiser(Protocol):
@@ -63,26 +65,15 @@ class Denoiser(Protocol):
         """Predicts, and returns the next memory."""
 
 
-def unguided(network: Network) -> NoisePredictor:
-    """A network as it is."""
-
-    def predict(x_t: Image, level: Level, memory: Any) -> tuple[GuidedNoise, Any]:
-        output = network(x_t, jnp.broadcast_to(level.t, x_t.shape[:1])).astype(jnp.float32)
-        eps, variance = jnp.split(output, 2, axis=-1)
-        return GuidedNoise(eps, None, variance), memory
-
-    return predict
-
-
-def denoiser(predict: NoisePredictor, process_x0: ProcessX0, gradient: Gradient | None = None) -> Denoiser:
-    """Turns noise into a prediction: x_0 = (x_t - sigma eps) / alpha, then `process_x0` (torch: p_mean_variance)."""
+def denoiser(estimate: Estimator, process_x0: ProcessX0, gradient: Gradient | None = None) -> Denoiser:
+    """Turns estimates into predictions, by `process_x0` (torch: p_mean_variance)."""
 
     def denoise(x_t: Image, level: Level, memory: Any) -> tuple[Prediction, Any]:
-        noise, memory = predict(x_t, level, memory)
-        x_0 = process_x0((x_t - level.sigma * noise.eps) / level.alpha)
-        direction = (x_t - level.alpha * x_0) / level.sigma if noise.renoise is None else noise.renoise
+        raw, memory = estimate(x_t, level, memory)
+        x_0 = process_x0(raw.x_0)
+        direction = (x_t - level.alpha * x_0) / level.sigma if raw.renoise is None else raw.renoise
         slope = None if gradient is None else gradient(x_t, jnp.broadcast_to(level.t, x_t.shape[:1]))
-        return Prediction(x_0, noise.eps, direction, (noise.variance + 1) / 2, slope), memory
+        return Prediction(x_0, raw.eps, direction, raw.variance_share, slope), memory
 
     return denoise
 

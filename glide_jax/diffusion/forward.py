@@ -1,13 +1,12 @@
-"""The forward process: how images are noised, and what a noise level is."""
+"""The forward process: how images are noised, what a noise level is, and what predictions say of a noised image."""
 
 from typing import Any, NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from glide_jax.diffusion.schedules import Schedule
+from glide_jax.diffusion.schedules import PredictionType, Schedule
 
 Image = Float[Array, "batch height width channels"]
 
@@ -47,28 +46,47 @@ class Level(NamedTuple):
         return type(self)(*(column.reshape(-1, 1, 1, 1) for column in self))
 
 
-def as_noise_prediction(
-    schedule: Schedule,
-    output: Float[Array, "batch height width 6"],
-    x_t: Image,
-    t: Float[Array, " batch"],
-) -> Float[Array, "batch height width 6"]:
-    """A network's output with the noise in its first three channels, whatever `schedule.prediction_type` it has.
+class Readout(NamedTuple):
+    """What a network's prediction at a noisy image says: eps, or v = alpha eps - sigma x_0 (Salimans & Ho 2022).
 
-    Of v the noise is alpha v + sigma x_t. Between two timesteps log(sigma / alpha) is linear in t, as in
-    `Schedule.sigma_to_t`.
+    Each comes by its own formula. The way from v to x_0 by the noise would divide by alpha, which at high noise is
+    nearly 0.
 
-    Args:
-        schedule: the full schedule that the network was trained on.
-        output: what it gave.
-        x_t: noised images; t: their original timesteps in [0, T), possibly fractional.
+    Attributes:
+        prediction_type: which of the two the network predicts.
+        x_t: the noisy images.
+        level: their noise, shaped to broadcast over them.
     """
-    if schedule.prediction_type == "epsilon":
-        return output
-    ratio = jnp.exp(jnp.interp(t, *to_columns(schedule.timesteps, np.log(schedule.sigmas)))).reshape(-1, 1, 1, 1)
-    alpha = jax.lax.rsqrt(1 + ratio * ratio)
-    v, variance = jnp.split(output, 2, axis=-1)
-    return jnp.concatenate([alpha * v + alpha * ratio * x_t, variance], axis=-1)
+
+    prediction_type: PredictionType
+    x_t: Image
+    level: Level
+
+    def x_0(self, predicted: Image) -> Image:
+        """The clean image: (x_t - sigma eps) / alpha, or alpha x_t - sigma v."""
+        _, alpha, sigma = self.level
+        if self.prediction_type == "epsilon":
+            return (self.x_t - sigma * predicted) / alpha
+        return alpha * self.x_t - sigma * predicted
+
+    def eps(self, predicted: Image) -> Image:
+        """The noise: eps, or alpha v + sigma x_t."""
+        if self.prediction_type == "epsilon":
+            return predicted
+        return self.level.alpha * predicted + self.level.sigma * self.x_t
+
+    def prediction_of(self, x_0: Image) -> Image:
+        """What the network would have predicted if it took `x_0` for the clean image."""
+        _, alpha, sigma = self.level
+        if self.prediction_type == "epsilon":
+            return (self.x_t - alpha * x_0) / sigma
+        return (alpha * self.x_t - x_0) / sigma
+
+    @property
+    def slope(self) -> Float[Array, "..."]:
+        """By how much x_0 falls as the prediction rises by 1: sigma / alpha, or sigma."""
+        _, alpha, sigma = self.level
+        return sigma / alpha if self.prediction_type == "epsilon" else sigma
 
 
 def q_sample(x_0: Image, noise: Image, level: Level) -> Image:

@@ -1,20 +1,23 @@
 """Guidance: conditional and unconditional predictions become one that follows the condition harder.
 
+Predictions are the network's own, of the noise or of v. Combined they are the same image either way, for one is affine
+in the other; rescaled they are not, and Lin et al. rescale v.
 A method is a small pytree: its class is what a compiled program fixes, its numbers are what the program takes.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from glide_jax.diffusion.denoiser import GuidedNoise, Network, NoisePredictor, unguided
-from glide_jax.diffusion.forward import Image, Level
+from glide_jax.diffusion.denoiser import Estimate, Estimator, Network
+from glide_jax.diffusion.forward import Image, Level, Readout
 from glide_jax.diffusion.options import GuidanceOptions
+from glide_jax.diffusion.schedules import PredictionType
 
 # A network over a batch of 2B rows, the first B under the condition and the last B without it.
 PairedNetwork = Callable[[Image, Float[Array, " rows"]], Float[Array, "rows height width 6"]]
@@ -22,7 +25,7 @@ Scalar = Float[Array, ""]
 
 
 class Method(Protocol):
-    """How two predictions become one; `renoises` if it says what noise to go on with, in place of what x_0 implies."""
+    """How two predictions become one; `renoises` if it says whose noise to go on with, in place of what x_0 implies."""
 
     renoises: ClassVar[bool]
 
@@ -34,15 +37,15 @@ class Method(Protocol):
         """What a run starts with; None for a method without memory."""
 
     def combine(
-        self, x_t: Image, level: Level, eps_c: Image, eps_u: Image, memory: Any
+        self, at: Readout, conditional: Image, unconditional: Image, memory: Any
     ) -> tuple[Image, Image | None, Any]:
-        """The guided noise, the noise to go on with where it `renoises`, and the next memory."""
+        """The guided prediction, the one whose noise to go on with where it `renoises`, and the next memory."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassifierFree:
-    """eps_u + scale (eps_c - eps_u) (Ho & Salimans 2022)."""
+    """unconditional + scale (conditional - unconditional) (Ho & Salimans 2022)."""
 
     renoises: ClassVar[bool] = False
     scale: Scalar
@@ -56,10 +59,11 @@ class ClassifierFree:
         """None is needed."""
 
     def combine(
-        self, x_t: Image, level: Level, eps_c: Image, eps_u: Image, memory: Any
+        self, at: Readout, conditional: Image, unconditional: Image, memory: Any
     ) -> tuple[Image, Image | None, Any]:
         """See `Method`."""
-        return eps_u + self.scale * (eps_c - eps_u), eps_u if self.renoises else None, memory
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return guided, unconditional if self.renoises else None, memory
 
 
 @jax.tree_util.register_dataclass
@@ -92,17 +96,16 @@ class AdaptiveProjected:
         return jnp.zeros_like(x)
 
     def combine(
-        self, x_t: Image, level: Level, eps_c: Image, eps_u: Image, memory: Image
+        self, at: Readout, conditional: Image, unconditional: Image, memory: Image
     ) -> tuple[Image, Image | None, Image]:
         """See `Method`."""
-        x0_c = (x_t - level.sigma * eps_c) / level.alpha
-        average = level.sigma / level.alpha * (eps_u - eps_c) + self.momentum * memory
+        x0_c = at.x_0(conditional)
+        average = at.slope * (unconditional - conditional) + self.momentum * memory
         update = average * jnp.minimum(1.0, self.norm_threshold / jnp.maximum(_length(average), 1e-12))
         unit = x0_c / jnp.maximum(_length(x0_c), 1e-12)
         parallel = (update * unit).sum(axis=(1, 2, 3), keepdims=True) * unit
         update = update - parallel + self.eta * parallel
-        x_0 = x0_c + (self.scale - 1) * update
-        return (x_t - level.alpha * x_0) / level.sigma, None, average
+        return at.prediction_of(x0_c + (self.scale - 1) * update), None, average
 
 
 METHODS: dict[str, type[Method]] = {"cfg": ClassifierFree, "cfg++": ManifoldConstrained, "apg": AdaptiveProjected}
@@ -115,7 +118,7 @@ class Guidance:
 
     Attributes:
         method: how two predictions become one.
-        rescale: how far the guided noise gets the standard deviation of the conditional one (Lin et al. 2023).
+        rescale: how far the guided prediction gets the standard deviation of the conditional one (Lin et al. 2023).
         interval: sigmas (low, high] between which to guide.
     """
 
@@ -141,42 +144,83 @@ def initial_memory(guidance: Guidance | None, x: Image) -> Any:
     return None if guidance is None else guidance.method.memory(x)
 
 
-def guided(guidance: Guidance | None, conditional: Network, paired: PairedNetwork) -> NoisePredictor:
+class _Output(NamedTuple):
+    """What a network gives, guided or not: `Estimate` in its own terms.
+
+    Attributes:
+        predicted: the noise, or v.
+        renoise: the prediction whose noise to go on with; None to derive it from x_0.
+        variance: as the network gives it, in [-1, 1].
+    """
+
+    predicted: Image
+    renoise: Image | None
+    variance: Image
+
+
+_Outputs = Callable[[Readout, Any], tuple[_Output, Any]]
+
+
+def guided(
+    guidance: Guidance | None,
+    conditional: Network,
+    paired: PairedNetwork,
+    prediction_type: PredictionType = "epsilon",
+) -> Estimator:
     """Wraps a network in guidance.
 
     Args:
         guidance: what to do; None is `conditional` as it is.
         conditional: the network under the condition.
         paired: the same over twice the rows, under the condition and without it.
+        prediction_type: what it predicts.
     """
-    plain = unguided(conditional)
-    if guidance is None:
-        return plain
+    outputs = _plain(conditional) if guidance is None else _guided(guidance, _plain(conditional), paired)
 
-    def within(x_t: Image, level: Level, memory: Any) -> tuple[GuidedNoise, Any]:
-        t = jnp.broadcast_to(level.t, (2 * x_t.shape[0],))
-        with_condition, without = jnp.split(paired(jnp.concatenate([x_t, x_t]), t).astype(jnp.float32), 2)
-        eps_c, variance = jnp.split(with_condition, 2, axis=-1)
-        eps_u, _ = jnp.split(without, 2, axis=-1)
-        eps, renoise, memory = guidance.method.combine(x_t, level, eps_c, eps_u, memory)
+    def estimate(x_t: Image, level: Level, memory: Any) -> tuple[Estimate, Any]:
+        at = Readout(prediction_type, x_t, level)
+        (predicted, renoise, variance), memory = outputs(at, memory)
+        renoise = None if renoise is None else at.eps(renoise)
+        return Estimate(at.x_0(predicted), at.eps(predicted), renoise, (variance + 1) / 2), memory
+
+    return estimate
+
+
+def _plain(conditional: Network) -> _Outputs:
+    def outputs(at: Readout, memory: Any) -> tuple[_Output, Any]:
+        output = conditional(at.x_t, jnp.broadcast_to(at.level.t, at.x_t.shape[:1])).astype(jnp.float32)
+        predicted, variance = jnp.split(output, 2, axis=-1)
+        return _Output(predicted, None, variance), memory
+
+    return outputs
+
+
+def _guided(guidance: Guidance, plain: _Outputs, paired: PairedNetwork) -> _Outputs:
+    def within(at: Readout, memory: Any) -> tuple[_Output, Any]:
+        t = jnp.broadcast_to(at.level.t, (2 * at.x_t.shape[0],))
+        with_condition, without = jnp.split(paired(jnp.concatenate([at.x_t, at.x_t]), t).astype(jnp.float32), 2)
+        own, variance = jnp.split(with_condition, 2, axis=-1)
+        other, _ = jnp.split(without, 2, axis=-1)
+        predicted, renoise, memory = guidance.method.combine(at, own, other, memory)
         if guidance.rescale is not None:
-            eps = eps * (1 - guidance.rescale + guidance.rescale * _spread(eps_c) / _spread(eps))
-        return GuidedNoise(eps, renoise, variance), memory
+            rescale = guidance.rescale
+            predicted = predicted * (1 - rescale + rescale * _spread(own) / _spread(predicted))
+        return _Output(predicted, renoise, variance), memory
 
     if guidance.interval is None:
         return within
     low, high = guidance.interval
 
-    def predict(x_t: Image, level: Level, memory: Any) -> tuple[GuidedNoise, Any]:
-        sigma = level.sigma / level.alpha
+    def outputs(at: Readout, memory: Any) -> tuple[_Output, Any]:
+        sigma = at.level.sigma / at.level.alpha
 
-        def outside() -> tuple[GuidedNoise, Any]:
-            noise, _ = plain(x_t, level, memory)
-            return noise._replace(renoise=noise.eps if guidance.method.renoises else None), memory
+        def outside() -> tuple[_Output, Any]:
+            output, _ = plain(at, memory)
+            return output._replace(renoise=output.predicted if guidance.method.renoises else None), memory
 
-        return jax.lax.cond((sigma > low) & (sigma <= high), lambda: within(x_t, level, memory), outside)
+        return jax.lax.cond((sigma > low) & (sigma <= high), lambda: within(at, memory), outside)
 
-    return predict
+    return outputs
 
 
 def _length(x: Image) -> Float[Array, "batch 1 1 1"]:

@@ -75,15 +75,18 @@ class NoiseLevels:
 
     @classmethod
     def from_options(cls, schedule: Schedule, options: LevelOptions) -> Self:
-        """The levels that `options` ask for.
+        """The levels that `options` ask for, which name a schedule or a respacing.
 
         Raises:
+            ValueError: they name neither (see `SampleOptions.levels_in_force`).
             GlideError: an impossible respacing, more steps than timesteps, or sigmas that the model never saw.
         """
         if options.timestep_respacing:
             timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
             return cls.from_timesteps(schedule, timesteps)
-        name = options.schedule or "leading"
+        name = options.schedule
+        if not name:
+            raise ValueError("name a schedule")
         if name in TIMESTEP_SCHEDULES:
             return cls.from_timesteps(schedule, _spaced(schedule.diffusion_steps, name, options.num_steps))
         bottom, top = schedule.sigmas[[0, -1]]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from glide_jax.diffusion.forward import Image, Level, to_columns
+from glide_jax.diffusion.forward import Image, Level, Readout, to_columns
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.options import Options, option
 
@@ -23,7 +23,8 @@ class LossConfig(Options):
     `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556), `p2_gamma` Choi et al. 2022 (arXiv:2204.00227, with k = 1).
     Of logit-normal timesteps sigmoid(N(0, 1)) is the share of T (Esser et al. 2024, arXiv:2403.03206). `velocity_cap`
     makes the loss of noise that of v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the
-    plain one hardly depends on x_0 at high noise, where layout and colours are decided, and learns it last.
+    plain one hardly depends on x_0 at high noise, where layout and colours are decided, and learns it last. A model
+    of v has that loss already, and `RunConfig` refuses the cap there.
     """
 
     PREFIX: ClassVar[str] = "train.loss."
@@ -105,33 +106,39 @@ def training_losses(
     Args:
         config: which loss.
         schedule: the full schedule the model trains on.
-        output: predicted noise and variance fraction, as from `as_noise_prediction`.
+        output: what the network gave: noise or v, as `schedule.prediction_type` says, and variance in [-1, 1].
         x_0: clean images; x_t: the noised ones; noise: what was added.
         t: timesteps in [0, T).
     """
-    eps, fraction = jnp.split(output.astype(jnp.float32), 2, axis=-1)
-    mse = _mean(jnp.square(eps - noise))
+    predicted, variance = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    at = Readout(schedule.prediction_type, x_t, Level.table(schedule).at(t).per_image())
+    mse = _mean(jnp.square(at.eps(predicted) - noise))
     total = mse * jnp.asarray(config.weights(schedule), jnp.float32)[t]
     vlb = jnp.zeros_like(mse)
     if config.kind == "hybrid":
-        vlb = vlb_terms(schedule, jax.lax.stop_gradient(eps), fraction, x_0, x_t, t)
+        vlb = vlb_terms(schedule, jax.lax.stop_gradient(at.x_0(predicted)), variance, x_0, x_t, t)
         total = total + 0.001 * schedule.diffusion_steps * vlb
     return Losses(total, mse, vlb)
 
 
 def vlb_terms(
-    schedule: Schedule, eps: Image, fraction: Image, x_0: Image, x_t: Image, t: Int[Array, " batch"]
+    schedule: Schedule, predicted_x0: Image, variance: Image, x_0: Image, x_t: Image, t: Int[Array, " batch"]
 ) -> PerImage:
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, else -log p(x_0 | x_1), in bits per dimension.
 
     The decoder at t = 0 is a Gaussian integrated over the 8-bit bins (Ho et al. 2020, eq. 13; torch: _vb_terms_bpd).
+
+    Args:
+        schedule: the full schedule.
+        predicted_x0: clean images as predicted.
+        variance: as the network gives it, in [-1, 1].
+        x_0: clean images; x_t: the noised ones.
+        t: timesteps in [0, T).
     """
-    level = Level.table(schedule).at(t).per_image()
     row = PosteriorTable.of(schedule).at(t)
-    predicted_x0 = (x_t - level.sigma * eps) / level.alpha
     true_mean = row.mean_x0 * x_0 + row.mean_xt * x_t
     mean = row.mean_x0 * predicted_x0 + row.mean_xt * x_t
-    share = (fraction + 1) / 2
+    share = (variance + 1) / 2
     log_variance = share * row.log_beta + (1 - share) * row.log_variance
     kl = _gaussian_kl(true_mean, row.log_variance, mean, log_variance)
     nll = -_discretized_log_likelihood(x_0, mean, 0.5 * log_variance)

@@ -70,8 +70,9 @@ def canonical_name(sampler: str) -> str:
     """
     name = _ALIASES.get(sampler, sampler)
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(sampler, [*SAMPLERS, *_ALIASES], n=3) or SAMPLERS
-        raise GlideError(f"sampler {sampler!r} is unknown; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(sampler, [*SAMPLERS, *_ALIASES], n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(SAMPLERS)}"
+        raise GlideError(f"sampler {sampler!r} is unknown; {advice}")
     return name
 
 
@@ -92,7 +93,7 @@ class SolverOptions(Options):
     sampler: Annotated[
         str,
         option(
-            "ddim is a safe choice; dpmpp_2m and unipc need fewest steps; ddpm, euler_ancestral and dpmpp_2m_sde add"
+            "ddim is a safe choice; dpmpp_2m and unipc need few steps; ddpm, euler_ancestral and dpmpp_2m_sde add"
             f" fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)}",
             metavar="NAME",
         ),
@@ -183,7 +184,8 @@ class GuidanceOptions(Options):
     "cfg" is classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); "cfg++" takes a scale in [0, 1] and goes
     on with the unconditional noise (Chung et al. 2024, arXiv:2406.08070); "apg" is adaptive projected guidance, which
     does without the over-saturation of high scales (Sadat et al. 2024, arXiv:2410.02416). `guidance_rescale` is that of
-    Lin et al. 2023 (arXiv:2305.08891), `guidance_interval` that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
+    Lin et al. 2023 (arXiv:2305.08891), of what the network predicts, and so does most where that is v;
+    `guidance_interval` is that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
     """
 
     guidance_scale: Annotated[

@@ -7,7 +7,7 @@ derives new betas from them; t always means an original timestep in [0, T).
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -89,10 +89,9 @@ class Schedule:
         steps = config.diffusion_steps
         return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps, config.prediction_type)
 
-    @classmethod
-    def from_alphas_cumprod(cls, abar: Table, timesteps: Shaped[np.ndarray, " steps"], diffusion_steps: int) -> Self:
-        """The process that passes through these levels, ascending in noise: betas = 1 - abar / abar_prev."""
-        return cls(timesteps, 1 - abar / np.append(1.0, abar[:-1]), diffusion_steps)
+    def through(self, abar: Table, timesteps: Shaped[np.ndarray, " steps"]) -> Self:
+        """The process that passes through these levels alone, ascending in noise: betas = 1 - abar / abar_prev."""
+        return replace(self, timesteps=timesteps, betas=1 - abar / np.append(1.0, abar[:-1]))
 
     @cached_property
     def sigmas(self) -> Table:

@@ -244,6 +244,8 @@ def _check_job(job: Job, pipeline: Pipeline, view: View) -> None:
         job.prompts[:1], [0], seed=job.seed, negative_prompt=job.negative_prompt, options=job.options,
         upsampler_options=job.upsampler_options,
     )  # fmt: skip
+    for line in pipeline.doubts(job.options, job.upsampler_options):
+        view.note(f"warning: {line}")
 
 
 def _prompts(options: EvaluateOptions) -> tuple[str, ...]:

@@ -139,12 +139,12 @@ class Glide(Functional[_Net]):
         conditioning: Conditioning,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 6"]:
-        """Predicts noise (channels 0..2) and the variance fraction in [-1, 1] (channels 3..5).
+        """Predicts the noise or v, as it was trained to (channels 0..2), and the variance in [-1, 1] (channels 3..5).
 
         Args:
             params: as from `init`.
             x: noisy images.
-            t: original timesteps in [0, 1000), possibly fractional.
+            t: original timesteps in [0, T), possibly fractional.
             conditioning: text and images; a missing inpainting image means that nothing is known.
             dropout_keys: one key an example while training, None for evaluation.
         """

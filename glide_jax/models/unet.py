@@ -165,7 +165,7 @@ class Block(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Predicts noise and variance of a image at a timestep, given a text (torch: Text2ImUNet.forward)."""
+    """Predicts noise or v, and variance, of an image at a timestep, given a text (torch: Text2ImUNet.forward)."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
         self.num_channels, self.dtype, self.remat = config.num_channels, dtype, remat

@@ -30,7 +30,6 @@ from .options import sampler_options as sampler_options
 from .options import upsampler_options as upsampler_options
 from .options import upsampling as upsampling
 from .pipeline import Pipeline as Pipeline
-from .pipeline import Samples as Samples
 from .pretrained import Chosen as Chosen
 from .pretrained import Pretrained as Pretrained
 from .pretrained import choose as choose
@@ -42,4 +41,5 @@ from .prompts import Prompt as Prompt
 from .prompts import interpolated as interpolated
 from .prompts import texts as texts
 from .prompts import weighted as weighted
+from .samples import Samples as Samples
 from .stage import Stage as Stage

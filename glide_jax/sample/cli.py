@@ -171,6 +171,9 @@ def _check_request(
         sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     inputs = _inputs(pipeline, args)
+    both = [pipeline.doubts(each.options, each.upsampler_options, from_image=bool(args.init_image)) for each in cells]
+    for line in dict.fromkeys(line for found in both for line in found):
+        print(f"warning: {line}")
     for _, seed, options, up_options in cells:
         pipeline.batches(rows, range(len(rows)), seed=seed, options=options, upsampler_options=up_options, **inputs)
 

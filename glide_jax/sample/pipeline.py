@@ -1,15 +1,13 @@
 """Prompts to images: base model, then upsampler; uint8 images out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
@@ -20,33 +18,9 @@ from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
 from glide_jax.sample.pretrained import Pretrained, check_settings, new_folder, with_recorded, write_index
 from glide_jax.sample.prompts import Prompt
+from glide_jax.sample.samples import Samples, cut
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
-
-Pixels = UInt8[np.ndarray, "n height width 3"]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images and what they were generated from, in order.
-
-    Attributes:
-        images: uint8 [n, height, width, 3], of the last stage.
-        prompts: caption of each image.
-        indices: number of each image, which with the seed decides its noise.
-        seed: the seed they share.
-        small: the base model's images, where an upsampler enlarged them.
-    """
-
-    images: Pixels
-    prompts: list[str]
-    indices: list[int]
-    seed: int
-    small: UInt8[np.ndarray, "n small_height small_width 3"] | None = None
-
-    def pil(self) -> list[Image.Image]:
-        """The images as PIL images."""
-        return [Image.fromarray(image) for image in self.images]
 
 
 class Pipeline:
@@ -202,7 +176,7 @@ class Pipeline:
                 x_t=x_t, size=size,
             )
         )  # fmt: skip
-        return _joined(batches)
+        return Samples.joined(batches)
 
     def batches(
         self,
@@ -275,7 +249,7 @@ class Pipeline:
             mine = picked[:real]
             return Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
 
-        return (batch(*cut) for cut in _cut(len(prompts), batch_size or min(self.batch_size, len(prompts))))
+        return (batch(*cut) for cut in cut(len(prompts), batch_size or min(self.batch_size, len(prompts))))
 
     def upsample(
         self,
@@ -296,7 +270,7 @@ class Pipeline:
             seed, on_steps: as in a call.
             **changes: of `options`, by name.
         """
-        return _joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
+        return Samples.joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
 
     def upsample_batches(
         self,
@@ -325,7 +299,7 @@ class Pipeline:
             mine = picked[:real]
             return Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine]))
 
-        return (batch(*cut) for cut in _cut(len(rows), min(self.batch_size, len(rows))))
+        return (batch(*cut) for cut in cut(len(rows), min(self.batch_size, len(rows))))
 
     def _enlarged(self, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None) -> np.ndarray:
         assert self.upsampler is not None
@@ -361,6 +335,22 @@ class Pipeline:
         assert model is not None
         return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
 
+    def doubts(
+        self,
+        options: SampleOptions | None = None,
+        upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
+        *,
+        from_image: bool = False,
+    ) -> list[str]:
+        """What will likely make poor images of these options, in a line each; arguments and errors as for a call."""
+        lines = []
+        if self.base is not None:
+            lines.append(self.base.stage.doubt(self._base_options(options, {}), from_image=from_image))
+        if self.upsampler is not None:
+            of_upsampler = self.upsampler.stage.doubt(self._upsampler_options(upsampler_options), from_image=True)
+            lines.append(of_upsampler and f"of the upsampler, {of_upsampler}")
+        return [line for line in lines if line]
+
     def count_evaluations(
         self,
         images: int,
@@ -373,7 +363,7 @@ class Pipeline:
         total = 0
         if self.base is not None:
             options = self._base_options(options, {})
-            total += self.base.stage.count_evaluations(options, from_image=from_image and options.strength < 1)
+            total += self.base.stage.count_evaluations(options, from_image=from_image)
         if self.upsampler is not None:
             total += self.upsampler.stage.count_evaluations(self._upsampler_options(upsampler_options), from_image=True)
         return images * total
@@ -411,25 +401,8 @@ def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = 
     return height, width
 
 
-def _cut(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Positions batch by batch, a short last one filled up with its last, and how many of them are real."""
-    for first in range(0, count, size):
-        yield [min(first + i, count - 1) for i in range(size)], min(size, count - first)
-
-
 def _of_real(on_steps: OnSteps | None, real: int) -> OnSteps | None:
     return None if on_steps is None else lambda steps, x_0: on_steps(steps * real, x_0[:real])
-
-
-def _joined(batches: Sequence[Samples]) -> Samples:
-    small = [batch.small for batch in batches if batch.small is not None]
-    return Samples(
-        np.concatenate([batch.images for batch in batches]),
-        [prompt for batch in batches for prompt in batch.prompts],
-        [index for batch in batches for index in batch.indices],
-        batches[0].seed,
-        np.concatenate(small) if small else None,
-    )
 
 
 def _rows(prompts: Prompt | Sequence[Prompt], num_images: int) -> list[Prompt]:

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from glide_jax.diffusion.denoiser import Gradient, denoiser, paste, threshold
-from glide_jax.diffusion.forward import Image, Level, as_noise_prediction, q_sample
+from glide_jax.diffusion.forward import Image, Level, q_sample
 from glide_jax.diffusion.guidance import Guidance, guidance, guided, initial_memory
 from glide_jax.diffusion.levels import NoiseLevels
-from glide_jax.diffusion.options import GuidanceOptions, ThresholdingOptions
+from glide_jax.diffusion.options import SIGMA_SCHEDULES, GuidanceOptions, ThresholdingOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddpm import ddim_inversion
@@ -26,6 +26,8 @@ from glide_jax.sample.prompts import Prompt
 
 # Progress is reported about this many times a batch; each report is one call of the compiled program.
 _REPORTS = 10
+# The share of an image's variance that may be missing from the noise that sampling starts from.
+_MOST_SIGNAL = 0.05
 # Noise levels that attention is looked at.
 _LOOKS = 10
 
@@ -57,11 +59,34 @@ class Stage:
         """The levels to visit; `from_image` leaves out those that `strength` skips, None if that is all.
 
         Raises:
-            GlideError: steps or sigmas that the schedule cannot give.
+            GlideError: steps or sigmas that the schedule cannot give, or one step from noise alone where there is next
+                to none.
         """
         levels = NoiseLevels.from_options(self.schedule, options.levels_in_force)
-        count = round(options.strength * len(levels)) if from_image else len(levels)
+        if not from_image or options.strength == 1:
+            if len(levels) == 1 and levels.timesteps[0] == 0:
+                raise GlideError(
+                    f"{_chosen(options)} is one step at t = 0, which makes no image of noise: take more steps, or"
+                    " schedule trailing"
+                )
+            return levels
+        count = round(options.strength * len(levels))
         return levels.last(count) if count else None
+
+    def doubt(self, options: SampleOptions, *, from_image: bool = False) -> str:
+        """A line on a first level where images should show already, though there is noise alone; "" if there is none.
+
+        Raises:
+            GlideError: as `levels` does.
+        """
+        levels = self.levels(options, from_image=from_image)
+        if levels is None or (from_image and options.strength < 1) or levels.alphas_cumprod[0] <= _MOST_SIGNAL:
+            return ""
+        first, share = levels.timesteps[0], levels.alphas_cumprod[0]
+        return (
+            f"{_chosen(options)} starts from noise alone at t = {first:.0f}, where {share:.0%} should be image:"
+            f" schedule trailing starts at t = {self.schedule.diffusion_steps - 1}"
+        )
 
     def count_evaluations(self, options: SampleOptions, *, from_image: bool = False) -> int:
         """How often the model is evaluated for an image; raises `GlideError` as `levels` does."""
@@ -255,10 +280,11 @@ class Stage:
         end: Int[Array, ""],
     ) -> Carry:
         conditional = jax.tree.map(lambda x: x[: arguments.indices.shape[0]], arguments.conditioning)
-        predict = guided(
+        estimate = guided(
             arguments.guidance,
             partial(self._network, arguments.params, conditional),
             partial(self._network, arguments.params, arguments.conditioning),
+            self.schedule.prediction_type,
         )
 
         def process(x_0: Image) -> Image:
@@ -269,7 +295,7 @@ class Stage:
         key = self._stream(arguments.seed, "sampler")
         shape = carry.state[0].shape[1:]
         noise = lambda number: normal_per_example(fold(key, number), arguments.indices, shape)  # noqa: E731
-        denoise = denoiser(predict, process, self._gradient(arguments.clip))
+        denoise = denoiser(estimate, process, self._gradient(arguments.clip))
         return run_steps(solver, denoise, noise, carry, rows, first, end)
 
     def _look_impl(self, arguments: Arguments, images: Image) -> Float[Array, "batch height width ctx"]:
@@ -294,4 +320,14 @@ class Stage:
     def _network(
         self, params: Params, conditioning: Conditioning, x: Image, t: Float[Array, " rows"]
     ) -> Float[Array, "rows h w 6"]:
-        return as_noise_prediction(self.schedule, self.model(params, x, t, conditioning), x, t)
+        return self.model(params, x, t, conditioning)
+
+
+def _chosen(options: SampleOptions) -> str:
+    """What decides the first level."""
+    levels = options.levels_in_force
+    if levels.timestep_respacing:
+        return f"timestep_respacing {levels.timestep_respacing}"
+    if levels.schedule in SIGMA_SCHEDULES and levels.sigma_max is not None:
+        return f"sigma_max {levels.sigma_max:g}"
+    return f"num_steps {levels.num_steps} with schedule {levels.schedule}"

@@ -225,6 +225,11 @@ class RunConfig(Options):
                 "train.distill needs diffusion.prediction_type=v_prediction, for noise does not tell x_0 where there is"
                 " hardly anything else: fine-tune the model to predict v first"
             )
+        if self.train.loss.velocity_cap and self.diffusion.prediction_type == "v_prediction":
+            raise GlideError(
+                "train.loss.velocity_cap weights the loss of noise as that of v, which a model with"
+                " diffusion.prediction_type=v_prediction has already: use train.loss.velocity_cap=0"
+            )
         if self.train.distill.num_steps and self.data.validation_path and self.train.validate_every:
             raise GlideError(
                 "train.distill has no validation loss, which would be of levels that its steps leave out: use"

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from glide_jax.diffusion.denoiser import threshold
-from glide_jax.diffusion.forward import Image, Level, as_noise_prediction, to_columns
+from glide_jax.diffusion.forward import Image, Level, Readout, to_columns
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import LevelOptions
 from glide_jax.diffusion.schedules import Schedule
@@ -91,13 +91,13 @@ class Teacher:
         def step(k: Int[Array, ""], x: Image) -> Image:
             here, there = level(k), level(k + 1).per_image()
             twice, at = jnp.repeat(x, rows, axis=0), jnp.repeat(here.t, rows, axis=0)
-            output = as_noise_prediction(self._schedule, self._model(params, twice, at, given), twice, at)
-            eps = output[::rows, ..., :3].astype(jnp.float32)
+            output = self._model(params, twice, at, given)[..., :3].astype(jnp.float32)
+            predicted = output[::rows]
             if guided:
-                without = output[1::2, ..., :3].astype(jnp.float32)
-                eps = without + self._scale * (eps - without)
+                without = output[1::2]
+                predicted = without + self._scale * (predicted - without)
             here = here.per_image()
-            x_0 = threshold((x - here.sigma * eps) / here.alpha)
+            x_0 = threshold(Readout(self._schedule.prediction_type, x, here).x_0(predicted))
             return there.alpha * x_0 + there.sigma * (x - here.alpha * x_0) / here.sigma
 
         reached = jax.lax.fori_loop(0, self._steps, step, x_t)

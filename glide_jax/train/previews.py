@@ -35,6 +35,7 @@ class Previews:
         self, stage: Stage, config: PreviewConfig, examples: Batch, upsampler: LoadedModel | None = None
     ) -> None:
         self._stage, self._config, self._examples, self._upsampler = stage, config, examples, upsampler
+        stage.levels(config.options, from_image=stage.model.config.super_res)  # now, and not when a step has been made
         prompts = list(config.prompts or examples.captions)
         model = stage.model.config
         # Of given images there are only so many.

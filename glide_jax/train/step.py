@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from glide_jax.diffusion.forward import Level, as_noise_prediction, q_sample
+from glide_jax.diffusion.forward import Level, q_sample
 from glide_jax.diffusion.losses import LossConfig, Losses, training_losses
 from glide_jax.diffusion.schedules import Schedule
 from glide_jax.models import Conditioning, EncodedText, Glide, Params
@@ -109,8 +109,7 @@ def batch_losses(
         return condition(conditioning or ConditioningConfig(), model.config, text, *images)
 
     given = conditioned(model.encode_text(params, batch["tokens"], batch["mask"]))
-    t = random.t.astype(jnp.float32)
-    output = as_noise_prediction(schedule, model(params, x_t, t, given, random.dropout_keys), x_t, t)
+    output = model(params, x_t, random.t.astype(jnp.float32), given, random.dropout_keys)
     noise = random.noise
     if teacher is not None:
         x_0, noise = teacher.target(params, batch["tokens"], batch["mask"], conditioned, x_t, random.t)

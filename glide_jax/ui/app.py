@@ -17,7 +17,7 @@ from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
-from glide_jax.options import Options, add_arguments, build, given, option
+from glide_jax.options import Options, Parser, add_arguments, build, given, option
 from glide_jax.sample import LoadedClip, choose
 from glide_jax.ui.guard import Guard, Hosts, is_loopback, is_name
 from glide_jax.ui.models import Models, Unloadable
@@ -60,7 +60,7 @@ class Server(Options):
 
 def parser() -> argparse.ArgumentParser:
     """All options of `app.py`."""
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="app.py",
         description="Generates images in the browser, with trained or converted GLIDE models.",
         epilog=_EXAMPLES,

@@ -230,7 +230,7 @@ def check_fit(pipeline: Pipeline, request: Request, most_steps: int) -> None:
     if request.task == "inpaint" and not pipeline.base.stage.model.config.inpaint:
         raise GlideError(f"{request.base} cannot inpaint: choose a base model that says so")
     for options in [cell.options for cell in request.cells] or [request.options]:
-        levels = pipeline.base.stage.levels(options)
+        levels = pipeline.base.stage.levels(options, from_image=request.task == "redraw")
         if levels is not None and len(levels) > most_steps:
             raise GlideError(f"{len(levels)} steps are too many: at most {most_steps}")
 

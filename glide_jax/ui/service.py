@@ -250,6 +250,12 @@ def _summary(request: Request, generated: Sequence[Generated], pipeline: Pipelin
     yield f"{what} of {width} x {height} pixels in {seconds:.1f} s."
     if cut := pipeline.unseen_end(request.prompt):
         yield f"The prompt is too long for this model; it does not see “{cut}”."
+    both = [(cell.options, cell.upsampler_options) for cell in request.cells] or [
+        (request.options, request.upsampler_options)
+    ]
+    redraws = request.task == "redraw"
+    for line in dict.fromkeys(line for each in both for line in pipeline.doubts(*each, from_image=redraws)):
+        yield f"Note: {line}."
 
 
 def _line(*sentences: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from glide_jax.data import DataConfig
-from glide_jax.diffusion.forward import as_noise_prediction
+from glide_jax.diffusion.forward import Level, Readout
 from glide_jax.images import from_uint8
 from glide_jax.models import Conditioning
 from glide_jax.sample import LoadedModel
@@ -100,23 +100,23 @@ def row(name: str, seed: int, updates: int, output: Path) -> str:
 def error(model: LoadedModel, pictures: Pictures, sigma: float) -> float:
     """Mean squared error of x_0 predicted at the timestep whose sigma / alpha is nearest to `sigma`."""
     network, schedule = model.stage.model, model.stage.schedule
-    signal = schedule.alphas_cumprod
-    t = int(np.abs(np.log(np.sqrt(1 / signal - 1) / sigma)).argmin())
-    alpha, scale = np.sqrt(signal[t]), np.sqrt(1 - signal[t])
+    t = int(np.abs(np.log(schedule.sigmas / sigma)).argmin())
+    level = Level.table(schedule).at(jnp.int32(t))
 
     @jax.jit
     def predict(x_t, tokens, mask):
         text = network.encode_text(model.params, tokens, mask)
         at = jnp.full(len(x_t), float(t))
-        eps = as_noise_prediction(schedule, network(model.params, x_t, at, Conditioning(text)), x_t, at)[..., :3]
-        return jnp.clip((x_t - scale * eps) / alpha, -1, 1)
+        predicted = network(model.params, x_t, at, Conditioning(text))[..., :3]
+        return jnp.clip(Readout(schedule.prediction_type, x_t, level).x_0(predicted), -1, 1)
 
     x_0 = from_uint8(pictures.pixels)
     padded = [GlideTokenizer().padded(caption, network.config.text_ctx) for caption in pictures.captions]
     tokens, mask = (np.concatenate(column) for column in zip(*padded, strict=True))
     rng = np.random.default_rng(0)
     noises = rng.standard_normal((NOISES, *x_0.shape)).astype(np.float32)
-    return float(np.mean([np.square(predict(alpha * x_0 + scale * noise, tokens, mask) - x_0) for noise in noises]))
+    noised = (level.alpha * x_0 + level.sigma * noise for noise in noises)
+    return float(np.mean([np.square(predict(x_t, tokens, mask) - x_0) for x_t in noised]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, threshold
+from glide_jax.diffusion.denoiser import Estimate, denoiser, threshold
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import LevelOptions, SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
@@ -31,7 +31,7 @@ def mixture(x_t, level, memory):
     weights = jax.nn.softmax(-jnp.square(x[..., None] - MEANS) / (2 * spread), axis=-1)
     centre = (weights * MEANS).sum(-1)
     x_0 = centre + STD**2 / spread * (x - centre)
-    return GuidedNoise((x - x_0) / sigma, None, jnp.zeros_like(x)), memory
+    return Estimate(x_0, (x - x_0) / sigma, None, jnp.full_like(x, 0.5)), memory
 
 
 def distance(process, sampler, schedule, steps, quantiles, z):

@@ -17,10 +17,10 @@ def timesteps(**options):
 
 
 def test_spacings_of_timesteps():
-    assert timesteps(num_steps=4) == [750, 500, 250, 0]
+    assert timesteps(num_steps=4, schedule="leading") == [750, 500, 250, 0]
     assert timesteps(num_steps=4, schedule="trailing") == [999, 749, 499, 249]
     assert timesteps(num_steps=4, schedule="linspace") == [999, 666, 333, 0]
-    assert timesteps(num_steps=30)[:2] == [957, 924]
+    assert timesteps(num_steps=30, schedule="leading")[:2] == [957, 924]
     assert timesteps(timestep_respacing="fast27")[0] == 997
     assert timesteps(num_steps=7, schedule="trailing")[0] == 999
 
@@ -52,7 +52,7 @@ def test_formulas_of_sigma_schedules():
 
 
 def test_a_grid_may_start_in_the_middle():
-    grid = NoiseLevels.from_options(COSINE, LevelOptions(num_steps=10))
+    grid = NoiseLevels.from_options(COSINE, LevelOptions(num_steps=10, schedule="leading"))
     np.testing.assert_array_equal(grid.last(3).sigmas, grid.sigmas[-3:])
 
 
@@ -60,7 +60,7 @@ def test_a_grid_may_start_in_the_middle():
     ("options", "message"),
     [
         ({"num_steps": 0}, "num_steps"),
-        ({"num_steps": 1001}, "at most 1000"),
+        ({"num_steps": 1001, "schedule": "leading"}, "at most 1000"),
         ({"num_steps": 1001, "schedule": "linspace"}, "at most 1000"),
         ({"schedule": "karas"}, "karras"),
         ({"schedule": "exponential", "rho": 2.0}, "rho has no effect on exponential"),

@@ -23,7 +23,7 @@ def test_tables_equal_the_reference(case):
     golden = {k.rsplit("|", 1)[1]: v for k, v in golden_arrays("diffusion").items() if k.rsplit("|", 1)[0] == case}
     name, respacing = case.split("|")
     full, kept = Schedule.from_config(DiffusionConfig(noise_schedule=name)), space_timesteps(1000, respacing)
-    schedule = Schedule.from_alphas_cumprod(full.alphas_cumprod[kept], kept, full.diffusion_steps)
+    schedule = full.through(full.alphas_cumprod[kept], kept)
     np.testing.assert_array_equal(schedule.timesteps, golden["timestep_map"])
     for table in TABLES:
         np.testing.assert_allclose(getattr(schedule, table), golden[table], rtol=1e-12, atol=1e-12, err_msg=table)

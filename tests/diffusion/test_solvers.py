@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion import solvers
-from glide_jax.diffusion.denoiser import GuidedNoise, denoiser
+from glide_jax.diffusion.denoiser import Estimate, denoiser
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SAMPLERS, LevelOptions, SolverOptions, canonical_name, sampler_options
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
@@ -35,7 +35,8 @@ def shrink(sigma):
 def gaussian(x_t, level, memory):
     sigma = level.sigma / level.alpha
     x = x_t / level.alpha
-    return GuidedNoise((x - shrink(sigma) * x) / sigma, None, jnp.zeros_like(x)), memory
+    x_0 = shrink(sigma) * x
+    return Estimate(x_0, (x - x_0) / sigma, None, jnp.full_like(x, 0.5)), memory
 
 
 def run(method, plan, x, rows=None, noise=None):
@@ -91,7 +92,7 @@ def test_pndm_converges_on_respaced_timesteps(sampler):
     """The fork's abar between two levels is interpolated, which leaves them second order."""
 
     def error(steps):
-        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
+        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps, schedule="leading"))
         method, plan = plan_steps(SolverOptions(sampler), levels)
         sigma = levels.sigmas[1]
         x = jnp.ones((1, 1, 1, 1)) * sigma / math.sqrt(1 + sigma**2)
@@ -212,7 +213,7 @@ def final(sampler, levels, noise, **options):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_is_euler_on_the_same_levels(eta):
-    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=20))
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=20, schedule="leading"))
     noise = np.random.RandomState(0).standard_normal((20, 1, 1, 1, 1))
     ddim = final("ddim", levels, noise, eta=eta)
     np.testing.assert_allclose(final("euler_ancestral", levels, noise, eta=eta), ddim, rtol=1e-9)
@@ -252,7 +253,7 @@ def test_churned_runs_follow_the_noise_of_their_own_steps(sampler):
 
 def test_inversion_then_ddim_returns_with_an_error_that_halves():
     def error(steps):
-        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps))
+        levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=steps, schedule="leading"))
         method, plan = ddim_inversion(levels)
         noise = run(method, plan, 0.4 * jnp.ones((1, 1, 1, 1)))
         method, plan = plan_steps(SolverOptions("ddim"), levels)
@@ -277,7 +278,7 @@ STOCHASTIC = (
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_step_is_free_of_noise_and_the_others_are_not(sampler):
-    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=6))
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=6, schedule="leading"))
     rows = len(plan_steps(SolverOptions(sampler), levels)[1])
     noise = np.random.RandomState(0).standard_normal((rows, 1, 1, 1, 1))
 
@@ -308,4 +309,6 @@ def test_names_aliases_and_options():
     with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
         SolverOptions("dpmpp_2m", eta=1.0)
     with pytest.raises(GlideError, match="at least 3 steps"):
-        plan_steps(SolverOptions("plms"), NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=2)))
+        plan_steps(
+            SolverOptions("plms"), NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=2, schedule="leading"))
+        )

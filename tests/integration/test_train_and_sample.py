@@ -235,8 +235,12 @@ def test_at_strength_0_the_picture_stays(whole_run, tmp_path):
 def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys):
     axes = ["--xy", "num_steps=2,4,5", "sampler=ddim,dpm++"]
     assert sample(whole_run, tmp_path, "--prompt", "a banana", *axes) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "evaluations" in line]
-    assert lines == [
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said if "warning" in line] == [
+        f"warning: num_steps {steps} with schedule leading starts from noise alone at t = {t}"
+        for steps, t in ((2, 500), (4, 750), (5, 800))
+    ]
+    assert [line for line in said if "evaluations" in line] == [
         f"num_steps {steps}, sampler {sampler}: {steps} model evaluations"
         for sampler in ("ddim", "dpm++")
         for steps in (2, 4, 5)
@@ -246,9 +250,11 @@ def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys)
     assert height > 2 * 128
 
 
-def test_a_run_is_evaluated(whole_run, tmp_path):
+def test_a_run_is_evaluated(whole_run, tmp_path, capsys):
     given = ["--checkpoint", whole_run, "--prompts", "a cat|a dog", "--output_dir", tmp_path, "--num_steps", 2]
     assert call("evaluate.py", *given) == 0
+    said = capsys.readouterr()
+    assert "warning: num_steps 2 with schedule leading starts" in said.out + said.err
     for number in range(2):
         with Image.open(tmp_path / f"00000/prompt_{number:03}/image_rank_001.jpg") as picture:
             assert picture.size == (SIDE, SIDE)

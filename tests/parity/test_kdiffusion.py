@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from glide_jax.diffusion import levels as schedules
-from glide_jax.diffusion.denoiser import GuidedNoise, denoiser, unguided
+from glide_jax.diffusion.denoiser import Estimate, denoiser
+from glide_jax.diffusion.guidance import guided
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import SolverOptions
 from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
@@ -57,7 +58,7 @@ def mixture(x_t, level, memory):
     weights = jax.nn.softmax(-jnp.square(x[..., None] - means.reshape(1, 1, 1, 1, -1)) / (2 * spread), axis=-1)
     centre = (weights * means.reshape(1, 1, 1, 1, -1)).sum(-1)
     x_0 = centre + STD**2 / spread * (x - centre)
-    return GuidedNoise((x - x_0) / sigma, None, jnp.zeros_like(x)), memory
+    return Estimate(x_0, (x - x_0) / sigma, None, jnp.full_like(x, 0.5)), memory
 
 
 @partial(jax.jit, static_argnums=0)
@@ -81,7 +82,8 @@ def base():
     model = Glide(model_config("tiny", "base"))
     params = golden_params(model, "tiny/base")
     text = jax.jit(model.encode_text)(params, GOLDEN["glide|tokens"], GOLDEN["glide|mask"])
-    return unguided(network(model, params, Conditioning(text)))
+    run = network(model, params, Conditioning(text))
+    return guided(None, run, run)
 
 
 # One method without noise and one with it; all are compared on the closed forms above.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import denoiser, threshold, unguided
+from glide_jax.diffusion.denoiser import denoiser, threshold
 from glide_jax.diffusion.guidance import guidance, guided
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
@@ -136,11 +136,9 @@ def test_guidance_by_clip(pair, recorded, comparison, tmp_path, name):
     text = jax.jit(pair.ours.encode_text)(pair.params, np.asarray(tokens), np.asarray(mask))
     solver, plan = ddpm(LEVELS) if name == "ddpm" else ddim(LEVELS)
     params = jax.tree.map(jnp.asarray, pair.params)
-    denoise = denoiser(
-        unguided(lambda x, t: pair.ours(params, x, t, Conditioning(text))),
-        threshold,
-        partial(clip.ours.guidance, weights, text=signal, scale=5.0),
-    )
+    alone = lambda x, t: pair.ours(params, x, t, Conditioning(text))  # noqa: E731
+    gradient = partial(clip.ours.guidance, weights, text=signal, scale=5.0)
+    denoise = denoiser(guided(None, alone, alone), threshold, gradient)
 
     @jax.jit
     def run(x):

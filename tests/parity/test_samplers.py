@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from glide_jax.diffusion.denoiser import denoiser, paste, threshold, unguided
+from glide_jax.diffusion.denoiser import denoiser, paste, threshold
 from glide_jax.diffusion.guidance import guidance, guided
 from glide_jax.diffusion.levels import NoiseLevels
 from glide_jax.diffusion.options import GuidanceOptions, LevelOptions
@@ -115,7 +115,8 @@ def test_upsampling_equals_the_reference():
     text = jax.jit(model.encode_text)(params, golden["tokens"][:2], golden["mask"][:2])
     low_res = np.rint((np.tanh(draw_image("samplers/low_res", (2, 3, 64, 64))) + 1) * 127.5) / 127.5 - 1
     given = Conditioning(text, jnp.asarray(low_res, jnp.float32))
-    denoise = denoiser(unguided(network(model, params, given)), threshold)
+    run = network(model, params, given)
+    denoise = denoiser(guided(None, run, run), threshold)
     linear = Schedule.from_config(DiffusionConfig(noise_schedule="linear"))
     levels = NoiseLevels.from_options(linear, LevelOptions(timestep_respacing="fast27"))
     x_t = np.float32(0.997) * draw_image("samplers/up_x_T", (2, 3, 128, 128))
@@ -131,7 +132,7 @@ def test_upsampling_equals_the_reference():
 def base_and_signal(base):
     """The base model, unguided by text, and the noised CLIP's gradient."""
     model, params, text = base
-    noise = unguided(network(model, params, Conditioning(jax.tree.map(lambda x: x[:2], text))))
+    alone = network(model, params, Conditioning(jax.tree.map(lambda x: x[:2], text)))
     clip = clip_model("tiny")
     weights = jax.tree.map(jnp.asarray, clip_params(clip, "tiny"))
     signal = jax.jit(clip.encode_text)(weights, *ClipTokenizer().padded(PROMPTS))
@@ -141,15 +142,15 @@ def base_and_signal(base):
         with jax.disable_jit(False):
             return run(x, t)
 
-    return noise, gradient
+    return guided(None, alone, alone), gradient
 
 
 @pytest.mark.parametrize(
     ("name", "solver"), [pytest.param("ddpm", ddpm(LEVELS), marks=pytest.mark.slow), ("ddim", ddim(LEVELS))]
 )
 def test_clip_guidance_equals_the_reference(name, solver, base_and_signal):
-    noise, gradient = base_and_signal
-    denoise = denoiser(noise, threshold, gradient)
+    estimate, gradient = base_and_signal
+    denoise = denoiser(estimate, threshold, gradient)
     recorded = jnp.asarray(recorded_noise(f"clip_guided/{name}", 2))
     final = trajectory(denoise, *solver, draw_image("clip_guided/x_T", (2, 3, 64, 64)), recorded)[-1]
     assert relative_error(final, golden_arrays("clip_guided_tiny")[f"{name}|final"]) < TOLERANCE

@@ -83,6 +83,25 @@ def test_the_levels_skipped_are_not_counted(loaded, upsampler):
     assert sum(reported) == 28
 
 
+def test_noise_alone_is_no_start_where_images_should_show(loaded, upsampler, photo):
+    both = Pipeline(loaded, upsampler)
+    assert both.doubts() == both.doubts(SampleOptions.of(num_steps=2, schedule="trailing")) == []
+    few = SampleOptions.of(num_steps=2)
+    (line,) = both.doubts(few)
+    assert line == (
+        "num_steps 2 with schedule leading starts from noise alone at t = 500, where 49% should be image: schedule"
+        " trailing starts at t = 999"
+    )
+    assert both.doubts(replace(few, strength=0.5), from_image=True) == []
+    (line,) = both.doubts(upsampler_options={"schedule": "karras", "sigma_max": 1.0})
+    assert line.startswith("of the upsampler, sigma_max 1 starts from noise alone at t =")
+    for one in ({"num_steps": 1}, {"num_steps": 1, "schedule": "linspace"}, {"timestep_respacing": "1"}):
+        with pytest.raises(GlideError, match="is one step at t = 0, which makes no image of noise: take more steps"):
+            Pipeline(loaded)("a cat", **one)
+    assert loaded.stage.levels(SampleOptions.of(num_steps=1, schedule="trailing")).timesteps == [999]
+    assert len(loaded.stage.levels(SampleOptions.of(num_steps=1, strength=0.6), from_image=True)) == 1
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_an_image_is_the_same_in_any_batch(loaded, sampler):
     prompts = ["a cat", "a dog", "a hat"]

@@ -24,6 +24,12 @@ def examples(low_res):
     return batch._replace(captions=["a cat", "a dog"])
 
 
+def test_levels_that_make_no_sample_are_refused_at_once():
+    options = SampleOptions.of(num_steps=1)
+    with pytest.raises(GlideError, match="take more steps, or schedule trailing"):
+        Previews(random_model().stage, PreviewConfig(options=options), examples(None))
+
+
 @pytest.mark.parametrize(
     ("changes", "columns"),
     [({}, 1), ({"inpaint": True}, 3), ({"super_res": True, "low_res_size": 4, "inpaint": True}, 4)],

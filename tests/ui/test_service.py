@@ -173,6 +173,9 @@ def test_the_end_of_a_long_prompt_is_named(service):
     last, _, _ = generated(service, prompt="a cat and <b>" + "a dog " * 9)
     assert "too long for this model; it does not see" in last.status
     assert "<b>" not in last.status
+    assert (
+        "Note: num_steps 4 with schedule leading starts from noise alone at t = 750, where 14% should be" in last.status
+    )
 
 
 def test_adapters_are_added_by_their_scale(service, models):

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from glide_jax.diffusion.denoiser import Prediction
 from glide_jax.diffusion.forward import Image, Level
 from glide_jax.diffusion.levels import NoiseLevels
-from glide_jax.diffusion.schedules import Schedule
 from glide_jax.diffusion.solvers.solver import Plan, Row, Solver, Start, State
 from glide_jax.diffusion.solvers.table import Table, terms
 
@@ -28,9 +27,7 @@ class Coefficients(NamedTuple):
 
 def ddpm(levels: NoiseLevels) -> tuple[Solver, Plan]:
     """Steps down the process that has only these levels, the last step free of noise."""
-    process = Schedule.from_alphas_cumprod(
-        levels.alphas_cumprod[::-1], levels.timesteps[::-1], levels.schedule.diffusion_steps
-    )
+    process = levels.schedule.through(levels.alphas_cumprod[::-1], levels.timesteps[::-1])
     alphas, sigmas = np.sqrt(process.alphas_cumprod)[::-1], np.sqrt(1 - process.alphas_cumprod)[::-1]
     level: Any = (process.timesteps[::-1], alphas, sigmas)
     scale: Any = np.ones(len(levels))
@@ -48,7 +45,8 @@ def ddpm(levels: NoiseLevels) -> tuple[Solver, Plan]:
 def _step(state: State, row: Row, prediction: Prediction, noise: Image | None) -> State:
     """x' = c_1 x_0 + c_2 x + variance g + exp(log_variance / 2) z, g a guiding gradient (torch: p_sample)."""
     c = row.coefficients
-    log_variance = prediction.variance * c.log_beta + (1 - prediction.variance) * c.posterior_log_variance
+    share = prediction.variance_share
+    log_variance = share * c.log_beta + (1 - share) * c.posterior_log_variance
     mean = c.mean_x0 * prediction.x_0 + c.mean_xt * state[0]
     if prediction.gradient is not None:
         mean = mean + jnp.exp(log_variance) * prediction.gradient
