@@ -57,7 +57,7 @@ def examples(name: str, known: Mapping[str, Field], count: int) -> str:
     field = known[name]
     values = [] if field.default in (None, "") else [field.default]
     if values and name.endswith("num_steps"):
-        values += [values[0] // 2, 2 * values[0]]
+        values += [max(values[0] // 2, 2), 2 * values[0]]  # one step makes an image with few schedules only
     elif values and name.endswith("guidance_scale"):
         values += [1, 2 * values[0]]
     values += _EXAMPLES[name] if name in _EXAMPLES else _EXAMPLES[name.removeprefix("upsampler_")]

@@ -213,7 +213,7 @@ def test_adapters_with_a_strength_and_a_grid(page):
     page.tab("X/Y grid")
     values = "#x-values textarea, #x-values input"
     page.choose("X: from left to right", "Steps")
-    page.wait(lambda: page.one(values).get_attribute("value") == "1, 3, 6")
+    page.wait(lambda: page.one(values).get_attribute("value") == "2, 3, 6")
     page.one("#go-compare").click()
     page.wait(lambda: "3 images in a grid" in page.status)
     assert [image.shape[1] for image in page.finish()] == [400]
