@@ -95,7 +95,7 @@ class Stage:
 
     def check(self, prompts: Sequence[Prompt], options: SampleOptions, *, from_image: bool = False) -> None:
         """Raises `GlideError` where `sample` would refuse these; no weights are needed."""
-        self.count_evaluations(options, from_image=from_image and options.strength < 1)
+        self.count_evaluations(options, from_image=from_image)
         if options.clip_guidance_scale:
             self._conditioner.check_clip(prompts)
 

@@ -1,5 +1,7 @@
 """The optimizer: AdamW, or Muon for the kernels, and its learning rate."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,23 +51,8 @@ def make_optimizer(
     """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     rate = learning_rate(config, max_steps)
-    if config.kind == "adamw":
-        adamw = optax.adamw(
-            rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            mu_dtype=config.mu_dtype,
-            weight_decay=config.weight_decay,
-        )
-        return optax.chain(clip, adamw)
-    muon = optax.chain(
-        scale_by_muon(config.mu_dtype, mesh),
-        scale_to_rms(_ADAM_RMS),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(rate),
-    )
-    nadamw = optax.nadamw(
+    adam = partial(
+        optax.adamw,
         rate,
         b1=config.b1,
         b2=config.b2,
@@ -73,8 +60,16 @@ def make_optimizer(
         mu_dtype=config.mu_dtype,
         weight_decay=config.weight_decay,
     )
+    if config.kind == "adamw":
+        return optax.chain(clip, adam())
+    muon = optax.chain(
+        scale_by_muon(config.mu_dtype, mesh),
+        scale_to_rms(_ADAM_RMS),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
     labels = jax.tree.map(lambda matrix: "muon" if matrix else "adam", matrices)
-    return optax.chain(clip, optax.partition({"muon": muon, "adam": nadamw}, labels))
+    return optax.chain(clip, optax.partition({"muon": muon, "adam": adam(nesterov=True)}, labels))
 
 
 def is_for_muon(path: str) -> bool:

@@ -8,6 +8,7 @@ import optax
 from glide_jax.train.config import OptimizerConfig
 from glide_jax.train.muon import _by_shape, _each_alone, orthogonal
 from glide_jax.train.optimizer import learning_rate, make_optimizer
+from tests.parallel.processes import run
 
 SHAPES = {"conv": (3, 3, 4, 8), "wide": (4, 12), "again": (4, 12), "shared": (1, 1, 4, 12), "vector": (5,)}
 
@@ -48,3 +49,26 @@ def test_matrices_together_are_as_each_alone():
 
 def test_a_matrix_of_zeros_stays_zero():
     assert not orthogonal(jnp.zeros((2, 3, 4))).any()
+
+
+FOUR_DEVICES = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from glide_jax.parallel import ParallelConfig, make_mesh
+from glide_jax.train.muon import scale_by_muon
+from tests.train.test_muon import random
+
+grads = {name: leaf for name, leaf in random(0).items() if leaf.ndim > 1}
+alone, shared = scale_by_muon(), scale_by_muon(mesh=make_mesh(ParallelConfig(data=2, fsdp=2)))
+update = jax.jit(shared.update).lower(grads, shared.init(grads)).compile()
+found, expected = update(grads, shared.init(grads))[0], jax.jit(alone.update)(grads, alone.init(grads))[0]
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+loops = [part for part in re.split(r"\\n(?=%|ENTRY)", update.as_text()) if not part.startswith("ENTRY")]
+print(sum(bool(re.search(r" dot\\(|dot_general", part)) for part in loops) > 0)
+print([part[:60] for part in loops if re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all)", part)])
+"""
+
+
+def test_devices_share_whole_matrices():
+    """Three of one shape on four devices; none waits for another within the iterations."""
+    assert run(FOUR_DEVICES, devices=4).splitlines() == ["True", "[]"]

@@ -10,7 +10,7 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig
-from glide_jax.train.config import OptimizerConfig, TrainConfig
+from glide_jax.train.config import OptimizerConfig, RunConfig, TrainConfig
 from glide_jax.train.optimizer import is_for_muon, learning_rate, make_optimizer
 from glide_jax.train.state import judge, merge, no_skips, split, update_ema
 from tests.tiny.training import MODEL, make_batch, make_config, make_params, make_state, updated
@@ -101,6 +101,11 @@ def test_optimizer_state_is_float32():
 def test_impossible_options_are_refused(bad):
     with pytest.raises(GlideError, match=next(iter(bad))):
         OptimizerConfig(**bad)
+
+
+def test_a_bucket_is_no_folder_to_write_runs_to():
+    with pytest.raises(GlideError, match=r"^run_dir=gs://bucket/run: it must be a folder"):
+        RunConfig(run_dir="gs://bucket/run")
 
 
 def test_float16_is_refused_with_the_way_out():
