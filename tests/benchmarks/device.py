@@ -4,14 +4,15 @@
     tests/benchmarks/device.sh --train [--minutes N] [--out DIR] [--tiny]                N minutes and two for the start
 
 Parts run one after another, the most valuable first. Each has a limit of time, and none stops the next. Their results
-lie in DIR as they come (by default $OUT, or ./device-results), in files of at most 15 MB: NAME.log, startup.jsonl and a
-summary. --reference is a checkout of glide-text2im to compare with, given PyTorch; --tiny takes small models, to try
-the script on a CPU.
+lie in DIR as they come (by default $OUT, or ./device-results), in at most eight files of at most 15 MB: device.log with
+what all parts print, summary.txt, startup.jsonl and archives. --reference is a checkout of glide-text2im to compare
+with, given PyTorch; --tiny takes small models, to try the script on a CPU.
 """
 
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,17 +25,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 15_000_000
-MOST_PARTS = 4
 EMOJI = ROOT / "datasets/emoji"
 # Shares of the minutes for the base model and for the upsampler.
 MODELS = {"emoji_large": 2 / 3, "emoji_large:upsampler": 1 / 3}
 
 
 class Parts:
-    """Runs commands with a limit of time each, and keeps a summary of them.
+    """Runs commands with a limit of time each; what they print is in device.log, how they ended in summary.txt.
 
     Args:
-        out: where logs and the summary go.
+        out: the folder of both.
         environment: of all commands.
     """
 
@@ -43,19 +43,20 @@ class Parts:
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self, name: str, limit: float, *command: object) -> int:
-        """The exit code of a command, whose output is NAME.log; past its limit it gets SIGTERM, then SIGKILL."""
+        """The exit code of a command; past its limit it gets SIGTERM, then SIGKILL."""
         begun = time.monotonic()
-        with (self._out / f"{name}.log").open("wb") as log:
-            process = self.start(*command, log=log)
-            code = ended(process, limit)
+        code = ended(self.start(name, *command), limit)
         self.note(f"{name:24} exit {code:4} {time.monotonic() - begun:6.0f} s")
         return code
 
-    def start(self, *command: object, log: object) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *command: object) -> subprocess.Popen[bytes]:
         words = [sys.executable, *map(str, command)]
-        return subprocess.Popen(
-            words, cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )  # type: ignore[call-overload]
+        # Unbuffered, and each write at the file's end, as two commands may run at once.
+        with (self._out / "device.log").open("ab", buffering=0) as log:
+            log.write(f"\n--- {name}: {shlex.join(words[1:])}\n".encode())
+            return subprocess.Popen(
+                words, cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def note(self, line: str) -> None:
         """Prints a line, and appends it to the summary."""
@@ -80,18 +81,17 @@ def startup(parts: Parts, out: Path, name: str, limit: float, *command: object) 
         run_dir = Path(tempfile.mkdtemp()) / "run"
         begun = time.monotonic()
         facts: dict[str, object] = {"part": name, "start": turn}
-        with (out / f"{name}_{turn}.log").open("wb") as log:
-            process = parts.start("train.py", *command, f"--config.run_dir={run_dir}", log=log)
-            lines: list[str] = []
-            while len(lines) < 6 and time.monotonic() - begun < limit and process.poll() is None:
-                time.sleep(0.1)
-                lines = _log_lines(run_dir)
-                if lines and "first_line_s" not in facts:
-                    facts["first_line_s"] = round(time.monotonic() - begun, 1)
-            asked = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            facts["exit"] = ended(process, 20)
-            facts["sigterm_s"] = round(time.monotonic() - asked, 1)
+        process = parts.start(f"{name}_{turn}", "train.py", *command, f"--config.run_dir={run_dir}")
+        lines: list[str] = []
+        while len(lines) < 6 and time.monotonic() - begun < limit and process.poll() is None:
+            time.sleep(0.1)
+            lines = _log_lines(run_dir)
+            if lines and "first_line_s" not in facts:
+                facts["first_line_s"] = round(time.monotonic() - begun, 1)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        facts["exit"] = ended(process, 20)
+        facts["sigterm_s"] = round(time.monotonic() - asked, 1)
         facts["log"] = [json.loads(line) for line in lines]
         with (out / "startup.jsonl").open("a") as file:
             file.write(json.dumps(facts) + "\n")
@@ -104,8 +104,8 @@ def _log_lines(run_dir: Path) -> list[str]:
     return [line for line in lines if "images_per_second" in line]
 
 
-def pack(name: str, folder: Path, out: Path, patterns: Sequence[str]) -> None:
-    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; of more than four none."""
+def pack(name: str, folder: Path, out: Path, patterns: Sequence[str], most: int = 2) -> None:
+    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; none if they were more than `most`."""
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         packed = Path(temporary) / "pack.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
@@ -114,7 +114,9 @@ def pack(name: str, folder: Path, out: Path, patterns: Sequence[str]) -> None:
                     tar.add(path, path.relative_to(folder.parent))
         content = packed.read_bytes()
     parts = [content[i : i + MOST_BYTES] for i in range(0, len(content), MOST_BYTES)]
-    if len(parts) <= MOST_PARTS:
+    if len(parts) <= most:
+        for stale in out.glob(f"{name}.tar.gz.*"):
+            stale.unlink()
         for i, part in enumerate(parts):
             (out / f"{name}.tar.gz.{i}").write_bytes(part)
 
@@ -134,7 +136,7 @@ def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
     startup(parts, out, "start_base", limit, *base, *often, *data)
     tests = ["tests/parity", "tests/models/test_attention.py"]
     select = ["-k", "attention"] if tiny else []
-    parts.run("tests", 150, "-m", "pytest", "-q", "-rfE", "--tb=short", f"--junitxml={out}/tests.xml", *tests, *select)
+    parts.run("tests", 150, "-m", "pytest", "-q", "-rfE", "--tb=short", *tests, *select)
     parts.run("tests_gpu", 60, "-m", "pytest", "-q", "-rfE", "--tb=short", "-m", "gpu", "tests/models")
     half = ["--dtype", "bfloat16"]
     for size in ("2",) if tiny else ("32", "64", "128"):
@@ -145,7 +147,7 @@ def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
         )
     command = ["tests/benchmarks/training.py", "--batches", "2" if tiny else "32", *half, *small, "--trace", traces]
     parts.run("trace", 80, *command)
-    pack("trace", traces, out, ["*.xplane.pb"])
+    pack("trace", traces, out, ["*.xplane.pb"], most=4)
 
 
 def train(parts: Parts, out: Path, work: Path, minutes: float, tiny: bool) -> None:
@@ -194,7 +196,7 @@ def main() -> None:
     parse.add_argument("--tiny", action="store_true")
     args = parse.parse_args()
     out, work = args.out.resolve(), Path(tempfile.mkdtemp())
-    paths = [str(ROOT), *filter(None, [args.reference])]
+    paths = [str(ROOT), *filter(None, [args.reference, os.environ.get("PYTHONPATH")])]
     environment = {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",

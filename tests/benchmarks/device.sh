@@ -3,17 +3,20 @@
 #
 #   tests/benchmarks/device.sh [--wheels DIR] [--out DIR] [--reference DIR] [--train] [--minutes N] [--tiny]
 #
-# --wheels: a folder of packages to install first.
+# --wheels: a folder of packages that python3 there lacks or has too old; they are used in place of its own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 options=()
+path=$PWD
 while [ $# -gt 0 ]; do
   if [ "$1" = --wheels ]; then
-    python -m pip install --quiet --no-index --no-deps "$2"/*.whl
+    site=$(mktemp -d)
+    python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$2"/*.whl
+    path=$path:$site
     shift 2
   else
     options+=("$1")
     shift
   fi
 done
-PYTHONPATH=$PWD exec python tests/benchmarks/device.py "${options[@]}"
+PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} exec python3 tests/benchmarks/device.py ${options[@]+"${options[@]}"}
