@@ -1,4 +1,4 @@
-"""Conditioning of training examples beside the text: augmented low-resolution inputs, inpainting masks."""
+"""What a training example is conditioned on besides its caption: low-resolution inputs, inpainting masks."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def condition(
         config: strengths of the augmentation, kinds of masks.
         model: which inputs there are.
         text: encoded captions.
-        x_0: the clean images, of which an inpainting model sees the known part.
+        x_0: clean images; an inpainting model sees their known parts.
         low_res: the low-resolution inputs of an upsampler.
         keys: one per image: the same key gives the same masks and noise.
     """
@@ -74,7 +74,7 @@ def random_masks(
 ) -> Float[Array, "batch height width 1"]:
     """An inpainting mask for each key alone: 1 where a pixel is known, 0 where it is to be inpainted.
 
-    In other shapes than a square it is the square's, stretched.
+    For an image that is not square, the mask of the square is stretched.
     """
     weights = jnp.asarray(config.shares, jnp.float32)
 
@@ -98,7 +98,7 @@ def _rectangles(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "heig
 
 
 def _strokes(key: Key[Array, ""], size: tuple[int, int]) -> Bool[Array, "height width"]:
-    """Pixels nearer to a broken line than half its width."""
+    """The pixels that a polyline of a given width covers."""
     corner_key, width_key, count_key = jax.random.split(key, 3)
     corners = jax.random.uniform(corner_key, (_STROKES, _CORNERS, 2))
     half_widths = jax.random.uniform(width_key, (_STROKES, 1), minval=0.03, maxval=0.1)

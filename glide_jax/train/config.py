@@ -87,7 +87,7 @@ class OptimizerConfig(Options):
 
 @dataclass(frozen=True, slots=True)
 class PreviewConfig(Options):
-    """The sample grids of a training run, from the EMA weights and always the same noise."""
+    """The sample grids of a training run, drawn from the EMA weights with the same noise each time."""
 
     PREFIX: ClassVar[str] = "train.preview."
 
@@ -100,8 +100,8 @@ class PreviewConfig(Options):
 
 @dataclass(frozen=True, slots=True)
 class PriorConfig(Options):
-    """Prior preservation for few images (DreamBooth, arXiv:2208.12242): half of what is trained on are images that the
-    starting weights generate, as the previews are sampled.
+    """Prior preservation for few images (DreamBooth, arXiv:2208.12242): half of the training images are generated
+    by the starting weights, with the sampling options of the previews.
     """
 
     PREFIX: ClassVar[str] = "train.prior."
@@ -112,7 +112,7 @@ class PriorConfig(Options):
 
 @dataclass(frozen=True, slots=True)
 class DistillConfig(Options):
-    """Few-step distillation: adapters learn to do in one step what the weights below them do, guided, in several.
+    """Few-step distillation: adapters learn to do in one step what the guided base weights do in several.
 
     Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512) of a guided model (Meng et al. 2022,
     arXiv:2210.03142). Images are then sampled with `num_steps` steps of DDIM, schedule "trailing", and no guidance.
@@ -131,9 +131,9 @@ class DistillConfig(Options):
 class TrainConfig(Options):
     """How a model is trained.
 
-    `trainable` "unet" freezes the text transformer; "text" freezes the UNet but for its projections of the text to keys
-    and values (`state.RULES`). Steps whose loss or gradient is not finite are skipped. Beware of `loss_spike_threshold`
-    with small batches: low timesteps alone have several times the average loss.
+    `trainable` "unet" freezes the text transformer; "text" freezes the UNet, except for the layers that project the
+    text to keys and values (`state.RULES`). Steps whose loss or gradient is not finite are skipped. Beware of
+    `loss_spike_threshold` with small batches: low timesteps alone have several times the average loss.
     """
 
     PREFIX: ClassVar[str] = "train."

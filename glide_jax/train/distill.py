@@ -1,7 +1,7 @@
-"""Few-step distillation: adapters learn to do in one step what the weights that they belong to do, guided, in several.
+"""Few-step distillation: adapters learn to do in one step what the guided base weights do in several.
 
 Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512) of a guided teacher (Meng et al. 2022, arXiv:2210.03142)
-in a single stage, with adapters as the student (as LCM-LoRA has it, Luo et al. 2023, arXiv:2311.05556).
+in a single stage, with adapters as the student (as in LCM-LoRA, Luo et al. 2023, arXiv:2311.05556).
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from glide_jax.tokenizer import GlideTokenizer
 from glide_jax.train.config import DistillConfig
 
 SCHEDULE = "trailing"
-# Encoded captions, `rows` in a row for each image of the batch -> their conditioning.
+# (encoded captions, rows of each image, one after another) -> their conditioning.
 Condition = Callable[[EncodedText | None, int], Conditioning]
 
 
 def student_settings(config: DistillConfig) -> dict[str, Any]:
-    """How a student's images are sampled, by the names of `SampleOptions`; nothing where there is no student."""
+    """The `SampleOptions` a student is sampled with, by name; empty without distillation."""
     if not config.num_steps:
         return {}
     guidance = {"guidance": "cfg", "guidance_scale": 1.0}
@@ -36,7 +36,7 @@ def student_settings(config: DistillConfig) -> dict[str, Any]:
 
 
 class Teacher:
-    """Guided DDIM of `teacher_steps` steps from each of the student's noise levels to its next.
+    """The guided base model, which takes `teacher_steps` DDIM steps from one of the student's noise levels to the next.
 
     Args:
         model: the network without adapters.
@@ -54,7 +54,7 @@ class Teacher:
         self._no_caption = np.asarray(tokens), np.asarray(mask)
 
     def timesteps(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """Those of the student, equally many for any t in [0, T)."""
+        """Maps t in [0, T) to the student's timesteps, each equally often."""
         index = t * len(self._timesteps) // self._schedule.diffusion_steps
         return jnp.asarray(self._timesteps)[index]
 
@@ -67,10 +67,10 @@ class Teacher:
         x_t: Image,
         t: Int[Array, " batch"],
     ) -> tuple[Image, Image]:
-        """The x_0 and the noise by which one DDIM step from x_t ends where the teacher's steps do.
+        """The x_0 and noise with which a single DDIM step from x_t lands where the teacher's steps do.
 
         Args:
-            params: of the student, whose adapters the teacher does without.
+            params: the student's; the teacher ignores the adapters.
             tokens, mask: captions.
             condition: makes the conditioning of encoded captions.
             x_t: noised images; t: their timesteps, as from `timesteps`.
@@ -78,7 +78,7 @@ class Teacher:
         params = {name: group for name, group in params.items() if name != GROUP}
         guided, rows = self._scale != 1.0, 2 if self._scale != 1.0 else 1
         if guided:
-            # A caption and none in turn, not half by half: so devices that share a batch keep their rows.
+            # With and without caption in turn, not in two halves, so that devices sharing a batch keep their rows.
             tokens, mask = (jnp.stack([own, jnp.broadcast_to(none, own.shape)], axis=1).reshape(-1, own.shape[1])
                             for own, none in zip((tokens, mask), self._no_caption, strict=True))  # fmt: skip
         given = condition(self._model.encode_text(params, tokens, mask), rows)
@@ -108,7 +108,8 @@ class Teacher:
 
 
 def _levels_between(schedule: Schedule, timesteps: Int[np.ndarray, " students"], config: DistillConfig) -> Level:
-    """Columns [students, teacher_steps + 1]: from each timestep evenly to the one below, or to the clean image."""
+    """Columns [students, teacher_steps + 1]: evenly spaced from each timestep to the next lower one, or to
+    the clean image."""
     ends = np.append(0, timesteps[:-1])
     t = np.linspace(timesteps, ends, config.teacher_steps + 1, axis=1)
     sigma = np.exp(np.interp(t, schedule.timesteps, np.log(schedule.sigmas)))

@@ -1,4 +1,4 @@
-"""A dry run: what a run would train, how much memory it would take, its first batch, whether its step compiles."""
+"""A dry run: what would be trained, the memory it would take, the first batch, and whether the step compiles."""
 
 import math
 import time
@@ -59,7 +59,7 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def model_table(program: Program) -> Table:
-    """Parameters of every part of the model, and how many of them are trained."""
+    """The parameters in each part of the model, and how many of them are trained."""
     trained_set = program.config.train.trained
     counts: Counter[str] = Counter()
     trained: Counter[str] = Counter()
@@ -77,7 +77,7 @@ def model_table(program: Program) -> Table:
 
 
 def _part(name: str, targets: Sequence[str]) -> str:
-    """The row of a parameter: its part of the model; of an adapter the target that it has."""
+    """The table row a parameter belongs to: its part of the model or, for an adapter, its target."""
     path = name.split("/")
     if path[0] != GROUP:
         return "/".join(path[:_DEPTH])
@@ -86,7 +86,7 @@ def _part(name: str, targets: Sequence[str]) -> str:
 
 
 def memory_table(program: Program, compiled: jax.stages.Compiled) -> Table:
-    """Bytes on each device: every part of the state, the batch, and what the compiled step needs beside them."""
+    """Bytes on each device: each part of the state, the batch, and what the compiled step needs on top."""
     shape = dict(program.mesh.shape)
     table = Table("on each device", "MB", title=f"memory, mesh {shape['data']} x {shape['fsdp']} (data x fsdp)")
     for name, size in program.state_bytes().items():

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and preemption notices: a question the loop asks between steps, or an end at once."""
+"""Ctrl-C, SIGTERM and preemption notices: the loop asks for them between steps, or they end the process at once."""
 
 import ctypes
 import os
@@ -20,14 +20,14 @@ _SIGACTION_BYTES = 1024  # no system's struct sigaction is larger
 
 
 class Stopped(Exception):
-    """A signal came where it is not to wait."""
+    """A signal arrived during a wait that it may cut short."""
 
 
 class Interrupt:
     """While entered, a signal asks the run to stop after a checkpoint; a second Ctrl-C stops a lone process at once.
 
-    Of several processes any may get the signal: JAX's preemption service, which catches SIGTERM, agrees with the
-    others on the step after which all of them stop.
+    With several processes, any of them may get the signal: JAX's preemption service catches SIGTERM and makes all
+    processes agree on the step after which to stop.
 
     Attributes:
         received: the signal that came, if any.
@@ -57,7 +57,7 @@ class Interrupt:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A wait of the main thread, as for data, which a signal to a lone process ends with `Stopped`."""
+        """Surrounds a wait of the main thread, say for data: a signal to a single-process run ends it by `Stopped`."""
         self._waiting = True
         try:
             if self.received:
@@ -81,13 +81,13 @@ def _as_sigterm(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ending_at_once(last: Callable[[], str], signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
-    """Inside, a signal ends this process, with exit code 128 + its number, whatever the main thread is at.
+    """Inside, a signal ends this process with exit code 128 + its number, whatever the main thread is doing.
 
-    Compiling is one call of minutes, in which no handler of Python's runs; a thread answers. A second Ctrl-C does not
-    wait for `last`.
+    Compiling is a single call that can take minutes, during which Python runs no signal handler, so a thread answers. A
+    second Ctrl-C does not wait for `last`.
 
     Args:
-        last: called in that thread: does what is left to do, and returns what to say after "stopped by SIGTERM".
+        last: called in that thread: does what remains to be done, and returns what to print after "stopped by SIGTERM".
         signals: the signals answered.
     """
     reader, writer = os.pipe()
@@ -103,10 +103,10 @@ def ending_at_once(last: Callable[[], str], signals: Sequence[signal.Signals] = 
     finally:
         for number, (handler, action) in actions.items():
             signal.signal(number, handler)
-            _set_action(number, action)  # JAX's preemption service sets one that Python knows nothing of
+            _set_action(number, action)  # JAX's preemption service sets a handler unknown to Python
         signal.set_wakeup_fd(before)
         os.close(writer)
-        thread.join()  # for ever, if a signal came
+        thread.join()  # forever, if a signal came
         os.close(reader)
 
 
@@ -141,7 +141,7 @@ def _end(number: signal.Signals, last: Callable[[], str]) -> None:
 
 
 def _action(number: int) -> ctypes.Array[ctypes.c_char]:
-    """What the process does at a signal, as the system knows it."""
+    """The process's action on a signal, as the operating system has it."""
     action = ctypes.create_string_buffer(_SIGACTION_BYTES)
     ctypes.CDLL(None).sigaction(number, None, action)
     return action

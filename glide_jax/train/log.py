@@ -1,6 +1,6 @@
-"""What a run writes down: figures as JSON lines, images, skipped steps; to TensorBoard and Weights & Biases too.
+"""What a run logs: figures as JSON lines, images, skipped steps; to TensorBoard and Weights & Biases as well.
 
-What a full disk makes of it is one line of error, and no half lines.
+A full disk leads to a one-line error and never to half a line in a file.
 """
 
 import io
@@ -26,7 +26,7 @@ from glide_jax.train.config import RunConfig
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns an OSError, as of a full or failing disk, into a `GlideError` that names `path`."""
+    """Turns an OSError, from a full or failing disk say, into a `GlideError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -54,10 +54,10 @@ def append_json(file: io.FileIO, line: Mapping[str, Any]) -> None:
 class RunLog:
     """Appends to `RUN/log.jsonl` and `RUN/tensorboard/`, and writes images to `RUN/samples/`.
 
-    Of several processes the first alone writes.
+    With several processes, only the first one writes.
 
     Raises:
-        GlideError: the run folder cannot be written to, or W&B is asked for and not to be had.
+        GlideError: the run folder cannot be written to, or W&B is asked for but not available.
     """
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
@@ -82,7 +82,7 @@ class RunLog:
         if self._writes:
             self._file.close()
         for sink in self._sinks:
-            with suppress(OSError):  # what a full disk leaves unwritten has been said by then
+            with suppress(OSError):  # a full disk has been reported by then
                 sink.close()
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -103,9 +103,9 @@ class RunLog:
             sink.image(step, name, pixels)
 
     def before_and_after(self, step: int) -> str:
-        """Puts the grids of the start and of `step` side by side, after the ground truth if its layout is the same.
+        """Puts the grids from the start and from `step` side by side, after the ground truth if its layout matches.
 
-        Returns the name of the file, or nothing where there is no grid of the start.
+        Returns the name of the file, or None if there is no grid from the start.
         """
         if not self._path("grid", 0).exists():
             return ""
@@ -131,7 +131,7 @@ def _short(value: float | int) -> float | int:
 
 @contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """tensorboardX imports it where there is one: two seconds and 190 MB, for what is not used here."""
+    """tensorboardX imports torch if it is installed: two seconds and 190 MB, for features not used here."""
     if "torch" in sys.modules:
         yield
         return
@@ -145,8 +145,8 @@ def _torch_hidden() -> Iterator[None]:
 class _Board:
     """An events file for TensorBoard, written at once.
 
-    The thread of tensorboardX's own SummaryWriter dies of a full disk with a traceback; the tenth event after it waits
-    for ever.
+    tensorboardX's own SummaryWriter writes in a thread, which dies with a traceback when the disk is full; the tenth
+    event after that blocks forever.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -179,7 +179,7 @@ class _Board:
 
 
 class _Wandb:
-    """The W&B run of a run folder: the same one after a restart, because its id is the folder's own."""
+    """The W&B run of a run folder; its id is kept in the folder, so that a restart continues the same run."""
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         try:
@@ -187,7 +187,7 @@ class _Wandb:
         except ImportError as error:
             raise GlideError("train.wandb_project needs wandb: pip install 'glide-jax[wandb]'") from error
         id_file = run_dir / "wandb_id"
-        if not id_file.exists() or not id_file.read_text():  # a full disk leaves it empty
+        if not id_file.exists() or not id_file.read_text():  # empty after a full disk
             id_file.write_text(secrets.token_hex(4))
         project, identity = config.train.wandb_project, id_file.read_text()
         self._run = wandb.init(project=project, dir=run_dir, id=identity, resume="allow", config=nested(config))
@@ -208,11 +208,11 @@ class _Wandb:
 
 
 class TooManySkipped(GlideError):
-    """More steps in a row were skipped than may be; all processes of a run find so at the same step."""
+    """More steps in a row were skipped than allowed; all processes of a run notice at the same step."""
 
 
 class SkipWatch:
-    """Writes the examples of every skipped step to `RUN/skipped.jsonl`, and stops a run that only skips.
+    """Writes the examples of each skipped step to `RUN/skipped.jsonl`, and stops a run that does nothing but skip.
 
     Args:
         run_dir: the run folder.
@@ -226,11 +226,11 @@ class SkipWatch:
         self.count, self._limit, self._in_a_row = count, limit, 0
 
     def see(self, step: int, count: int, loss: float, grad_norm: float, batch: Batch) -> None:
-        """Takes in a step, after which `count` steps were skipped in all.
+        """Records a step, with the total number of steps skipped so far.
 
         Raises:
             TooManySkipped: more than `limit` steps in a row were skipped.
-            GlideError: they cannot be written down.
+            GlideError: the file cannot be written.
         """
         self._in_a_row = self._in_a_row + 1 if count > self.count else 0
         self.count = count
@@ -238,7 +238,7 @@ class SkipWatch:
             return
         line = {
             "step": step,
-            "loss": str(loss),  # not finite numbers are no JSON
+            "loss": str(loss),  # JSON has no infinities or NaN
             "grad_norm": str(grad_norm),
             "size": str(batch.size),
             "index": batch.arrays["index"].tolist(),

@@ -1,4 +1,4 @@
-"""The training loop: data in; checkpoints, logs and sample grids out."""
+"""The training loop: data goes in; checkpoints, logs and sample grids come out."""
 
 import math
 import signal
@@ -33,7 +33,7 @@ from glide_jax.train.prior import with_prior
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
 
-_LOG_SECONDS = 30.0  # a log line comes at least so often
+_LOG_SECONDS = 30.0  # between log lines, at most
 
 
 class Trainer:
@@ -44,7 +44,7 @@ class Trainer:
         begun: when the program started, by `time.monotonic()`, for `train.max_minutes`; by default now.
 
     Raises:
-        GlideError: unusable data, folder, starting weights or mesh; all before anything is compiled.
+        GlideError: unusable data, folder, starting weights or mesh; all of it before anything is compiled.
     """
 
     def __init__(self, config: RunConfig, begun: float | None = None) -> None:
@@ -54,7 +54,7 @@ class Trainer:
             self._make_ready()
         # As if there had been no stop in between.
         self._begun = begun - 60 * self.start.minutes
-        # Of train.max_minutes, as the newest step had it whose metrics are read.
+        # The share of train.max_minutes used, according to the newest step whose metrics have been read.
         self._time_used = self.start.minutes / train.max_minutes if train.max_minutes else 0.0
 
     def _make_ready(self) -> None:
@@ -88,7 +88,7 @@ class Trainer:
             self.state = self.start.state(self.program, self.store)
             self.step = int(self.state["step"])
             self.lora = lora_entry(self.program, self.state, self.start.record)
-        # Validation loss by step; at 0 that of the weights that fine-tuning started from.
+        # Validation loss by step; step 0 is the weights that fine-tuning started from.
         first = self.start.record.get("first_mse")
         self.validation_mse: dict[int, float] = {} if first is None else {0: first}
         self._unread: tuple[int, Mapping[str, Array], Batch, Mapping[str, float | int]] | None = None
@@ -96,11 +96,11 @@ class Trainer:
     def run(self) -> int:
         """Trains to `max_steps` or `max_minutes`; returns 0, or 128 + the signal's number after saving.
 
-        A signal that comes before training ends the process instead, with that code: there is nothing to save.
+        A signal before the first step ends the process at once, with the same code: there is nothing to save.
 
         Raises:
             GlideError: too many steps in a row were skipped, the data can no longer be read, or the disk is full; the
-                state is saved if it can be, and the message says so.
+                state is saved if possible, and the message says so.
         """
         train = self.config.train
         if self._is_over():
@@ -147,7 +147,7 @@ class Trainer:
                 raise
 
     def _compiled(self) -> Iterator[tuple[Size, jax.stages.Compiled]]:
-        """The training step for each size of the data: here, so that no signal and no lack of memory comes later."""
+        """The training step for each image size, compiled first so that a lack of memory does not show later."""
         counts = {size: count for size, count in self.data.buckets.counts.items() if count}
         for number, (size, count) in enumerate(counts.items(), start=1):
             of = f" for {size}, {number} of {len(counts)}: {count} images" if len(counts) > 1 else ""
@@ -156,7 +156,7 @@ class Trainer:
             yield size, step
 
     def _prepare(self) -> None:
-        """What the hooks need; and a grid and a validation loss of the weights that fine-tuning starts from."""
+        """Sets up what the hooks need; when fine-tuning, samples and validates the starting weights."""
         train = self.config.train
         self.log.image(0, "data", self.previews.data())
         if self.step == 0 and self.config.init_from:
@@ -169,7 +169,7 @@ class Trainer:
         self._logged = time.monotonic()
 
     def _next_batch(self, interrupt: Interrupt) -> Batch | None:
-        """None where a signal comes before there is one: a disk may let it wait for minutes."""
+        """The next batch; None if a signal arrives first, as a slow disk may take minutes."""
         position = self.data.position
         try:
             with interrupt.waiting():
@@ -187,12 +187,12 @@ class Trainer:
         with fitting(train, step):
             self.state, metrics = step(self.state, put_batch(arrays, self.mesh))
         self.step += 1
-        # Reading the metrics of the step before only now keeps the device busy while the host waits.
+        # Reading the previous step's metrics only now keeps the device busy while the host waits.
         self._read_metrics()
         self._unread = self.step, metrics, batch, self.data.figures()
 
     def _read_metrics(self) -> None:
-        """Takes in the metrics of the newest step, unless that is done, waiting for the device to be done with it."""
+        """Waits for the newest step and records its metrics, unless that has been done already."""
         if self._unread is None:
             return
         (step, metrics, batch, data), self._unread = self._unread, None
@@ -206,13 +206,13 @@ class Trainer:
             values["pixels"] = np.float64(math.prod(batch.size))
         self.meter.add(values, skipped=skipped > self.watch.count, at_peak=self._at_peak.get(batch.size))
         self.watch.see(step, skipped, float(values["loss"]), float(values["grad_norm"]), batch)
-        # Nothing that processes do together depends on the time, which they need not agree on here.
+        # Processes need not agree on the time here: nothing they do together depends on it.
         late = time.monotonic() - self._logged >= _LOG_SECONDS
         due = late or step % train.log_every == 0 or step == train.max_steps or self._time_used >= 1
         self.bar.update(1, self._log(step, data) if due else "")
 
     def _log(self, step: int, data: Mapping[str, float | int]) -> str:
-        """Writes the line of a step whose metrics are read; returns what the bar is to show."""
+        """Writes the log line of a step; returns the text for the progress bar."""
         train, figures, skipped = self.config.train, self.meter.read(), self.watch.count
         shown = f"loss {figures['loss']:.4f}" if "loss" in figures else "all steps skipped"
         shown += f"  {figures['images_per_second']:.0f} images/s"
@@ -231,14 +231,14 @@ class Trainer:
             sums = []
             for batch in self.validation:
                 sums.append(validation_step(ema, put_batch(batch.arrays, self.mesh)))
-                # A batch waits on the device until it is computed: no more than two at a time.
+                # Batches wait on the device until they are processed, so no more than two are put there.
                 jax.block_until_ready(sums[-2:-1])
             total, count = np.sum(jax.device_get(sums), axis=0)
         self.validation_mse[self.step] = float(total / count)
         self.log.write(self.step, {"validation_mse": self.validation_mse[self.step]})
 
     def _sample(self) -> None:
-        """The first process samples on its first device, with a whole copy of the EMA weights there."""
+        """The first process samples on its first device, which gets a whole copy of the EMA weights."""
         with self._aside("drawing the sample grid"):
             ema = self.program.packing.unpack(averaged(self.state))
             whole = jax.device_put(ema, NamedSharding(self.mesh, PartitionSpec()))
@@ -248,7 +248,7 @@ class Trainer:
 
     @contextmanager
     def _aside(self, label: str) -> Iterator[None]:
-        """What is compiled at its first time: a lone process that gets a signal then does not wait for its end."""
+        """Surrounds work that compiles on first use, which a signal to a single-process run does not wait for."""
         alone = jax.process_count() == 1
         with ending_at_once(self._saved_at_once) if alone else nullcontext(), _phase(label):
             yield
@@ -273,9 +273,9 @@ class Trainer:
         self.store.save(self.step, self.program.packing.unpack_state(self.state), record)
 
     def _saved_after(self, error: GlideError) -> bool:
-        """Whether no step is lost after an error, which is seen to if it can be.
+        """Saves after an error if possible; returns whether the newest checkpoint has every step.
 
-        Of several processes this may be the only one to have met the error, and a save needs all.
+        With several processes, this may be the only one that met the error, and saving needs all of them.
         """
         if not self.step or isinstance(error, OutOfMemory):
             return False

@@ -11,16 +11,16 @@ from glide_jax.train.config import TrainConfig
 
 
 class OutOfMemory(GlideError):
-    """A step does not fit in a device's memory; the state it was given may be lost."""
+    """A step does not fit in a device's memory; the state passed to it may be lost."""
 
 
 @contextmanager
 def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> Iterator[None]:
-    """Turns XLA's failure to get memory for a training step into an `OutOfMemory` that says what helps.
+    """Turns XLA's out-of-memory error in a training step into an `OutOfMemory` that says what would help.
 
     Args:
         config: of the run.
-        step: the compiled step, unless it is being compiled.
+        step: the compiled step; None while it is being compiled.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> Ite
 
 
 def needed_bytes(step: jax.stages.Compiled) -> int | None:
-    """Bytes of arguments, results and temporary arrays on each device, by XLA's count; None where it does not say."""
+    """Bytes of arguments, results and temporary arrays on each device, as counted by XLA; None if it does not say."""
     found: Any = step.memory_analysis()
     if found is None:
         return None

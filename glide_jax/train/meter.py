@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-# Dense bfloat16 FLOP/s of one device as its vendor states it, by a part of `jax.Device.device_kind`; first match.
+# The vendor's dense bfloat16 FLOP/s of one device, by a substring of `jax.Device.device_kind`; the first match counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 NVL": 835e12,
@@ -29,23 +29,23 @@ PEAK_FLOPS = {
     "TPU v4": 275e12,
 }
 
-# Metrics that are sums over a batch's images by quarter of [0, T), logged as mse_q0 (least noise) to mse_q3.
+# Metrics that are sums over the images in each quarter of [0, T), logged as mse_q0 (least noise) to mse_q3.
 _SUMS, _COUNTS = "mse_by_quartile", "count_by_quartile"
 
 Values = Mapping[str, np.ndarray]
 
 
 def peak_flops(device_kind: str, peak_tflops: float = 0.0) -> float | None:
-    """FLOP/s of a device: `peak_tflops` where it is not 0, else from the table; None where it is unknown."""
+    """FLOP/s of a device: `peak_tflops` if that is not 0, else from the table; None if unknown."""
     if peak_tflops:
         return peak_tflops * 1e12
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def product_flops(jaxpr: Jaxpr) -> float:
-    """FLOPs of all matrix products and convolutions of a program, loops' and recomputed ones included.
+    """FLOPs of all matrix products and convolutions in a program, including loop iterations and recomputation.
 
-    Of branches the costliest counts. What is inside cuDNN's attention is unknown.
+    Of several branches the costliest counts. The FLOPs of cuDNN's attention are not known here.
     """
     flops = 0.0
     for equation in jaxpr.eqns:
@@ -65,13 +65,13 @@ def product_flops(jaxpr: Jaxpr) -> float:
 
 @dataclass
 class Goodput:
-    """How much of the time since a run first started went into steps that it still has.
+    """The share of the time since a run first started that went into steps it has kept.
 
-    Kept in every checkpoint, so that what was lost between it and a kill counts as lost.
+    Stored in every checkpoint, so that work lost between a checkpoint and a kill counts as lost.
 
     Attributes:
         first_start: when the run first started, in seconds since 1970.
-        productive: seconds spent in steps, without the wait for data.
+        productive: seconds spent in steps, not counting waits for data.
     """
 
     first_start: float = field(default_factory=time.time)
@@ -84,13 +84,13 @@ class Goodput:
 
 
 class Meter:
-    """Collects steps as they finish, and gives the figures of a log line.
+    """Collects steps as they finish and computes the figures of a log line.
 
     Args:
         batch_size: images per step.
-        goodput: counts the time of every step that is not skipped.
+        goodput: credited with the time of every step that is not skipped.
         waited: seconds spent waiting for data so far.
-        clock: seconds; a test may give its own.
+        clock: current time in seconds; tests pass their own.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class Meter:
         self.resume()
 
     def resume(self) -> None:
-        """Leaves out the time since the last step: it went into a checkpoint, a sample grid or a validation."""
+        """Leaves out the time since the last step, which went into a checkpoint, a sample grid or validation."""
         self._mark, self._waited_at_mark = self._clock(), self._waited()
 
     def add(self, values: Values, *, skipped: bool, at_peak: float | None = None) -> None:
-        """Takes in a step that has just finished; of a skipped one only the time counts.
+        """Records a step that has just finished; for a skipped one only the time counts.
 
         Args:
             values: its metrics.
             skipped: whether it was.
-            at_peak: seconds it would take at the device's peak FLOP/s; None where that is unknown.
+            at_peak: seconds it would take at the device's peak FLOP/s; None if unknown.
         """
         before, waited_before = self._mark, self._waited_at_mark
         self.resume()
@@ -128,7 +128,7 @@ class Meter:
             self._values.append(values)
 
     def read(self) -> dict[str, float]:
-        """The figures since the last call: metrics' means, seconds a step (median, 95th percentile), rates, shares."""
+        """The figures since the last call: mean metrics, seconds per step (median, 95th percentile), rates, shares."""
         total = sum(self._seconds)
         p50, p95 = np.percentile(self._seconds, [50, 95])
         figures = self._means() | {

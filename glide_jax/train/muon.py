@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024), at the scale of Liu et al. 2025 (arXiv:2502.16982).
 
-Each matrix of the momentum is replaced by about the nearest orthogonal one.
+Each momentum matrix is replaced by an approximation of the nearest orthogonal matrix.
 """
 
 import math
@@ -18,18 +18,19 @@ from glide_jax.parallel.sharding import AXES
 _DECAY = 0.95
 _EPS = 1e-8
 _ITERATIONS = 5
-# f(s) = a s + b s^3 + c s^5 takes singular values of (0, 1] to about 1, the smallest ones fast.
+# f(s) = a s + b s^3 + c s^5 takes singular values in (0, 1] to about 1, small ones quickly.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def scale_by_muon(mu_dtype: str = "float32", mesh: Mesh | AbstractMesh | None = None) -> optax.GradientTransformation:
-    """`optax.contrib.scale_by_muon` with the same state, for many kernels and devices: matrices of one shape are one.
+    """`optax.contrib.scale_by_muon` with the same state, made for many kernels and devices: matrices of one shape are
+    stacked.
 
-    A step of a small model would launch thousands of kernels otherwise, and each device do the work of all. Of each
-    parameter the last axis is the output, and all others together are the input.
+    Otherwise a step of a small model would launch thousands of kernels, and every device would do all of the work. The
+    last axis of a parameter is the output; all others together are the input.
 
     Args:
-        mu_dtype: type in which the momentum is kept.
+        mu_dtype: type the momentum is stored in.
         mesh: the devices that share the matrices.
     """
 
@@ -40,14 +41,14 @@ def scale_by_muon(mu_dtype: str = "float32", mesh: Mesh | AbstractMesh | None = 
     def update(grads: PyTree[Array], state: Any, _: PyTree[Array] | None = None) -> tuple[PyTree[Array], Any]:
         count = optax.safe_increment(state.count)
         momentum = optax.tree.update_moment(grads, state.mu, _DECAY, 1)
-        # Nesterov's: where the next step would be, its momentum without the bias towards the zeros that it began with.
+        # Nesterov's look-ahead, with the momentum's bias towards its initial zeros corrected.
         ahead = optax.tree.bias_correction(momentum, _DECAY, optax.safe_increment(count))
         here = optax.tree.bias_correction(grads, _DECAY, count)
         nesterov = jax.tree.map(lambda m, g: _DECAY * m + (1 - _DECAY) * g, ahead, here)
         leaves, structure = jax.tree.flatten(nesterov)
         if mesh is not None and mesh.size > 1:
             leaves = _by_shape(leaves, mesh)
-        else:  # On a CPU a batch of products is no faster than one after another, and slower to compile.
+        else:  # On a CPU, batched products are no faster than single ones, and slower to compile.
             leaves = jax.lax.platform_dependent(leaves, cpu=_each_alone, default=_by_shape)
         kept = optax.tree.cast(momentum, mu_dtype)
         return jax.tree.unflatten(structure, leaves), state._replace(count=count, mu=kept)
@@ -56,7 +57,7 @@ def scale_by_muon(mu_dtype: str = "float32", mesh: Mesh | AbstractMesh | None = 
 
 
 def scale_to_rms(rms: float) -> optax.GradientTransformation:
-    """Updates that are orthogonal matrices get that root mean square, whatever their shape (arXiv:2502.16982, 2.2)."""
+    """Scales orthogonal updates to this root mean square, whatever their shape (arXiv:2502.16982, section 2.2)."""
 
     def scale(update: Array) -> Array:
         outputs = update.shape[-1]
@@ -83,7 +84,7 @@ def _by_shape(leaves: list[Array], mesh: Mesh | AbstractMesh | None = None) -> l
 
 
 def _shared(stack: Float[Array, "count rows columns"], mesh: Mesh | AbstractMesh) -> Float[Array, "count rows columns"]:
-    """`orthogonal`, each device of some whole matrices, without which XLA would sum in every iteration."""
+    """`orthogonal` with whole matrices shared out over devices, so that none of its iterations communicates."""
     missing = -len(stack) % mesh.size
     padded = jnp.pad(stack, ((0, missing), (0, 0), (0, 0)))
     padded = jax.lax.with_sharding_constraint(padded, NamedSharding(mesh, PartitionSpec(AXES)))
@@ -92,7 +93,7 @@ def _shared(stack: Float[Array, "count rows columns"], mesh: Mesh | AbstractMesh
 
 
 def orthogonal(matrices: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
-    """U V^T of each U S V^T, but for singular values of about 0.7 to 1.2 (Newton-Schulz iterations)."""
+    """Approximates U V^T of each U S V^T: the singular values become about 0.7 to 1.2 (Newton-Schulz iterations)."""
     a, b, c = _COEFFICIENTS
     wide = matrices.shape[-2] <= matrices.shape[-1]
 

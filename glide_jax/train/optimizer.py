@@ -11,18 +11,18 @@ from jaxtyping import Array, Float, PyTree
 from glide_jax.train.config import OptimizerConfig
 from glide_jax.train.muon import scale_by_muon, scale_to_rms
 
-# Root mean square of an update of AdamW's, to which Muon's is scaled.
+# Root mean square of AdamW's updates, which Muon's are scaled to.
 _ADAM_RMS = 0.2
 _OUTER = ("unet/input_conv/kernel", "unet/out_conv/kernel")
 _OF_ADAPTERS = ("/down", "/up")
 
 
 def learning_rate(config: OptimizerConfig, max_steps: int | None) -> optax.Schedule:
-    """Learning rate as a function of the updates done: a linear warm-up, then constant or a cosine down to 0.
+    """Learning rate as a function of the number of updates: a linear warm-up, then constant or a cosine down to 0.
 
     Args:
         config: the optimizer.
-        max_steps: where the cosine ends; None where it goes by time, as a factor beside (`share_left`).
+        max_steps: where the cosine ends; None if it goes by time, which `share_left` then provides as a factor.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     after = optax.constant_schedule(peak)
@@ -41,13 +41,13 @@ def make_optimizer(
     matrices: PyTree[bool] | None = None,
     mesh: Mesh | AbstractMesh | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (`muon`).
+    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) or Muon (`muon`).
 
     Args:
         config: the optimizer.
-        max_steps: where a cosine ends, as in `learning_rate`.
-        matrices: a tree like the parameters: whether Muon takes them.
-        mesh: the devices that share Muon's work.
+        max_steps: where a cosine ends, as for `learning_rate`.
+        matrices: a tree like the parameters, true where Muon is used.
+        mesh: the devices to share Muon's work.
     """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     rate = learning_rate(config, max_steps)
@@ -73,12 +73,12 @@ def make_optimizer(
 
 
 def is_for_muon(path: str) -> bool:
-    """Whether Muon takes the parameter of that name: a kernel of hidden layers, or a matrix of an adapter."""
+    """Whether Muon is used for the parameter of that name: a hidden layer's kernel, or a matrix of an adapter."""
     return path.endswith(_OF_ADAPTERS) or (path.endswith("/kernel") and path not in _OUTER)
 
 
 def share_left(config: OptimizerConfig, used: Float[Array, ""]) -> Float[Array, ""]:
-    """The factor of the learning rate when a share `used` of a run's time is over: 1, or a cosine down to 0."""
+    """Factor of the learning rate once a share `used` of a run's time is over: 1, or a cosine down to 0."""
     if config.lr_schedule == "constant":
         return jnp.ones_like(used)
     return (1 + jnp.cos(jnp.pi * jnp.clip(used, 0, 1))) / 2

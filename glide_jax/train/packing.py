@@ -1,7 +1,7 @@
-"""Parameters as a training step holds them: the small arrays as one.
+"""Parameters as a training step holds them: all small arrays packed into one.
 
-Two thirds of a model's arrays hold a thousandth of its numbers. An update of each alone is a kernel to compile and to
-launch; of a GPU's program for the published base model it was half.
+Two thirds of a model's arrays hold a thousandth of its numbers. Updated one by one, each is a kernel to compile and to
+launch: half of a GPU's program for the published base model.
 """
 
 import math
@@ -20,12 +20,12 @@ from glide_jax.train.state import State, is_trained, no_skips
 
 
 class Packed(NamedTuple):
-    """A nested dict of parameters, or of what there is of each (gradients, Adam's moments, shardings).
+    """A nested dict of parameters, or of one thing for each parameter (gradients, Adam's moments, shardings), packed.
 
     Attributes:
-        small: the trained arrays of few bytes, one after another; `optax.MaskedNode` where there is none of them.
+        small: the small trained arrays, concatenated; `optax.MaskedNode` if there are none.
         large: the other trained arrays; likewise.
-        frozen: those that are not trained; only the weights themselves have them.
+        frozen: arrays that are not trained; only the weights themselves have them.
     """
 
     small: Any
@@ -39,8 +39,8 @@ class Packed(NamedTuple):
 
 
 def initial_state(params: Packed, optimizer: optax.GradientTransformation) -> State:
-    """The packed state that starts from given weights; to be called under jit with the shardings it is to live in."""
-    # A copy, because two entries of a donated state must not share a buffer.
+    """The packed state for training given weights; call it under jit, with the shardings the state is to have."""
+    # A copy, because no two entries of a donated state may share a buffer.
     ema = jax.tree.map(jnp.copy, params.trained)
     return {
         "step": jnp.int32(0),
@@ -58,18 +58,19 @@ def averaged(state: State) -> Packed:
 
 
 class Packing:
-    """Packs nested dicts like `params`, in which only shapes matter, and unpacks them; inside jit or outside.
+    """Packs and unpacks nested dicts like `params`, of which only shapes matter; works inside jit and outside.
 
-    A checkpoint has what is frozen beside weights and EMA weights alike; that of a training of adapters has them alone.
+    A checkpoint holds the frozen parameters with both the weights and the EMA weights; when adapters are trained, it
+    holds the adapters alone.
 
     Args:
         params: all parameters of a model.
         trainable: which of them are trained.
-        small: an array of fewer bytes in float32 is small.
-        muon: the optimizer is Muon: what it takes is never small.
+        small: arrays of fewer bytes than this, in float32, are small.
+        muon: whether the optimizer is Muon; parameters it is used for never count as small.
 
     Attributes:
-        matrices: whether Muon takes a parameter.
+        matrices: true for the parameters that Muon is used for.
     """
 
     def __init__(self, params: PyTree[Any], trainable: Trained, small: int, muon: bool = False) -> None:
@@ -87,25 +88,25 @@ class Packing:
         self._concatenate, self._split = jax.jit(_concatenate), jax.jit(self._split_impl)
 
     def pack(self, tree: Params) -> Packed:
-        """All parameters, or the trained ones, or what there is of each."""
+        """Packs all parameters, the trained ones, or one thing for each parameter."""
         flat = flatten_dict(tree)
         parts = [flat[path] for path in self._shapes if path in flat]
         small = self._concatenate(parts) if parts else optax.MaskedNode()
         return Packed(small, [flat.get(path, optax.MaskedNode()) for path in self._large], self.frozen(tree))
 
     def frozen(self, tree: Params) -> list[Any]:
-        """Those of the parameters that are not trained, as far as they are there."""
+        """The parameters that are not trained, as far as `tree` has them."""
         flat = flatten_dict(tree)
         return [flat[path] for path in self._frozen if path in flat]
 
     def unpack(self, packed: Packed) -> Params:
-        """What was packed."""
+        """The nested dict that was packed."""
         flat = {} if _is_masked(packed.small) else dict(zip(self._shapes, self._split(packed.small), strict=True))
         flat |= {path: x for path, x in zip(self._large, packed.large, strict=True) if not _is_masked(x)}
         return unflatten_dict(flat | dict(zip(self._frozen, packed.frozen, strict=bool(packed.frozen))))
 
     def pack_state(self, state: State, base: Params | None = None) -> State:
-        """A training state with everything packed that is like the parameters.
+        """The training state with every part that is structured like the parameters packed.
 
         Args:
             state: as a checkpoint holds it.
@@ -120,7 +121,7 @@ class Packing:
         return state | {"params": params, "ema": self.pack(state["ema"]).trained, "opt": opt}
 
     def unpack_state(self, state: State) -> State:
-        """A training state as a checkpoint holds it."""
+        """The training state as a checkpoint holds it."""
         weights = {"params": state["params"], "ema": averaged(state)}
         if not self._keeps_frozen:
             weights = {name: packed.trained for name, packed in weights.items()}
@@ -128,7 +129,7 @@ class Packing:
         return jax.tree.map(lambda x: self.unpack(x) if _is_packed(x) else x, whole, is_leaf=_is_packed)
 
     def _is_unpacked(self, x: Any) -> bool:
-        # optax.partition's states are dicts too.
+        # The states of optax.partition are dicts as well.
         return isinstance(x, dict) and x.keys() <= self._groups
 
     def _split_impl(self, small: Float[Array, " count"]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Sample grids while training: what the EMA weights make of fixed captions."""
+"""Sample grids during training: what the EMA weights generate from fixed captions."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ _HIDDEN = 128
 
 
 class Previews:
-    """Samples the same captions from the same noise each time.
+    """Samples the same captions with the same noise each time.
 
     Args:
         stage: the model in training.
         config: captions and sampling options.
-        examples: fixed examples of the training data: their captions where `config` gives none, the low-resolution
-            inputs of an upsampler, the images that a model inpaints.
+        examples: fixed training examples, which provide captions if `config` gives none, low-resolution inputs for an
+            upsampler, and images to inpaint.
         upsampler: upsamples a base model's images, on the device that holds its weights.
     """
 
@@ -35,17 +35,17 @@ class Previews:
         self, stage: Stage, config: PreviewConfig, examples: Batch, upsampler: LoadedModel | None = None
     ) -> None:
         self._stage, self._config, self._examples, self._upsampler = stage, config, examples, upsampler
-        stage.levels(config.options, from_image=stage.model.config.super_res)  # now, and not when a step has been made
+        stage.levels(config.options, from_image=stage.model.config.super_res)  # fail now, not after the first steps
         prompts = list(config.prompts or examples.captions)
         model = stage.model.config
-        # Of given images there are only so many.
+        # With given images, there can be no more samples than images.
         self._prompts = prompts[: len(examples.captions)] if model.super_res or model.inpaint else prompts
         self._true = examples.arrays["image"][: len(self._prompts)]
         self._low_res = examples.arrays["low_res"][: len(self._prompts)] if model.super_res else None
         self._masks = self._make_masks() if model.inpaint else None
 
     def sample(self, params: Params) -> Pixels:
-        """A captioned grid; where images are given: what the model saw, its sample and the ground truth."""
+        """A captioned grid; with given images, each row is what the model saw, its sample and the ground truth."""
         inputs = Inputs(
             self._prompts,
             range(len(self._prompts)),
@@ -70,7 +70,7 @@ class Previews:
     def _make_masks(self) -> np.ndarray:
         keys = keys_per_example(stream_key(0, "preview masks"), jnp.arange(len(self._prompts)))
         _, height, width, _ = self._true.shape
-        # Neither everything nor nothing: there is to be something to see.
+        # Masks between the extremes, so that there is something to see.
         return np.asarray(random_masks(MaskConfig(everything=0.0, nothing=0.0), keys, (height, width)))
 
     def _seen(self) -> list[np.ndarray]:
@@ -84,10 +84,10 @@ class Previews:
 
 
 def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedModel | None:
-    """The upsampler of the previews, if there is to be one: whole and on this process's first device.
+    """The upsampler for previews, if configured, with all its weights on this process's first device.
 
     Raises:
-        GlideError: no checkpoint there, or one that does not fit behind the model in training.
+        GlideError: there is no checkpoint, or it does not fit the model in training.
     """
     if not config.upsampler:
         return None

@@ -1,7 +1,8 @@
-"""Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv:2208.12242), so that few images do not displace the rest.
+"""Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv:2208.12242), so that learning a few images
+does not displace everything else.
 
-The starting weights generate images of what they know, once, into RUN/prior. These are then half of the training
-images: the given ones are repeated until there are as many, so that both halves of the loss weigh alike.
+The starting weights generate images of what they know, once, into RUN/prior. These make up half of the training images:
+the given ones are repeated until there are as many, so that both halves of the loss have equal weight.
 """
 
 from dataclasses import replace
@@ -22,16 +23,16 @@ _BATCH = 16
 
 
 def with_prior(config: RunConfig) -> DataConfig:
-    """The training data of a run with `train.prior.prompts`: the given folders and RUN/prior, whose images are made.
+    """The training data of a run with `train.prior.prompts`: the given folders and RUN/prior, which is filled first.
 
-    Image i, of prompt i modulo their number, depends on the weights, `train.seed` and `train.preview.options` alone.
-    What an interrupted run has made is kept.
+    Image i is made from prompt i modulo the number of prompts, and depends only on the weights, `train.seed` and
+    `train.preview.options`. Images that an interrupted run has made are kept.
 
     Raises:
-        GlideError: there are several processes and images to make, no weights to make them, or an unwritable folder.
+        GlideError: images are to be made by several processes or without starting weights, or the folder is unwritable.
     """
     prior, folder = config.train.prior, Path(config.run_dir).expanduser() / "prior"
-    copies = max(1, round(prior.count / len(open_indexed(config.data))))  # first, as it may be refused
+    copies = max(1, round(prior.count / len(open_indexed(config.data))))  # first, because it may be refused
     wanted = {number: prior.prompts[number % len(prior.prompts)] for number in range(prior.count)}
     if missing := [number for number, prompt in wanted.items() if not _is_there(folder, number, prompt)]:
         if jax.process_count() > 1:

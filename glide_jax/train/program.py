@@ -1,4 +1,4 @@
-"""What a run computes, before there is any data: the model, where its state lies, and the steps as programs."""
+"""What a run computes, independent of its data: the model, the layout of its state, and the compiled steps."""
 
 import jax
 import jax.numpy as jnp
@@ -33,23 +33,23 @@ from glide_jax.train.step import make_train_step, make_validation_step, training
 
 
 class Program:
-    """The functions of a run over one mesh, with all shardings decided by rule.
+    """The jitted functions of a run over one mesh, with all shardings decided by rule.
 
     Args:
         config: the run.
-        mesh: real devices, or an abstract mesh to plan for devices that are not here.
-        min_bytes: smaller arrays are copied to every device, as `parallel.partition_spec` has it.
+        mesh: real devices, or an abstract mesh to plan for devices that are not present.
+        min_bytes: smaller arrays are copied to every device (`parallel.partition_spec`).
 
     Raises:
-        GlideError: the devices cannot share a batch equally, or compute in `train.dtype`.
+        GlideError: the devices cannot share a batch equally, or cannot compute in `train.dtype`.
 
     Attributes:
         abstract_state: shapes, types and shardings of the training state as a checkpoint holds it.
-        abstract_params: those of all parameters, of which a checkpoint of adapters has only these.
-        abstract_packed: those of the state as the steps take it.
-        packing: makes either of the other.
-        make_state: (key, weights or nothing) -> packed state, jitted.
-        train_step: (packed state, batch) -> (packed state, metrics), jitted; the state it is given is deleted.
+        abstract_params: the same for all parameters; a checkpoint of adapters holds only the adapters.
+        abstract_packed: the same for the state as the steps take it.
+        packing: converts between the two forms of the state.
+        make_state: (key, optional weights) -> packed state, jitted.
+        train_step: (packed state, batch) -> (packed state, metrics), jitted; the state passed in is deleted.
         validation_step: (packed params, batch) -> (sum of losses, count), jitted.
     """
 
@@ -67,7 +67,7 @@ class Program:
         muon = train.optimizer.kind == "muon"
         self.packing = Packing(self.model.abstract_params(), train.trained, min_bytes, muon)
         self.optimizer = make_optimizer(train.optimizer, train.cosine_steps, self.packing.matrices, mesh)
-        # With weights given: to draw them is no shorter to trace for shapes alone.
+        # Given weights, because drawing them takes long to trace even for shapes alone.
         base = {name: group for name, group in self.model.abstract_params().items() if name != GROUP}
         abstract = jax.eval_shape(self._make_state, self._key(), base)
         tree = jax.eval_shape(self.packing.unpack_state, abstract)
@@ -107,15 +107,15 @@ class Program:
         )
 
     def fresh_state(self) -> State:
-        """The state of a run that starts from nothing, made where it is to lie."""
+        """The state of a run from scratch, created on the devices it belongs to."""
         return self.make_state(self._key())
 
     def state_from(self, params: Params) -> State:
-        """The state of a run that starts from given weights; `reinitialize` replaces the trained ones by fresh ones."""
+        """The state of a run from given weights; with `reinitialize`, the trained ones are replaced by fresh ones."""
         return self.make_state(self._key(), params)
 
     def abstract_batch(self, size: Size | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of a training batch over all devices; None is the square."""
+        """Shapes and types of a training batch over all devices; a `size` of None is the model's square."""
         model = self.config.model
         shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx, size)
         sharding = batch_sharding(self.mesh)
@@ -126,7 +126,7 @@ class Program:
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in arrays.items()}
 
     def compile(self, size: Size | None = None) -> jax.stages.Compiled:
-        """The training step as one program for exactly this state and batch, which cannot be compiled again."""
+        """The training step, compiled ahead of time for exactly this state and batch size."""
         return self.train_step.lower(self.abstract_packed, self.abstract_batch(size)).compile()
 
     def step_flops(self, size: Size | None = None) -> float:
@@ -150,21 +150,21 @@ class Program:
         return self._gather(self.packing.unpack(params))
 
     def _compiler_options(self) -> dict[str, bool]:
-        """XLA's, of the training step."""
+        """XLA options for the training step."""
         if isinstance(self.mesh, AbstractMesh) or self.mesh.devices.flat[0].platform not in ("gpu", "cuda"):
             return {}
-        # Of each matrix product Triton would compile dozens of kernels to choose from, for minutes; nine tenths of the
-        # work is convolutions, which are cuDNN's.
+        # Triton would compile dozens of kernels for each matrix product to choose from, for minutes; nine tenths of the
+        # work is in cuDNN's convolutions.
         exact = {"xla_gpu_exclude_nondeterministic_ops": True} if self.config.train.deterministic else {}
         return {"xla_gpu_enable_triton_gemm": False, **exact}
 
     @property
     def abstract_base(self) -> Params:
-        """Those of all parameters but adapters."""
+        """`abstract_params` without the adapters."""
         return {name: group for name, group in self.abstract_params.items() if name != GROUP}
 
     def _frozen(self, params: Params) -> Params:
-        """Beside adapters, weights take half the memory where their layers compute in bfloat16."""
+        """The weights below adapters, in half the memory if their layers compute in bfloat16."""
         if self.config.train.trained != "lora" or self.config.train.dtype != "bfloat16":
             return params
         flat = flatten_dict(params)

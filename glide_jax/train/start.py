@@ -1,4 +1,4 @@
-"""Where a run starts: its newest intact checkpoint, other weights (`init_from`) or nothing; and its data."""
+"""Where a run starts from: its newest intact checkpoint, other weights (`init_from`) or scratch; and its data."""
 
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -26,9 +26,9 @@ from glide_jax.train.config import RunConfig
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
-# Options that decide which arrays a training state holds, beside the model's own, or what they have learnt.
+# Options outside the model's that decide which arrays a training state holds, or what they have learnt.
 _STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora", "distill.num_steps")
-# Options that a record has not if it was written before they were, or converted.
+# Values of options that older and converted checkpoints do not record.
 _UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon", "optimizer.kind": "adamw", "distill.num_steps": 0}
 
 
@@ -37,9 +37,9 @@ class StartPoint:
     """What is known before anything is compiled.
 
     Attributes:
-        record: of the checkpoint that a run resumes from; of `init_from` only where its weights come from.
+        record: of the checkpoint a run resumes from; from `init_from` only where its weights came from.
         step: number of the checkpoint to resume from; None for a new run.
-        damaged: numbers of newer checkpoints, which are not what was written.
+        damaged: numbers of newer checkpoints whose files have changed since they were written.
     """
 
     record: Mapping[str, Any]
@@ -48,10 +48,10 @@ class StartPoint:
 
     @classmethod
     def of(cls, config: RunConfig) -> "StartPoint":
-        """Looks into the run folder, where it passes over damaged checkpoints and says so, then at `init_from`.
+        """Looks in the run folder first, skipping damaged checkpoints with a warning, then at `init_from`.
 
         Raises:
-            GlideError: what is there is of another model, holds other arrays, or is all damaged.
+            GlideError: the checkpoint is of another model or holds other arrays, or all are damaged.
         """
         run_dir = Path(config.run_dir).expanduser()
         step, damaged = _newest_intact(run_dir / "checkpoints")
@@ -74,8 +74,8 @@ class StartPoint:
         require_fit(config.model, record.get("model", {}), config.init_from)
         if config.train.lora.rank and record["model"].get("inpaint") != config.model.inpaint:
             raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
-        # A model of the noise may learn to predict v; the other way round is more likely an option left out. A teacher
-        # is to know it already.
+        # A model of the noise may be retrained to predict v; the reverse is more likely a forgotten option. A teacher
+        # has to predict it already.
         learns_v = config.diffusion.prediction_type == "v_prediction" and not config.train.distill.num_steps
         ignore = ("prediction_type",) if learns_v else ()
         require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from, ignore)
@@ -88,16 +88,16 @@ class StartPoint:
 
     @property
     def minutes(self) -> float:
-        """Minutes that the run took before."""
+        """Minutes the run has taken so far."""
         return float(self.record.get("minutes", 0.0))
 
     @property
     def source(self) -> dict[str, Any]:
-        """What is known of the PyTorch file that the weights once came from."""
+        """What is known of the PyTorch file that the weights came from."""
         return _source(self.record)
 
     def state(self, program: Program, store: CheckpointStore) -> State:
-        """The state to start with, on the devices; damaged checkpoints newer than it are set aside."""
+        """The starting state, on the devices; newer checkpoints that are damaged are set aside."""
         config = program.config
         base = None
         if config.init_from and (self.step is None or config.train.lora.rank):
@@ -114,7 +114,7 @@ def _source(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _newest_intact(directory: Path) -> tuple[int | None, tuple[int, ...]]:
-    """The step to resume from, which the first process finds for all, and on that process the damaged ones after it."""
+    """The step to resume from, decided by the first process, and, on that process, the damaged ones after it."""
     chosen, damaged, failure = -1, {}, ""
     if jax.process_index() == 0:
         try:
@@ -145,18 +145,18 @@ def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str,
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:
-    known = asdict(LoraConfig()) | dict(lora)  # a record may be older than an option
+    known = asdict(LoraConfig()) | dict(lora)  # the record may be older than an option
     options = (f"{name} {list(value) if name == 'targets' else value}" for name, value in known.items())
     return ", ".join(options) if known["rank"] else "none"
 
 
 def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record of a checkpoint of adapters says of them, and of the weights that they belong to.
+    """The entry in an adapter checkpoint's record about the adapters and the weights they belong to.
 
     Args:
         program: the run's.
         state: its packed state.
-        record: of the checkpoint it resumes from, if any.
+        record: of the checkpoint the run resumes from, if any.
 
     Raises:
         GlideError: the adapters there belong to other weights.
@@ -205,7 +205,7 @@ def _check_init_options(config: RunConfig) -> None:
 def require_same(
     name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str, ignore: Collection[str] = ()
 ) -> None:
-    """Compares options with those of a checkpoint's record; dropout is no part of what weights are of.
+    """Compares options with those in a checkpoint's record; dropout may differ.
 
     Raises:
         GlideError: they differ; every difference is listed.
@@ -219,13 +219,13 @@ def require_same(
 
 
 def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
-    """Checks that a model of `config` can start from weights of another, by the model entry of their record.
+    """Checks that a model of `config` can start from another's weights, given the model entry of their record.
 
-    It may inpaint where theirs cannot, and have another image size: a UNet's weights know none, as long as attention
-    and an upsampler's input stay at the same fractions of it.
+    It may add inpainting, and it may have another image size: a UNet's weights fit any, as long as attention and an
+    upsampler's input stay at the same fractions of it.
 
     Raises:
-        GlideError: they differ in more; every difference is listed.
+        GlideError: they differ in more than that; every difference is listed.
     """
     ignore = ["inpaint"] if config.inpaint else []
     size = theirs.get("image_size", config.image_size)
@@ -243,7 +243,7 @@ def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> N
 
 
 def load_starting_weights(path: str, config: ModelConfig, abstract: Params) -> Params:
-    """The weights at `path` for a model of `config`, as far as `require_fit` lets it differ.
+    """The weights at `path` for a model of `config`, which may differ as far as `require_fit` allows.
 
     Args:
         path: any checkpoint.
@@ -275,10 +275,10 @@ def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3
 
 
 def training_data(config: RunConfig, start: StartPoint) -> DataStream:
-    """Endless batches from where a run starts, this process's share; says how many images each size has, if several.
+    """This process's share of endless batches, from where a run starts; prints how many images each bucket has, if any.
 
     Raises:
-        GlideError: as `open_data`, or processes see different images.
+        GlideError: as for `open_data`, or processes see different images.
     """
     train = config.train
     data = open_data(
@@ -297,7 +297,7 @@ def training_data(config: RunConfig, start: StartPoint) -> DataStream:
 
 
 def _check_buckets(buckets: Buckets, run_dir: str) -> None:
-    """Raises `GlideError` if processes see different images, for they must agree on the shape of each batch."""
+    """Raises `GlideError` if processes see different images: they must agree on the shape of each batch."""
     if not buckets.fingerprint or jax.process_count() == 1:
         return
     wait_for_all(f"{run_dir}, buckets")
@@ -320,7 +320,7 @@ def _about_buckets(buckets: Buckets, batch_size: int, start: StartPoint) -> Iter
 
 
 def validation_data(config: RunConfig) -> ValidationData | None:
-    """The held-out batches, if there are any; raises `GlideError` as `open_validation`."""
+    """The held-out batches, if configured; raises `GlideError` as `open_validation` does."""
     if not config.data.validation_path or not config.train.validate_every:
         return None
     return open_validation(config.data, **_sizes(config.model), batch_size=config.train.batch_size, **_processes())

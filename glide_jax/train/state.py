@@ -1,4 +1,4 @@
-"""The training state and how a step changes it: what is trained, EMA weights, steps that are skipped."""
+"""The training state and how a step changes it: trained parameters, EMA weights, skipped steps."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,17 +12,17 @@ from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trained
 
-# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, but for the kernels that adapters leave
-# frozen; step and counts are int32. The optimizer knows the trained parameters only. A step takes it `packing.Packed`.
+# {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, except for the kernels that adapters leave
+# frozen; step and counts are int32. The optimizer holds the trained parameters only. A step takes it `packing.Packed`.
 State = dict[str, Any]
-# {"count": updates skipped so far, "loss_ema": average of the finite losses; infinite before the first}.
+# {"count": updates skipped so far, "loss_ema": running average of the finite losses, infinite before the first}.
 Skips = dict[str, Array]
 
-# Of the patterns that match a parameter's path the first decides whether it is trained; * also matches slashes.
+# The first pattern that matches a parameter's path decides whether it is trained; * also matches slashes.
 RULES: dict[Trained, tuple[tuple[str, bool], ...]] = {
     "all": (("*", True),),
     "unet": (("text/*", False), ("*", True)),
-    # The UNet's own projections of the text to keys and values learn with it (torch: encoder_kv).
+    # The UNet's own projections of the text to keys and values are trained with it (torch: encoder_kv).
     "text": (("text/*", True), ("unet/*/attn/text_kv/*", True), ("*", False)),
     "lora": (("lora/*", True), ("*", False)),
 }
@@ -46,7 +46,7 @@ def is_trained(path: str, trainable: Trained) -> bool:
 
 
 def split(params: Params, trainable: Trained) -> tuple[Params, Params]:
-    """The trained and the frozen part of a nested dict of parameters, each with only its own leaves.
+    """The trained and the frozen part of a nested dict of parameters.
 
     Raises:
         GlideError: nothing would be trained.
@@ -71,10 +71,10 @@ def no_skips() -> Skips:
 def judge(
     skips: Skips, loss: Float[Array, ""], grad_norm: Float[Array, ""], spike_threshold: float
 ) -> tuple[Bool[Array, ""], Skips]:
-    """Whether an update is good, and the counters after it.
+    """Whether to apply an update, and the counters after it.
 
     An update is skipped if its loss or gradient is not finite, or if `spike_threshold` is not 0 and the loss is
-    that many times its average. The average takes in spikes too, so that a lasting change is no endless spike.
+    that many times its average. Spikes enter the average too, so that a lasting change does not stay a spike forever.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     average = skips["loss_ema"]
@@ -84,5 +84,5 @@ def judge(
 
 
 def choose(good: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
-    """`new` if the update is good, else `old`, bit for bit; fused into the update, it moves no further memory."""
+    """`new` if the update is good, else `old`, bit for bit; fused into the update, it costs no memory traffic."""
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

@@ -1,4 +1,4 @@
-"""The training step: (state, batch) -> (state, metrics), one compiled program with donated state."""
+"""The training step, (state, batch) -> (state, metrics): one compiled program with donated state."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,8 +20,8 @@ from glide_jax.train.optimizer import learning_rate, share_left
 from glide_jax.train.packing import Packing
 from glide_jax.train.state import State, choose, judge, merge, split, update_ema
 
-# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data); of a run
-# that ends by time also "used" float32 [batch], the share of it that is over, by the clock of each row's process.
+# image and low_res uint8 (or float32 in [-1, 1]), tokens int32, mask bool, index int32 (see glide_jax.data); if a run
+# ends by time also "used" float32 [batch], the share of the time that is over by the clock of each row's process.
 DeviceBatch = dict[str, Array]
 Metrics = dict[str, Array]
 Gather = Callable[[Any], Params]
@@ -47,14 +47,14 @@ class StepNoise(NamedTuple):
     condition_keys: PRNGKeyArray
 
 
-# (step, global example indices, shape of one image) -> random numbers; a function, so that a test can replace it.
+# (step, global example indices, shape of one image) -> random numbers; a function so that a test can replace it.
 NoiseFn = Callable[[Int[Array, ""], Int[Array, " batch"], tuple[int, ...]], StepNoise]
 
 
 def training_noise(
     seed: int, diffusion_steps: int, timesteps: Literal["uniform", "logit_normal"] = "uniform"
 ) -> NoiseFn:
-    """Keyed by (seed, step, global example index): the same on any number of devices, and after a restart."""
+    """Noise keyed by (seed, step, global example index): the same on any number of devices, and after a restart."""
 
     def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
         uniform = uniform_per_example(fold(stream_key(seed, "t"), step), index)
@@ -70,7 +70,7 @@ def training_noise(
 
 
 def validation_noise(diffusion_steps: int) -> NoiseFn:
-    """Always the same, so that validation losses of any step and run compare: t goes evenly through [0, T) by index."""
+    """The same noise each time, so that validation losses compare across steps and runs; t covers [0, T) evenly."""
 
     def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
         # Multiples of the golden ratio fill [0, 1) evenly for any number of examples.
@@ -99,7 +99,7 @@ def batch_losses(
     conditioning: ConditioningConfig | None = None,
     teacher: Teacher | None = None,
 ) -> Losses:
-    """Losses of each image of a batch, with the given random numbers; a teacher says what is to be predicted."""
+    """Losses of each image in a batch, with the given random numbers; a teacher, if any, provides the target."""
     x_0 = _as_float(batch["image"])
     low_res = _as_float(batch["low_res"]) if "low_res" in batch else None
     x_t = q_sample(x_0, random.noise, Level.table(schedule).at(random.t))
@@ -135,10 +135,11 @@ def make_train_step(
     arrange: Gather = _as_they_are,
     teacher: Teacher | None = None,
 ) -> Callable[[State, DeviceBatch], tuple[State, Metrics]]:
-    """The step as a function to jit with `donate_argnums=0`, from packed state to packed state.
+    """The step, to be jitted with `donate_argnums=0`: from packed state to packed state.
 
-    `gather` brings split weights together for use, `arrange` gradients into the weights' layout; `teacher` is that of
-    `config.distill`. `state["step"]` counts batches, skipped ones too; learning rate and EMA decay count updates.
+    `gather` brings sharded weights together for use, and `arrange` brings gradients into the weights' layout; `teacher`
+    is that of `config.distill`. `state["step"]` counts all batches, including skipped ones; learning rate and EMA
+    decay go by updates.
     """
 
     rates = learning_rate(config.optimizer, config.cosine_steps)
@@ -163,7 +164,7 @@ def make_train_step(
         updates, opt = optimizer.update(packed, old[2], old[0])
         rate = rates(state["step"] - state["skips"]["count"])
         if config.max_minutes:
-            # One number for all processes, whose clocks differ; an update is a multiple of the learning rate.
+            # One number for all processes, whose clocks differ. Updates are proportional to the learning rate.
             used = batch["used"].max()
             left = share_left(config.optimizer, used)
             updates, rate = jax.tree.map(lambda x: left * x, (updates, rate))
@@ -184,13 +185,13 @@ def make_train_step(
 
 
 def _by_quartile(mse: Float[Array, " batch"], t: Int[Array, " batch"], diffusion_steps: int) -> Metrics:
-    """Sums of the noise loss and counts by quarter of [0, T); the first quarter has the least noise."""
+    """Sums of the noise loss, and counts, for each quarter of [0, T); the first has the least noise."""
     one_hot = jax.nn.one_hot(t * QUARTILES // diffusion_steps, QUARTILES)
     return {"mse_by_quartile": (mse[:, None] * one_hot).sum(0), "count_by_quartile": one_hot.sum(0)}
 
 
 def accumulated_grads(loss_fn: LossFn, params: Params, batch: Any, steps: int) -> tuple[PyTree[Array], Params]:
-    """Values of each example and the gradient of the batch's mean loss, in `steps` micro-batches of equal size.
+    """Per-example values and the gradient of the batch's mean loss, computed in `steps` micro-batches of equal size.
 
     Only one micro-batch's activations are alive at a time; the gradients are summed in float32.
     """
@@ -209,7 +210,7 @@ def accumulated_grads(loss_fn: LossFn, params: Params, batch: Any, steps: int) -
 
 
 def _to_micro(x: Shaped[Array, "batch ..."], steps: int) -> Shaped[Array, "steps micro ..."]:
-    # Every steps-th example, not neighbours: a device then keeps the examples it has.
+    # Every steps-th example rather than neighbours, so that each device keeps the examples it has.
     return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
 
 
@@ -220,7 +221,7 @@ def _from_micro(x: Shaped[Array, "steps micro ..."]) -> Shaped[Array, "batch ...
 def make_validation_step(
     model: Glide, schedule: Schedule, noise_fn: NoiseFn, gather: Gather = _as_they_are
 ) -> Callable[[Params, DeviceBatch], tuple[Array, Array]]:
-    """Sum of the noise loss over a batch's images of weight 1, and how many they are."""
+    """Sum of the noise loss over a batch's images of weight 1, and their number."""
 
     def validation_step(params: Params, batch: DeviceBatch) -> tuple[Array, Array]:
         random = noise_fn(jnp.int32(0), batch["index"], batch["image"].shape[1:])

@@ -105,7 +105,7 @@ def _log_lines(run_dir: Path) -> list[str]:
 
 
 def pack(name: str, folder: Path, out: Path, patterns: Sequence[str], most: int = 2) -> None:
-    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; none if they were more than `most`."""
+    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; nothing if more than `most`."""
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         packed = Path(temporary) / "pack.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
