@@ -1,12 +1,12 @@
-"""Samplers as programs of their own (StableHLO), which need neither the model's code nor its options to run.
+"""Samplers as self-contained programs (StableHLO), which need neither the model's code nor its options to run.
 
-    FOLDER/program.json       the stages, what they take, and how they were made
-    FOLDER/base.stablehlo     a compiled function of weights, tokens, seed and image numbers
+    FOLDER/program.json       the stages, their inputs, and how they were made
+    FOLDER/base.stablehlo     a function of weights, tokens, seed and image numbers
     FOLDER/base.npz           its weights
-    FOLDER/upsampler.*        the same, of the images of the first
+    FOLDER/upsampler.*        the same for the upsampler, which also takes the base model's images
 
-`python -m glide_jax.export` writes such a folder. `jax.export` promises that a later JAX can run it, for six months at
-least.
+`python -m glide_jax.export` writes such a folder. `jax.export` promises that later versions of JAX can run it, for at
+least six months.
 """
 
 from glide_jax.export.program import Program as Program

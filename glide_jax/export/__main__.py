@@ -7,10 +7,10 @@ from glide_jax.errors import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes what the command line asks for.
+    """Exports what the command line asks for.
 
     Raises:
-        GlideError: no such model, invalid options, or an unwritable folder.
+        GlideError: there is no such model, options are invalid, or the folder cannot be written.
     """
     from glide_jax.compute import COMPUTE_TYPES, HELP  # noqa: PLC0415
     from glide_jax.export.write import PLATFORMS, write  # noqa: PLC0415

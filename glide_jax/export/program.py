@@ -26,22 +26,22 @@ class _Stage(NamedTuple):
 
 
 class Program:
-    """An exported pipeline, on the default device; compiled once for each number of prompts.
+    """An exported pipeline, on the default device; it compiles once for each number of prompts.
 
     Attributes:
-        about: what its index says: checkpoints, flags, versions.
+        about: the contents of its index: checkpoints, flags, versions.
     """
 
     def __init__(self, stages: Sequence[_Stage], about: dict[str, Any]) -> None:
         self._stages, self.about = stages, about
 
     def __call__(self, prompts: str | Sequence[str], *, seed: int = 0, negative_prompt: str = "") -> Pixels:
-        """An image of each prompt, the same as the pipeline's, but for the last bit.
+        """One image per prompt, equal to the pipeline's up to rounding.
 
         Args:
-            prompts: one or several; repeat one for several images of it.
-            seed: in [0, 2^31); with the number of an image it decides its noise.
-            negative_prompt: what guidance leads away from.
+            prompts: one or several; repeat a prompt for several images of it.
+            seed: in [0, 2^31); with the image's number it decides the noise.
+            negative_prompt: what guidance steers away from.
 
         Raises:
             GlideError: no prompt, or a seed out of range.
@@ -59,10 +59,10 @@ class Program:
 
 
 def load(folder: str | Path) -> Program:
-    """Reads an exported pipeline; its code is compiled when it is first called.
+    """Reads an exported pipeline, which is compiled when it is first called.
 
     Raises:
-        GlideError: it is not there, cannot be read, is of a later version, or is of other platforms than this one.
+        GlideError: it does not exist, cannot be read, is of a later version, or was exported for other platforms.
     """
     from jax import export  # noqa: PLC0415 (takes a while)
 
@@ -82,7 +82,7 @@ def load(folder: str | Path) -> Program:
         raise GlideError(f"cannot read {folder}: {error.strerror or error}") from error
     except GlideError:
         raise
-    except Exception as error:  # whatever flatbuffers or a zip file may throw of a damaged file
+    except Exception as error:  # flatbuffers and zipfile raise nearly anything on a damaged file
         raise GlideError(f"{folder} is no exported program, or is damaged: {error}") from error
     platform = jax.default_backend().replace("gpu", "cuda")
     if platform not in about["platforms"]:

@@ -1,4 +1,4 @@
-"""Writes a pipeline as a program of its own."""
+"""Writes a pipeline as a self-contained program."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ def write(
     """Writes a folder that `glide_jax.export.load` runs, for any number of prompts at once.
 
     Args:
-        pipeline: its models; the base model must generate from text alone.
+        pipeline: the models; the base model must generate from text alone.
         folder: a new one.
-        options, upsampler_options: how they are sampled, which becomes part of the program.
-        platforms: that it is to run on; it need not be written on one of them.
-        about: further entries of its index.
+        options, upsampler_options: sampling options, which become part of the program.
+        platforms: where it is to run; it need not be exported on one of them.
+        about: further entries for its index.
 
     Raises:
-        GlideError: flatbuffers is missing, the base model inpaints, there is something at `folder`, or it cannot be
+        GlideError: flatbuffers is missing, the base model inpaints, `folder` exists already, or it cannot be
             written.
     """
     if pipeline.base is None or pipeline.base.stage.model.config.inpaint:
@@ -76,7 +76,7 @@ def _flat(model: LoadedModel) -> dict[str, Any]:
 
 
 def _function(model: LoadedModel, options: SampleOptions) -> Callable[..., jax.Array]:
-    """Weights, tokens and masks of prompts and negative prompt, seed, image numbers (and small images) to images."""
+    """A function of weights, prompts, negative prompt, seed, image numbers (and small images) that returns images."""
     stage = model.stage
 
     def images(weights: Any, *given: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one attention function of every model here."""
+"""The attention function that all models here share."""
 
 from functools import partial
 from typing import Literal
@@ -19,9 +19,9 @@ def attention(
 ) -> Float[Array, "batch queries heads channels"]:
     """softmax(q k^T / sqrt(channels)) v, with the softmax in float32 (torch: QKVAttention).
 
-    q and k are each scaled by channels^-1/4, as in the reference, and in float32: bfloat16's own factor is off by up to
-    0.2 %. Half-precision inputs on CUDA take cuDNN's flash kernel; float32, other platforms and what the kernel
-    refuses take XLA's.
+    q and k are each scaled by channels^-1/4, as in the reference, and in float32: rounded to bfloat16 the factor would
+    be off by up to 0.2 %. Half-precision inputs on CUDA use cuDNN's flash kernel; float32, other platforms and shapes
+    that the kernel refuses use XLA's.
     """
     scale = q.shape[-1] ** -0.25
     scaled = [(x.astype(jnp.float32) * scale).astype(x.dtype) for x in (q, k)]
@@ -31,14 +31,14 @@ def attention(
 
     if not _flash_applies(q):
         return attend("xla", *scaled, v)
-    # A process with a GPU may compute on its CPU too.
+    # A process with a GPU may also compute on its CPU.
     return jax.lax.platform_dependent(*scaled, v, cuda=partial(attend, "cudnn"), default=partial(attend, "xla"))
 
 
 def attention_weights(
     q: Float[Array, "batch queries heads channels"], k: Float[Array, "batch keys heads channels"]
 ) -> Float[Array, "batch queries keys"]:
-    """softmax(q k^T / sqrt(channels)) in float32, averaged over the heads: what `attention` weights values by."""
+    """softmax(q k^T / sqrt(channels)) in float32, averaged over heads: the weights of the values in `attention`."""
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     return jax.nn.softmax(logits, axis=-1).mean(axis=1)
 

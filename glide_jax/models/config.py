@@ -15,7 +15,7 @@ _CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig(Options):
-    """Options of one UNet with its text transformer; the defaults are the published 64 px base model."""
+    """Options of a UNet with its text transformer; the defaults are the published 64 px base model."""
 
     PREFIX: ClassVar[str] = "model."
 
@@ -92,12 +92,12 @@ class ModelConfig(Options):
 
     @property
     def unit(self) -> int:
-        """What height and width of an image must be multiples of, because every level but the first halves them."""
+        """An image's height and width must be multiples of this, because every level but the first halves them."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
     def blocks(self) -> dict[str, int]:
-        """How many there are of a kind, by the name that their parameters share."""
+        """The number of blocks of each kind, by the name their parameters share."""
         upward = {"unet/up": (self.num_res_blocks + 1) * len(self.channel_mult)}
         return upward | ({"text/blocks": self.xf_layers} if self.xf_width else {})
 

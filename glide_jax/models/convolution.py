@@ -1,4 +1,4 @@
-"""A convolution whose kernel gradient is quick on a CPU too."""
+"""A convolution whose kernel gradient is also fast on a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Image = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "size size channels features"]
 NumPyKernel = Float[np.ndarray, "size size channels features"]
 
-# So many pixels of shifted copies stay in a core's cache.
+# Pixels whose shifted copies still fit into a core's cache.
 _BLOCK_PIXELS = 1024
 
 
@@ -21,12 +21,12 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """`jax.lax.conv_general_dilated` over NHWC images, as `nnx.Conv` calls it without dilation or groups.
 
-    A NumPy kernel is a constant. On a CPU the kernel's gradient of a convolution that keeps the size is computed by
-    `kernel_gradient`: XLA convolves with a kernel as large as the image there, and is up to fourteen times as slow.
-    Of several devices the sum over each block of rows would be one over all of them, so there XLA's own stays.
+    A NumPy kernel is a constant. On a single CPU device, the kernel gradient of a convolution that keeps the size is
+    computed by `kernel_gradient`: XLA would convolve with a kernel as large as the image, up to fourteen times slower.
+    With several devices XLA's own is used, because there each block's sum would become a sum over all of them.
     """
 
-    if options.get("precision") is None:  # gradients are traced when the model's call is over
+    if options.get("precision") is None:  # gradients are traced after the model's call has returned
         options["precision"] = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 (mypy does not know it)
 
     def plain(x: Image, kernel: Kernel) -> Float[Array, "..."]:
@@ -42,11 +42,11 @@ def convolve(
 def kernel_gradient(
     x: Image, gradient: Float[Array, "batch height width features"], size: int
 ) -> Float[Array, "size size channels features"]:
-    """Gradient in the kernel of a zero-padded convolution of odd `size` and stride 1, summed in float32 at least.
+    """Kernel gradient of a zero-padded convolution of odd `size` and stride 1, summed in at least float32.
 
     dW[i, j] = sum_p x[p + (i, j) - size // 2]^T gradient[p]. Moving x along the rows and the gradient along the columns
-    makes all of them one matrix product, of `size` times the channels by `size` times the features, over all pixels;
-    it is summed up over blocks of rows, so that the moved copies never leave the cache.
+    turns this into a single matrix product over all pixels, of `size` times the channels by `size` times the features.
+    It is summed over blocks of rows, so that the moved copies never leave the cache.
     """
     batch, height, width, channels = x.shape
     features, half = gradient.shape[-1], size // 2

@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def with_its_products(method: Method) -> Method:
-    """A method of a model, in which products of float32 have the precision that `self.products` says."""
+    """Decorates a model's method: float32 products inside have the precision given by `self.products`."""
 
     @wraps(method)
     def call(self: Any, *args: Any, **options: Any) -> Any:
@@ -29,20 +29,21 @@ def with_its_products(method: Method) -> Method:
 
 
 class Draws:
-    """Stands in for `nnx.Rngs`: the numbers of all initial weights are cut from one draw, in the order asked for.
+    """Replaces `nnx.Rngs`: the random numbers of all initial weights are cut from one draw, in the order requested.
 
-    A draw for each of hundreds of weights takes XLA minutes to compile for a GPU. Without numbers it counts them.
+    A draw for each of hundreds of weights would take XLA minutes to compile for a GPU. Without numbers, it counts how
+    many are needed.
     """
 
     def __init__(self, numbers: Float[Array, " count"] | None = None) -> None:
         self._numbers, self.count = numbers, 0
 
     def params(self) -> "Draws":
-        """What an initializer of `layers` takes as its key."""
+        """Passed to the initializers of `layers` as their key."""
         return self
 
     def take(self, shape: Sequence[int]) -> Float[Array, "..."]:
-        """The next numbers, uniform over (-1, 1)."""
+        """The next random numbers, uniform over (-1, 1)."""
         begin, self.count = self.count, self.count + math.prod(shape)
         if self._numbers is None:
             return jnp.zeros(shape)
@@ -50,25 +51,25 @@ class Draws:
 
 
 def fresh(build: Callable[[nnx.Rngs], Module], key: PRNGKeyArray) -> Module:
-    """The module that `build` makes, with initial weights by `key`."""
+    """The module that `build` makes, with initial weights from `key`."""
     counted = Draws()
     nnx.eval_shape(lambda: build(cast(nnx.Rngs, counted)))
     return _drawn(build, counted.count, key)
 
 
 def _drawn(build: Callable[[nnx.Rngs], Module], count: int, key: PRNGKeyArray) -> Module:
-    above = np.nextafter(np.float32(-1), np.float32(0))  # a normal number of -1 would be infinite
+    above = np.nextafter(np.float32(-1), np.float32(0))  # -1 would become an infinite normal number
     numbers = jax.random.uniform(key, (count,), jnp.float32, above, 1.0)
-    # Otherwise each weight's program would compute its part of the draw again.
+    # Otherwise XLA would repeat the draw in the kernel of every weight.
     return build(cast(nnx.Rngs, Draws(jax.lax.optimization_barrier(numbers))))
 
 
 class Functional(Generic[Module]):
-    """Splits a module once and merges it with given parameters at each call.
+    """Splits a module once, and merges it with the given parameters at each call.
 
     Args:
-        build: makes the module of `options` and random numbers, with initializers of `layers`.
-        *options: what decides the module's structure.
+        build: makes the module from `options` and random numbers, with initializers from `layers`.
+        *options: everything that decides the module's structure.
     """
 
     def __init__(self, build: Callable[..., Module], *options: Hashable) -> None:
@@ -81,11 +82,11 @@ class Functional(Generic[Module]):
         return _nested(nnx.state(_drawn(self._build, self._numbers, key)))
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters, with nothing allocated."""
+        """Shapes and dtypes of the parameters; nothing is allocated."""
         return _nested(self._abstract)
 
     def bind(self, params: Params) -> Module:
-        """The module with these parameters, for use inside one traced function."""
+        """The module with these parameters, for use inside a single traced function."""
         leaves = flatten_dict(params)
         flat = [(path, nnx.Param(leaves[tuple(map(str, path))])) for path in self._paths]
         return nnx.merge(self._graphdef, nnx.from_flat_state(flat))
@@ -93,7 +94,7 @@ class Functional(Generic[Module]):
 
 @lru_cache(maxsize=64)
 def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nnx.GraphDef, nnx.State, int]:
-    """Structure and shapes of a module, and how many numbers its weights draw; a published model takes seconds."""
+    """A module's structure and shapes, and how many random numbers its weights need; slow for a published model."""
     counted = Draws()
     return *nnx.split(nnx.eval_shape(lambda: build(*options, cast(nnx.Rngs, counted)))), counted.count
 
@@ -101,7 +102,7 @@ def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nn
 def in_turn(
     blocks: Sequence[nnx.Module], x: Float[Array, "batch ctx width"], **options: Any
 ) -> Float[Array, "batch ctx width"]:
-    """`x` through modules of the same kind one after another, compiled as one of them."""
+    """Passes `x` through modules of the same kind one after another, compiled as a single one."""
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(block) for block in blocks])
 

@@ -22,11 +22,11 @@ VOCAB_SIZE = 50257
 
 
 class EncodedText(NamedTuple):
-    """All that the UNet needs of a text, computed once per prompt.
+    """Everything the UNet needs from a text, computed once per prompt.
 
     Attributes:
         embedding: added to the time embedding.
-        keys_values: per attention block in running order.
+        keys_values: of each attention block, in the order they run.
     """
 
     embedding: Float[Array, "batch features"]
@@ -34,12 +34,12 @@ class EncodedText(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """What a model is conditioned on; each variant uses its fields.
+    """What a model is conditioned on; each variant uses its own fields.
 
     Attributes:
         text: encoded prompts, or None for a model without text.
-        low_res: the small image an upsampler enlarges, in [-1, 1].
-        inpaint_image: image whose masked part is kept, in [-1, 1].
+        low_res: the small image for an upsampler to enlarge, in [-1, 1].
+        inpaint_image: image of which the part with mask 1 is kept, in [-1, 1].
         inpaint_mask: 1 where the image is known, 0 where it is to be inpainted.
     """
 
@@ -50,7 +50,7 @@ class Conditioning(NamedTuple):
 
 
 class _Net(nnx.Module):
-    """Text transformer and UNet side by side, so that parameters fall into the groups "text" and "unet"."""
+    """Text transformer and UNet side by side, so that parameters have the groups "text" and "unet"."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, remat: RematPolicy, rngs: nnx.Rngs) -> None:
         self.unet = UNet(config, dtype, remat, rngs)
@@ -62,10 +62,10 @@ class Glide(Functional[_Net]):
 
     Args:
         config: the architecture.
-        dtype: compute type of the torso, a `ComputeType`; parameters are float32 always.
+        dtype: compute type of the torso, a `ComputeType`; parameters are always float32.
         remat: what the backward pass recomputes: "none", "full" (everything inside a stage) or "dots"
             (all but matrix products).
-        lora: of rank above 0, parameters have adapters in a group "lora" beside them.
+        lora: with a rank above 0, parameters get a third group, "lora", of adapters.
 
     Raises:
         GlideError: an unknown `dtype` or `remat`.
@@ -89,7 +89,7 @@ class Glide(Functional[_Net]):
         return self.adapt(super().init(key), key)
 
     def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
-        """Parameters with fresh adapters, if there are to be any."""
+        """Parameters with fresh adapters, if the model has any."""
         if not self.lora.rank:
             return params
         return params | {GROUP: fresh_adapters(self.lora, params, jax.random.fold_in(key, 1))}
@@ -98,13 +98,13 @@ class Glide(Functional[_Net]):
         """Shapes and dtypes of the parameters, with nothing allocated.
 
         Raises:
-            GlideError: adapters of layers, or of a rank, that are not there.
+            GlideError: adapters for layers that do not exist, or of a rank above that of a kernel.
         """
         params = super().abstract_params()
         return params | {GROUP: abstract_adapters(self.lora, params)} if self.lora.rank else params
 
     def bind(self, params: Params) -> _Net:
-        """The network with these parameters, for use inside one traced function."""
+        """The network with these parameters, for use inside a single traced function."""
         if self.lora.rank:
             base = {name: group for name, group in params.items() if name != GROUP}
             params = with_adapters(base, params[GROUP], self.lora.scale)
@@ -123,7 +123,7 @@ class Glide(Functional[_Net]):
     def encode_text(
         self, params: Params, tokens: Int[Array, "batch ctx"], mask: Bool[Array, "batch ctx"]
     ) -> EncodedText | None:
-        """Encodes prompts once, down to each block's keys and values; None for a model without text."""
+        """Encodes prompts once, including every block's keys and values; None for a model without text."""
         net = self.bind(params)
         if net.text is None:
             return None
@@ -139,14 +139,14 @@ class Glide(Functional[_Net]):
         conditioning: Conditioning,
         dropout_keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 6"]:
-        """Predicts the noise or v, as it was trained to (channels 0..2), and the variance in [-1, 1] (channels 3..5).
+        """Predicts noise or v, as it was trained to (channels 0..2), and the variance in [-1, 1] (channels 3..5).
 
         Args:
             params: as from `init`.
             x: noisy images.
             t: original timesteps in [0, T), possibly fractional.
             conditioning: text and images; a missing inpainting image means that nothing is known.
-            dropout_keys: one key an example while training, None for evaluation.
+            dropout_keys: one key per example for training, None for evaluation.
         """
         return self._predict(self.bind(params), x, t, conditioning, dropout_keys)
 
@@ -158,13 +158,13 @@ class Glide(Functional[_Net]):
         t: Float[Array, " batch"],
         conditioning: Conditioning,
     ) -> Float[Array, "batch height width ctx"]:
-        """How much of each pixel's attention goes to each position of the text, in [0, 1].
+        """The share of each pixel's attention that goes to each position of the text, in [0, 1].
 
-        The mean over all attention blocks, each one's enlarged to the image, and over their heads (Tang et al. 2022,
-        arXiv:2210.04885, DAAM). Arguments as for a call.
+        The mean over heads and over all attention blocks, enlarged to the size of the image (DAAM, Tang et al. 2022,
+        arXiv:2210.04885). Arguments as for a call.
 
         Raises:
-            GlideError: there is no text.
+            GlideError: the model or the conditioning has no text.
         """
         if conditioning.text is None:
             raise GlideError("this model attends to no text")

@@ -44,7 +44,7 @@ def linear(
 
 
 class _Conv(nnx.Conv):
-    """Adds the bias in float32: its gradient is a sum over all pixels, which bfloat16 cannot hold."""
+    """Adds the bias in float32: its gradient is a sum over all pixels, too long for bfloat16."""
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
         return super().__call__(x).astype(self.dtype)
@@ -127,17 +127,17 @@ def timestep_embedding(t: Float[Array, " batch"], dim: int, max_period: float = 
 def kept_by_dropout(
     keys: Key[Array, " batch"], shapes: Sequence[tuple[int, ...]], rate: float
 ) -> list[Bool[Array, "batch ..."]]:
-    """For each shape a mask that is false with probability `rate`, to 1/65536; one key an example.
+    """For each shape, masks that are false with probability `rate`, to within 1/65536; one key per example.
 
-    All are cut from one draw, of which a word serves two places: a draw for each layer takes XLA minutes to compile
-    for a GPU.
+    All are cut from one draw, in which each 32-bit word serves two positions: a draw for each layer would take XLA
+    minutes to compile for a GPU.
     """
     sizes = [math.prod(shape) for shape in shapes]
     half = -(-sum(sizes) // 2)
     words = jax.vmap(lambda key: jax.random.bits(key, (half,), jnp.uint32))(keys)
     threshold = np.uint32(round(rate * 2**16))
     keep = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1) >= threshold
-    # Otherwise each layer's program would compute its part of the draw again.
+    # Otherwise XLA would repeat the draw in the kernels of every layer.
     keep = jax.lax.optimization_barrier(keep)
     ends = np.cumsum(sizes)[:-1].tolist()
     parts = jnp.split(keep[:, : sum(sizes)], ends, axis=1)
@@ -147,7 +147,7 @@ def kept_by_dropout(
 def dropout(
     x: Float[Array, "batch *shape"], rate: float, keep: Bool[Array, "batch *shape"] | None
 ) -> Float[Array, "batch *shape"]:
-    """Zeroes what is not kept and rescales the rest; `None` for evaluation."""
+    """Zeroes the values not kept and rescales the others; `None` leaves `x` as it is, for evaluation."""
     if keep is None:
         return x
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -1,11 +1,11 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices, added to kernels that stay.
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices, added to frozen kernels.
 
-A layer of kernel W [..., in, out] gets W + alpha / rank * down @ up, with down [..., in, rank] and up [rank, out]; of a
-convolution `down` is one too, and `up` is 1 x 1. Parameters with adapters are those of the model and a group "lora",
-nested as they are.
+A layer of kernel W [..., in, out] gets W + alpha / rank * down @ up, with down [..., in, rank] and up [rank, out]; for
+a convolution, `down` is a convolution of the same size and `up` is 1 x 1. Parameters with adapters are the model's and
+a group "lora", nested in the same way.
 
-DoRA (Liu et al. 2024, arXiv:2402.09353) takes only the direction of each output unit from that sum; how long the unit's
-weights are is learnt beside it, as `magnitude` [out].
+DoRA (Liu et al. 2024, arXiv:2402.09353) uses that sum only for the direction of each output unit's weights; their norm
+is learnt separately, as `magnitude` [out].
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from glide_jax.errors import GlideError
 from glide_jax.models.functional import Params
 from glide_jax.options import Options, option
 
-# What adapters are in a model's parameters.
+# The name of the adapters among a model's parameters.
 GROUP = "lora"
-# Where the layers of a network compute in its compute type, not in float32.
+# The layers that use the network's compute type; all others use float32.
 _IN_COMPUTE_TYPE = {("unet", "down"), ("unet", "middle"), ("unet", "up"), ("text", "blocks")}
 _LONGEST_TARGET = 200  # characters
 _Path = tuple[str, ...]
@@ -36,7 +36,7 @@ _Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig(Options):
-    """Which layers get adapters, and how large these are.
+    """Which layers get adapters, and their rank.
 
     The default targets are the UNet's attention and the convolutions of its blocks; "text/*" adds the text transformer.
     """
@@ -61,16 +61,16 @@ class LoraConfig(Options):
         return (self.alpha or self.rank) / self.rank
 
     def layers(self, params: Params) -> dict[_Path, tuple[int, ...]]:
-        """Paths of the layers with adapters, and the shapes of their kernels.
+        """Paths of the layers that get adapters, and their kernels' shapes.
 
         Args:
             params: (abstract) parameters of the model.
 
         Raises:
-            GlideError: a target that no layer has, or a rank that no kernel of them has.
+            GlideError: a target matches no layer, or the rank exceeds that of a kernel.
         """
         kernels = {path[:-1]: leaf.shape for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
-        # They may be a stranger's, and each is compared with each layer.
+        # They may come from a stranger's file, and each is compared with each layer.
         if len(self.targets) > len(kernels) or any(len(target) > _LONGEST_TARGET for target in self.targets):
             raise GlideError(
                 f"train.lora.targets: give at most {len(kernels)}, one a layer, of at most {_LONGEST_TARGET} characters"
@@ -93,8 +93,8 @@ def fresh_adapters(config: LoraConfig, params: Params, key: PRNGKeyArray) -> Par
 
     Args:
         config: which layers.
-        params: parameters of the model, of which magnitudes take the values and all else the shapes.
-        key: of the numbers, which come from one draw.
+        params: parameters of the model; magnitudes need their values, all else only their shapes.
+        key: of the random numbers, which come from a single draw.
     """
     kernels = flatten_dict(params)
     layers = config.layers(params)
@@ -113,15 +113,15 @@ def fresh_adapters(config: LoraConfig, params: Params, key: PRNGKeyArray) -> Par
 
 
 def abstract_adapters(config: LoraConfig, params: Params) -> Params:
-    """Shapes and types of the adapters to (abstract) parameters."""
+    """Shapes and types of the adapters for (abstract) parameters."""
     return jax.eval_shape(partial(fresh_adapters, config), params, jax.random.key(0))
 
 
 def with_adapters(params: Params, adapters: Params, scale: float) -> Params:
-    """The parameters with `scale` times the product of each adapter added to its kernel, in float32.
+    """The parameters, with `scale` times the product of each adapter added to its kernel in float32.
 
-    Where there is a magnitude, the sum is then brought to it; a gradient takes the norms before that for constants, as
-    DoRA's does (section 4.3).
+    With a magnitude, the sum is then scaled to it; as in DoRA (section 4.3), the gradient treats the norms before that
+    as constants.
     """
     flat: dict[_Path, Any] = flatten_dict(params)
     thin = flatten_dict(adapters)
@@ -140,20 +140,20 @@ def _adapted(
 
 def _brought_to(kernel: Float[Array, "*fan_in out"], magnitude: Float[Array, " out"]) -> Float[Array, "*fan_in out"]:
     norms = _norms(jax.lax.stop_gradient(kernel))
-    # A unit of zeros has no direction: it stays as it is.
+    # A unit whose weights are all zero has no direction and stays as it is.
     return kernel * jnp.broadcast_to(magnitude / jnp.where(norms > 0, norms, 1.0), kernel.shape)
 
 
 def _norms(kernel: Float[Array, "*fan_in out"]) -> Float[Array, " out"]:
-    """Of each output unit's weights over all that it takes in."""
+    """The norm of each output unit's weights, over all of its inputs."""
     squares = jnp.square(jnp.asarray(kernel, jnp.float32))
     return jnp.sqrt(squares.sum(axis=tuple(range(squares.ndim - 1))))
 
 
 def fingerprint(params: Params) -> str:
-    """What tells the weights of a model from others': the SHA-256 of its kernels, rounded to bfloat16.
+    """Identifies a model's weights: the SHA-256 of its kernels, rounded to bfloat16.
 
-    It is the same in whatever type of at least eight bits of mantissa they are stored. Adapters have no part in it.
+    It is the same for every stored type with a mantissa of at least eight bits, and ignores adapters.
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params).items()):
@@ -164,6 +164,6 @@ def fingerprint(params: Params) -> str:
 
 
 def stored_type(path: tuple[str, ...], frozen_in: DTypeLike) -> DTypeLike:
-    """The type of a frozen parameter: `frozen_in` for kernels that layers round to it before every use."""
+    """The type to store a frozen parameter in: `frozen_in` for kernels that layers round to it before each use."""
     rounded = path[-1] == "kernel" and path[:2] in _IN_COMPUTE_TYPE
     return frozen_in if rounded else jnp.float32

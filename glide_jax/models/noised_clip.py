@@ -1,4 +1,4 @@
-"""The noise-aware CLIP of glide-text2im: texts and noisy images in one space, a gradient to guide by."""
+"""The noise-aware CLIP of glide-text2im: texts and noisy images embedded in one space, and a gradient for guidance."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _LOGIT_SCALE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class ClipTextConfig:
-    """Options of the text tower under the reference's names; the defaults are the published one.
+    """Options of the text tower, under the reference's names; the defaults are the published model's.
 
     Attributes:
         n_vocab: rows of the token table; more than the tokenizer has ids.
@@ -56,7 +56,7 @@ class ClipTextConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClipImageConfig:
-    """Options of the image tower under the reference's names; the defaults are the published one.
+    """Options of the image tower, under the reference's names; the defaults are the published model's.
 
     Attributes:
         image_size, patch_size: sides of the square image and of its square patches, in pixels.
@@ -92,14 +92,14 @@ def _require_positive(config: ClipTextConfig | ClipImageConfig) -> None:
 
 
 class NoisedClip:
-    """Both towers as stateless functions of `params` = {"text": ..., "image": ...}; each reads its own half.
+    """Both towers as stateless functions of `params` = {"text": ..., "image": ...}; each reads only its own half.
 
     Args:
         text, image: the architectures; None leaves that tower out.
-        dtype: compute type of the blocks, a `ComputeType`; parameters and embeddings are float32 always.
+        dtype: compute type of the blocks, a `ComputeType`; parameters and embeddings are always float32.
 
     Raises:
-        GlideError: an unknown `dtype`, or towers that do not share one space.
+        GlideError: an unknown `dtype`, or towers of different embedding widths.
     """
 
     def __init__(
@@ -287,5 +287,5 @@ def _bias_free(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.
 
 
 def _residual_init(width: int, layers: int) -> nnx.Initializer:
-    """The reference's scale of a branch's last layer: there are two branches a layer."""
+    """The reference's scale for the last layer of a branch, with two branches per layer."""
     return normal(width**-0.5 / (2 * layers))

@@ -15,11 +15,11 @@ from glide_jax.models.layers import layer_norm, linear, normal
 
 
 class TextFeatures(NamedTuple):
-    """What the transformer says of a text.
+    """The transformer's output for a text.
 
     Attributes:
         summary: projection of the last position, added to the time embedding (torch: xf_proj).
-        tokens: one vector a position, for cross-attention (torch: xf_out, transposed).
+        tokens: one vector per position, for cross-attention (torch: xf_out, transposed).
     """
 
     summary: Float[Array, "batch embedding"]

@@ -1,4 +1,4 @@
-"""The UNet of glide-text2im: residual blocks driven by the time embedding, attention over image and text."""
+"""The UNet of glide-text2im: residual blocks modulated by the time embedding, with attention over image and text."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -24,14 +24,14 @@ from glide_jax.models.layers import (
 )
 
 Image = Float[Array, "batch height width channels"]
-# An image whose size and channels may differ from those of the `Image` it is made from.
+# An image whose size and channels may differ from those of the `Image` it was computed from.
 NewImage = Float[Array, "batch new_height new_width new_channels"]
 Resample = Literal["up", "down"]
 # Per-head text keys and values of one attention block: each [batch, ctx, heads, channels].
 KeysValues = tuple[Float[Array, "batch ctx _heads _channels"], Float[Array, "batch ctx _heads _channels"]]
 # Queries and keys of one attention block, per head.
 QueriesKeys = tuple[Float[Array, "batch pixels _heads _channels"], Float[Array, "batch keys _heads _channels"]]
-# Where dropout keeps the values of an example.
+# Where dropout keeps an example's values.
 Kept = Bool[Array, "batch _height _width _channels"]
 RematPolicy = Literal["none", "full", "dots"]
 
@@ -84,7 +84,7 @@ class AttentionBlock(nnx.Module):
     """Pixels attend to the text, then to each other, in one softmax (torch: AttentionBlock).
 
     Attributes:
-        on_attention: called with queries and keys, text first, of a network that is looked into.
+        on_attention: called with the queries and keys, text first, when attention maps are wanted.
     """
 
     def __init__(self, config: ModelConfig, channels: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
@@ -126,7 +126,7 @@ class Resampler(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One step down or up: any of a residual block, attention and a change of resolution, in that order."""
+    """One step down or up: a residual block, attention and a change of resolution, each optional, in that order."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Block(nnx.Module):
         self.res, self.attn, self.resample = res, attn, resample
 
     def sides(self, height: int, width: int) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-        """Height and width after this block, and the shapes of what its residual blocks drop values of."""
+        """Height and width after this block, and the shapes its residual blocks apply dropout to."""
         shapes = [] if self.res is None else [(height, width, self.res.channels)]
         if self.resample is not None:
             height, width = (2 * height, 2 * width) if self.resample.up else (height // 2, width // 2)
@@ -223,7 +223,7 @@ class UNet(nnx.Module):
         return [*self.down, *self.middle, *self.up]
 
     def text_keys_values(self, text: Float[Array, "batch ctx width"]) -> tuple[KeysValues, ...]:
-        """Keys and values of a text for every attention block, in running order: computed once per prompt."""
+        """Keys and values of a text for every attention block, in the order they run; computed once per prompt."""
         return tuple(block.attn.text_keys_values(text) for block in self.blocks if block.attn is not None)
 
     def __call__(
@@ -255,7 +255,7 @@ class UNet(nnx.Module):
         return self.out_conv(jax.nn.silu(self.out_norm(h)))
 
     def _masks(self, height: int, width: int, keys: Key[Array, " batch"] | None) -> list[list[Kept]]:
-        """What dropout keeps in each block, in running order."""
+        """What dropout keeps in each block, in the order they run."""
         if keys is None or not self.dropout_rate:
             return [[] for _ in self.blocks]
         size, shapes = (height, width), []

@@ -1,4 +1,4 @@
-"""Devices and processes: the mesh, which array lies where, and the start of a multi-host run."""
+"""Devices and processes: the mesh, where each array lives, and the start of a multi-host run."""
 
 from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
 from glide_jax.parallel.sharding import (

@@ -1,4 +1,4 @@
-"""Runs of several processes: their start, before JAX touches a device, and a place to meet."""
+"""Runs of several processes: how they start, before JAX touches a device, and a barrier."""
 
 import os
 
@@ -7,7 +7,7 @@ from orbax.checkpoint import multihost
 
 from glide_jax.errors import GlideError
 
-# How many processes srun or mpirun started; jax.distributed reads everything else from them by itself.
+# The number of processes that srun or mpirun started; jax.distributed finds everything else by itself.
 _LAUNCHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -19,17 +19,17 @@ def initialize_from_environment(
 ) -> None:
     """Joins this process to the others of its run; alone, it does nothing.
 
-    Without arguments, several tasks of srun or mpirun (one a GPU: each sees the GPU of its local rank only)
-    and TPU VMs are recognised by their environment. Call it before anything that uses a device.
+    Without arguments, tasks of srun or mpirun (one per GPU; each sees only the GPU of its local rank) and TPU VMs are
+    recognised by their environment. Call it before anything uses a device.
 
     Args:
         coordinator_address: host:port of process 0, the same for every process.
         num_processes: how many processes there are.
-        process_id: this one's number, from 0.
+        process_id: the number of this one, from 0.
         timeout: seconds to wait for the others.
 
     Raises:
-        GlideError: only some of the first three arguments are given, or the processes do not find together.
+        GlideError: only some of the first three arguments are given, or the processes do not find each other.
     """
     explicit = (coordinator_address, num_processes, process_id)
     if explicit == (None, None, None):
@@ -42,17 +42,17 @@ def initialize_from_environment(
 
 
 def wait_for_all(place: str, timeout: int = 3600) -> None:
-    """Returns once every process of the run is here; alone, it does nothing.
+    """A barrier: returns once every process of the run has called it; alone, it does nothing.
 
-    To be called before the first program with collectives runs: one process may have compiled it for minutes where
-    another had it from the cache on disk, and CPUs wait for each other's first connection for 30 seconds only.
+    Call it before the first program with collectives runs: one process may have compiled for minutes what another found
+    in the cache on disk, and CPU processes wait only 30 seconds for each other's first connection.
 
     Args:
-        place: a name, the same for every process, and met at once in a run.
+        place: a name, the same in every process and used once in a run.
         timeout: seconds to wait for the others.
 
     Raises:
-        GlideError: some process did not come.
+        GlideError: some process did not arrive.
     """
     try:
         multihost.get_barrier_sync_fn()(key=place, timeout_ms=1000 * timeout)
@@ -65,7 +65,7 @@ def _started_by_launcher() -> bool:
 
 
 def _on_tpu_vm() -> bool:
-    # Importing jax sets this where it finds TPU chips and their runtime.
+    # Importing jax sets this if it finds TPU chips and their runtime.
     return os.environ.get("TPU_ML_PLATFORM") == "JAX"
 
 
@@ -75,7 +75,7 @@ def _join(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    # A SLURM allocation around processes started by hand must not choose their devices.
+    # A SLURM allocation must not choose the devices of processes started by hand inside it.
     detection = "deactivate" if coordinator_address else None
     try:
         jax.distributed.initialize(

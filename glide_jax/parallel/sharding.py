@@ -1,4 +1,4 @@
-"""The device mesh (one device is a mesh of one), and which array lies where on it."""
+"""The device mesh (a single device is a mesh of one), and where each array lives on it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
 
 Abstract = Array | jax.ShapeDtypeStruct
 
-# Norms, biases and the narrowest kernels: 1.5 MiB of the base model's 1469, but two thirds of its arrays.
+# Norms, biases and the narrowest kernels are below it: 1.5 of the base model's 1469 MiB, but two thirds of its arrays.
 MIN_SHARDED_BYTES = 2**18
 
 
@@ -82,7 +82,7 @@ def partition_spec(
     """The rule for one array: its largest dimension that `fsdp` divides is split over the "fsdp" axis.
 
     Only the last two dimensions are candidates, so a convolution kernel [H, W, I, O] is never split over H or
-    W, nor a stack of layers over its depth; of equal ones the last is taken. Arrays of less than `min_bytes`
+    W, nor a stack of layers over its depth; the last of equal ones is taken. Arrays of fewer than `min_bytes`
     bytes, and those without such a dimension, are copied to every device.
     """
     if fsdp == 1 or math.prod(shape) * itemsize < min_bytes:
@@ -97,7 +97,7 @@ def partition_spec(
 def state_shardings(
     abstract_tree: PyTree[Abstract], mesh: Mesh | AbstractMesh, min_bytes: int = MIN_SHARDED_BYTES
 ) -> PyTree[NamedSharding]:
-    """A tree of shardings like `abstract_tree`, by the rule of `partition_spec`; the mesh may be one to plan for."""
+    """A tree of shardings like `abstract_tree`, by the rule of `partition_spec`; the mesh may be abstract."""
 
     def sharding(leaf: Abstract) -> NamedSharding:
         itemsize = np.dtype(leaf.dtype).itemsize
@@ -107,7 +107,7 @@ def state_shardings(
 
 
 def with_shardings(abstract_tree: PyTree[Abstract], shardings: PyTree[NamedSharding]) -> PyTree[jax.ShapeDtypeStruct]:
-    """`abstract_tree` with `shardings` attached: what a checkpoint is restored into."""
+    """`abstract_tree` with `shardings` attached, into which a checkpoint is restored."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_tree,
@@ -116,7 +116,7 @@ def with_shardings(abstract_tree: PyTree[Abstract], shardings: PyTree[NamedShard
 
 
 def bytes_per_device(abstract_tree: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """Bytes that the arrays of a tree with shardings take on each device."""
+    """Bytes on each device of the arrays in a tree with shardings."""
 
     def size(leaf: jax.ShapeDtypeStruct) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
@@ -126,18 +126,18 @@ def bytes_per_device(abstract_tree: PyTree[jax.ShapeDtypeStruct]) -> int:
 
 
 def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
-    """Inside jit: every array whole on every device, its gradient summed into the pieces it is stored in (FSDP).
+    """Inside jit: every array whole on every device, its gradient summed into the shards it is stored in (FSDP).
 
-    Left to itself, XLA splits activations as the weights are split, and moves them at every layer.
+    Left to itself, XLA splits activations like the weights, and moves them at every layer.
     """
     return jax.tree.map(lambda x, to: x if to.is_fully_replicated else _gather(x, to), tree, shardings)
 
 
 def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
-    """Inside jit: gradients of whole arrays in the layout of the arrays.
+    """Inside jit: gives the gradients of whole arrays the layout of the arrays.
 
-    cuDNN gives a kernel's in another, to which XLA would bring weights, EMA weights and moments, and back. Of gradients
-    that are sums over micro-batches it is to be done after the sum: before it, devices would sum for each micro-batch.
+    cuDNN returns those of convolution kernels in another layout, and XLA would transpose weights, EMA weights and
+    moments to it and back. With micro-batches, call it after they are summed: otherwise devices communicate for each.
     """
 
     def arrange(gradient: Array, to: NamedSharding) -> Array:
@@ -164,12 +164,12 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The sharding of a batch: its leading dimension over all devices of the mesh, ("data", "fsdp")."""
+    """The sharding of a batch: its leading dimension is split over all devices of the mesh, ("data", "fsdp")."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, micro_batches: int = 1) -> None:
-    """Raises `GlideError` if devices cannot share each micro-batch equally; it names the nearest sizes that will do."""
+    """Raises `GlideError` if devices cannot share each micro-batch equally; it names the nearest sizes that work."""
     if batch_size % (mesh.size * micro_batches):
         nearest = nearest_multiples(batch_size, mesh.size * micro_batches)
         parts = f"{micro_batches} micro-batches on " if micro_batches > 1 else ""
@@ -179,7 +179,7 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, micro_batches: 
 
 
 def nearest_multiples(size: int, divisor: int) -> str:
-    """The positive multiples of `divisor` just below and above a size that is none, as in "4 or 8"."""
+    """The positive multiples of `divisor` next to a size that is not one, as "4 or 8"."""
     below = size // divisor * divisor
     return f"{below} or {below + divisor}" if below else str(divisor)
 
@@ -188,8 +188,8 @@ def put_batch(batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh) -
     """Puts this process's rows on its devices, as global arrays split by `batch_sharding`.
 
     Args:
-        batch: arrays with equal leading dimension, those of the global batch that this process feeds, in their order.
-        mesh: the mesh; all its processes call this together.
+        batch: arrays of equal leading dimension: the rows of the global batch that this process provides, in order.
+        mesh: the mesh, all of whose processes call this together.
 
     Raises:
         GlideError: the rows cannot be split evenly over this process's devices.
