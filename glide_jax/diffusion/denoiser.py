@@ -1,4 +1,4 @@
-"""What a solver may ask of a model: x_0 and noise at a level, with guidance and thresholding already inside."""
+"""What a solver asks of a model: x_0 and noise at a level, with guidance and thresholding already applied."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -11,9 +11,9 @@ from glide_jax.diffusion.options import ThresholdingOptions
 
 # A network under fixed conditions: (x_t, t) -> [batch, height, width, 6].
 Network = Callable[[Image, Float[Array, " batch"]], Float[Array, "batch height width 6"]]
-# Applied to every prediction of x_0: thresholding, pasting of known pixels.
+# Applied to every predicted x_0: thresholding, pasting of known pixels.
 ProcessX0 = Callable[[Image], Image]
-# (x_t, t) -> gradient in x_t of how well it fits a guidance signal.
+# (x_t, t) -> gradient with respect to x_t of how well it fits a guidance signal.
 Gradient = Callable[[Image, Float[Array, " batch"]], Image]
 
 
@@ -23,9 +23,10 @@ class Prediction(NamedTuple):
     Attributes:
         x_0: the clean image, after thresholding and pasting.
         eps: the noise as predicted, consistent with x_0 only where nothing was thresholded or pasted.
-        direction: the noise to go on with: the one that makes x_0 and x_t agree, or, under CFG++, the unconditional.
+        direction: the noise to continue with: the one consistent with x_0 and x_t or, under CFG++, the unconditional
+            one.
         variance_share: as in `Estimate`.
-        gradient: of a guidance signal about the image, in x_t; None without one.
+        gradient: of a guidance signal with respect to x_t; None without one.
     """
 
     x_0: Image
@@ -36,12 +37,12 @@ class Prediction(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a network with guidance says of a noisy image.
+    """What a guided network predicts for a noisy image.
 
     Attributes:
         x_0: the clean image.
-        eps: the noise beside it.
-        renoise: the noise to go on with; None to derive it from x_0 once that is processed.
+        eps: the noise.
+        renoise: the noise to continue with; None to derive it from x_0 after processing.
         variance_share: share of log beta (1) against the clipped posterior log-variance (0) in the learned variance.
     """
 
@@ -52,21 +53,21 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A network with guidance; `memory` is that of a guidance which has one."""
+    """A guided network; `memory` is that of a guidance method with state."""
 
     def __call__(self, x_t: Image, level: Level, memory: Any) -> tuple[Estimate, Any]:
-        """Estimates, and returns the next memory."""
+        """Returns the estimate and the next memory."""
 
 
 class Denoiser(Protocol):
-    """Prediction at one level for the whole batch; `memory` is that of a guidance which has one."""
+    """Predicts at one level for the whole batch; `memory` is that of a guidance method with state."""
 
     def __call__(self, x_t: Image, level: Level, memory: Any) -> tuple[Prediction, Any]:
-        """Predicts, and returns the next memory."""
+        """Returns the prediction and the next memory."""
 
 
 def denoiser(estimate: Estimator, process_x0: ProcessX0, gradient: Gradient | None = None) -> Denoiser:
-    """Turns estimates into predictions, by `process_x0` (torch: p_mean_variance)."""
+    """Turns estimates into predictions by applying `process_x0` (torch: p_mean_variance)."""
 
     def denoise(x_t: Image, level: Level, memory: Any) -> tuple[Prediction, Any]:
         raw, memory = estimate(x_t, level, memory)

@@ -1,4 +1,4 @@
-"""The forward process: how images are noised, what a noise level is, and what predictions say of a noised image."""
+"""The forward process: how images are noised, what a noise level is, and how predictions are read."""
 
 from typing import Any, NamedTuple, Self
 
@@ -12,14 +12,15 @@ Image = Float[Array, "batch height width channels"]
 
 
 def to_columns(*tables: np.ndarray) -> list[Any]:
-    """Tables of the host as float32: still NumPy where traced arrays will stand, hence typed Any."""
+    """Host tables as float32: NumPy arrays in the place of traced ones, hence typed Any."""
     return [np.asarray(table, np.float32) for table in tables]
 
 
 class Level(NamedTuple):
-    """A noise level, as the model and as the formulas see it; x_t = alpha x_0 + sigma eps.
+    """A noise level, as the model sees it (t) and as formulas do: x_t = alpha x_0 + sigma eps.
 
-    Carrying alpha and sigma beside t, from float64 tables, lets any solver ask for any level, between timesteps too.
+    Because alpha and sigma, from float64 tables, are carried along with t, a solver may ask for any level, including
+    levels between timesteps.
 
     Attributes:
         t: original timestep, possibly fractional.
@@ -42,15 +43,15 @@ class Level(NamedTuple):
         return type(self)(*(jnp.asarray(column)[index] for column in self))
 
     def per_image(self) -> Self:
-        """One level an image, shaped to broadcast over [batch, height, width, channels]."""
+        """One level per image, shaped to broadcast over [batch, height, width, channels]."""
         return type(self)(*(column.reshape(-1, 1, 1, 1) for column in self))
 
 
 class Readout(NamedTuple):
-    """What a network's prediction at a noisy image says: eps, or v = alpha eps - sigma x_0 (Salimans & Ho 2022).
+    """Reads a network's prediction for a noisy image: eps, or v = alpha eps - sigma x_0 (Salimans & Ho 2022).
 
-    Each comes by its own formula. The way from v to x_0 by the noise would divide by alpha, which at high noise is
-    nearly 0.
+    Each quantity has its own formula, because going from v to x_0 by way of the noise would divide by alpha, which is
+    nearly 0 at high noise.
 
     Attributes:
         prediction_type: which of the two the network predicts.
@@ -76,7 +77,7 @@ class Readout(NamedTuple):
         return self.level.alpha * predicted + self.level.sigma * self.x_t
 
     def prediction_of(self, x_0: Image) -> Image:
-        """What the network would have predicted if it took `x_0` for the clean image."""
+        """What the network would predict if `x_0` were the clean image."""
         _, alpha, sigma = self.level
         if self.prediction_type == "epsilon":
             return (self.x_t - alpha * x_0) / sigma
@@ -84,12 +85,12 @@ class Readout(NamedTuple):
 
     @property
     def slope(self) -> Float[Array, "..."]:
-        """By how much x_0 falls as the prediction rises by 1: sigma / alpha, or sigma."""
+        """How much x_0 falls when the prediction rises by 1: sigma / alpha, or sigma."""
         _, alpha, sigma = self.level
         return sigma / alpha if self.prediction_type == "epsilon" else sigma
 
 
 def q_sample(x_0: Image, noise: Image, level: Level) -> Image:
-    """x_t = alpha x_0 + sigma noise, with one level an image (torch: q_sample)."""
+    """x_t = alpha x_0 + sigma noise, with one level per image (torch: q_sample)."""
     level = level.per_image()
     return level.alpha * x_0 + level.sigma * noise

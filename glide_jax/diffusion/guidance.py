@@ -1,8 +1,8 @@
-"""Guidance: conditional and unconditional predictions become one that follows the condition harder.
+"""Guidance: conditional and unconditional predictions are combined into one that follows the condition more closely.
 
-Predictions are the network's own, of the noise or of v. Combined they are the same image either way, for one is affine
-in the other; rescaled they are not, and Lin et al. rescale v.
-A method is a small pytree: its class is what a compiled program fixes, its numbers are what the program takes.
+It works on the network's own predictions, of noise or of v. For a combination this makes no difference, because each is
+an affine function of the other; for rescaling it does, and Lin et al. rescale v.
+A method is a small pytree: a compiled program is specific to its class, and takes its numbers as input.
 """
 
 import math
@@ -19,13 +19,13 @@ from glide_jax.diffusion.forward import Image, Level, Readout
 from glide_jax.diffusion.options import GuidanceOptions
 from glide_jax.diffusion.schedules import PredictionType
 
-# A network over a batch of 2B rows, the first B under the condition and the last B without it.
+# A network over 2B rows: the first B with the condition, the last B without it.
 PairedNetwork = Callable[[Image, Float[Array, " rows"]], Float[Array, "rows height width 6"]]
 Scalar = Float[Array, ""]
 
 
 class Method(Protocol):
-    """How two predictions become one; `renoises` if it says whose noise to go on with, in place of what x_0 implies."""
+    """How two predictions become one; one that `renoises` also chooses the noise to continue with."""
 
     renoises: ClassVar[bool]
 
@@ -34,12 +34,12 @@ class Method(Protocol):
         """The method with the numbers of `options`."""
 
     def memory(self, x: Image) -> Any:
-        """What a run starts with; None for a method without memory."""
+        """The state a run starts with; None for a method without state."""
 
     def combine(
         self, at: Readout, conditional: Image, unconditional: Image, memory: Any
     ) -> tuple[Image, Image | None, Any]:
-        """The guided prediction, the one whose noise to go on with where it `renoises`, and the next memory."""
+        """The guided prediction, the one whose noise to continue with if it `renoises`, and the next memory."""
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ class ClassifierFree:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ManifoldConstrained(ClassifierFree):
-    """CFG++: the same, going on with the unconditional noise (Chung et al. 2024)."""
+    """CFG++: the same, but continuing with the unconditional noise (Chung et al. 2024)."""
 
     renoises: ClassVar[bool] = True
 
@@ -77,7 +77,7 @@ class ManifoldConstrained(ClassifierFree):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AdaptiveProjected:
-    """APG (Sadat et al. 2024, Algorithm 1), on x_0: the update loses its part along the conditional prediction."""
+    """APG (Sadat et al. 2024, Algorithm 1), on x_0: the update loses its component along the conditional prediction."""
 
     renoises: ClassVar[bool] = False
     scale: Scalar
@@ -114,12 +114,12 @@ METHODS: dict[str, type[Method]] = {"cfg": ClassifierFree, "cfg++": ManifoldCons
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Guidance:
-    """A method, and what goes with any of them; what is None is not in the program.
+    """A method, and options that work with any method; those that are None add nothing to the program.
 
     Attributes:
         method: how two predictions become one.
-        rescale: how far the guided prediction gets the standard deviation of the conditional one (Lin et al. 2023).
-        interval: sigmas (low, high] between which to guide.
+        rescale: how far to bring the guided prediction's standard deviation to the conditional one's (Lin et al. 2023).
+        interval: the sigmas (low, high] at which to guide.
     """
 
     method: Method
@@ -128,7 +128,7 @@ class Guidance:
 
 
 def guidance(options: GuidanceOptions) -> Guidance | None:
-    """The guidance that `options` ask for; None evaluates the network under the condition alone."""
+    """The guidance that `options` ask for; None means evaluating the network with the condition only."""
     if options.guidance_scale == 1 and options.guidance != "cfg++":
         return None
     low, high = options.guidance_interval
@@ -140,17 +140,17 @@ def guidance(options: GuidanceOptions) -> Guidance | None:
 
 
 def initial_memory(guidance: Guidance | None, x: Image) -> Any:
-    """What a guided run starts with: APG's average update, or nothing."""
+    """The state a guided run starts with: APG's average update, or nothing."""
     return None if guidance is None else guidance.method.memory(x)
 
 
 class _Output(NamedTuple):
-    """What a network gives, guided or not: `Estimate` in its own terms.
+    """A network's output, guided or not: an `Estimate` in terms of what it predicts.
 
     Attributes:
         predicted: the noise, or v.
-        renoise: the prediction whose noise to go on with; None to derive it from x_0.
-        variance: as the network gives it, in [-1, 1].
+        renoise: the prediction whose noise to continue with; None to derive it from x_0.
+        variance: the network's output, in [-1, 1].
     """
 
     predicted: Image
@@ -170,9 +170,9 @@ def guided(
     """Wraps a network in guidance.
 
     Args:
-        guidance: what to do; None is `conditional` as it is.
-        conditional: the network under the condition.
-        paired: the same over twice the rows, under the condition and without it.
+        guidance: the guidance; None leaves `conditional` as it is.
+        conditional: the network with the condition.
+        paired: the same over twice the rows, with and without the condition.
         prediction_type: what it predicts.
     """
     outputs = _plain(conditional) if guidance is None else _guided(guidance, _plain(conditional), paired)

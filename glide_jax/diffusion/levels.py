@@ -1,7 +1,7 @@
-"""Which noise levels a sampler visits: timesteps in some spacing, or sigmas in some schedule.
+"""The noise levels a sampler visits: timesteps with some spacing, or sigmas from some schedule.
 
-sigma here is the noise of a image whose signal is not scaled down, x_0 + sigma eps, with sigma^2 = (1 - abar) / abar;
-that is the variable in which Karras et al. (2022, arXiv:2206.00364) and k-diffusion think.
+sigma here is the noise of an image whose signal is not scaled down, x_0 + sigma eps, with sigma^2 = (1 - abar) / abar:
+the variable used by Karras et al. (2022, arXiv:2206.00364) and k-diffusion.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from glide_jax.errors import GlideError
 
 Sigmas = Float[np.ndarray, " steps"]
 
-# The cosine schedule's sigma is 642 at t = 998 and 20291 at t = 999: steps spent up there show nothing.
+# The cosine schedule's sigma is 642 at t = 998 and 20291 at t = 999: steps spent up there have no visible effect.
 _SIGMA_MAX = 80.0
 
 
@@ -31,7 +31,7 @@ def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0)
 
 
 def polyexponential(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Sigmas:
-    """A power rho of a ramp in log sigma, descending; rho = 1 is `exponential`."""
+    """A ramp to the power rho in log sigma, descending; rho = 1 is `exponential`."""
     ramp = np.linspace(1, 0, num_steps) ** rho
     return np.exp(np.log(sigma_min) + ramp * (np.log(sigma_max) - np.log(sigma_min)))
 
@@ -45,7 +45,7 @@ _SPACE_SIGMA = {"karras": karras, "exponential": exponential, "polyexponential":
 
 
 class HostLevel(NamedTuple):
-    """A `Level` in float64, where coefficients are computed."""
+    """A `Level` in float64, in which coefficients are computed."""
 
     t: float
     alpha: float
@@ -54,7 +54,7 @@ class HostLevel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NoiseLevels:
-    """Levels to visit, from the noisiest down; the clean image (sigma = 0) follows the last.
+    """The levels to visit, from the noisiest down; the clean image (sigma = 0) follows the last.
 
     Attributes:
         schedule: the full schedule of the model.
@@ -70,16 +70,17 @@ class NoiseLevels:
 
     @classmethod
     def from_timesteps(cls, schedule: Schedule, timesteps: Int[np.ndarray, " steps"]) -> Self:
-        """The levels of some original timesteps, given in ascending order."""
+        """The levels of original timesteps, given in ascending order."""
         return cls(schedule, schedule.sigmas[timesteps[::-1]])
 
     @classmethod
     def from_options(cls, schedule: Schedule, options: LevelOptions) -> Self:
-        """The levels that `options` ask for, which name a schedule or a respacing.
+        """The levels for `options` that name a schedule or a respacing.
 
         Raises:
             ValueError: they name neither (see `SampleOptions.levels_in_force`).
-            GlideError: an impossible respacing, more steps than timesteps, or sigmas that the model never saw.
+            GlideError: an impossible respacing, more steps than timesteps, or sigmas outside those the model was
+                trained on.
         """
         if options.timestep_respacing:
             timesteps = space_timesteps(schedule.diffusion_steps, options.timestep_respacing)
@@ -112,7 +113,7 @@ class NoiseLevels:
 
     @cached_property
     def steps(self) -> list[tuple[float, float]]:
-        """Pairs (from sigma, to sigma); the last goes to 0."""
+        """Pairs of sigmas (from, to); the last goes to 0."""
         ends = [*self.sigmas.tolist(), 0.0]
         return list(itertools.pairwise(ends))
 

@@ -18,13 +18,13 @@ Column = Float[Array, "batch 1 1 1"]
 
 @dataclass(frozen=True, slots=True)
 class LossConfig(Options):
-    """What is minimised: the squared error of what the network predicts, weighted.
+    """The loss: the weighted squared error of what the network predicts.
 
     `min_snr_gamma` is Hang et al. 2023 (arXiv:2303.09556), `p2_gamma` Choi et al. 2022 (arXiv:2204.00227, with k = 1).
-    Of logit-normal timesteps sigmoid(N(0, 1)) is the share of T (Esser et al. 2024, arXiv:2403.03206). `velocity_cap`
-    makes the loss of noise that of v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512) up to the cap: the
-    plain one hardly depends on x_0 at high noise, where layout and colours are decided, and learns it last. A model
-    of v has that loss already, and `RunConfig` refuses the cap there.
+    Logit-normal timesteps are T sigmoid(N(0, 1)) (Esser et al. 2024, arXiv:2403.03206). `velocity_cap` turns the noise
+    loss into that of v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512), with weights up to the cap: the
+    plain loss hardly depends on x_0 at high noise, where layout and colours are decided, and teaches that last. For a
+    model of v that already is the loss, and `RunConfig` refuses the cap.
     """
 
     PREFIX: ClassVar[str] = "train.loss."
@@ -41,7 +41,7 @@ class LossConfig(Options):
     ] = "uniform"
 
     def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:
-        """Weight of the squared error of the noise at every step of a schedule."""
+        """The weight of the squared noise error at every step of a schedule."""
         snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
         if self.min_snr_gamma:
             weights = np.minimum(snr, self.min_snr_gamma) / snr
@@ -52,7 +52,7 @@ class LossConfig(Options):
 
 
 class Losses(NamedTuple):
-    """Per image: what is minimised, and its parts.
+    """The loss of each image, and its parts.
 
     Attributes:
         total: the training loss.
@@ -66,7 +66,7 @@ class Losses(NamedTuple):
 
 
 class PosteriorTable(NamedTuple):
-    """Columns of a schedule that the bound needs, float32, indexed by step."""
+    """The columns of a schedule that the bound needs, float32, indexed by step."""
 
     mean_x0: Float[Array, "*rows"]
     mean_xt: Float[Array, "*rows"]
@@ -85,7 +85,7 @@ class PosteriorTable(NamedTuple):
         return cls(*to_columns(*columns))
 
     def at(self, index: Int[Array, " batch"]) -> Self:
-        """The rows of some steps, shaped to broadcast over images."""
+        """The rows of given steps, shaped to broadcast over images."""
         return type(self)(*(jnp.asarray(column)[index].reshape(-1, 1, 1, 1) for column in self))
 
 
@@ -98,15 +98,15 @@ def training_losses(
     noise: Image,
     t: Int[Array, " batch"],
 ) -> Losses:
-    """Losses of a model's output at original timesteps t.
+    """Losses of a model's output at the original timesteps t.
 
     "simple" is L_simple = mean (eps - noise)^2. "hybrid" adds 0.001 T L_vlb at the sampled t, in bits, through which
     only the variance channels learn (Nichol & Dhariwal 2021, eq. 16; torch: RESCALED_MSE with LEARNED_RANGE).
 
     Args:
-        config: which loss.
+        config: the loss.
         schedule: the full schedule the model trains on.
-        output: what the network gave: noise or v, as `schedule.prediction_type` says, and variance in [-1, 1].
+        output: the network's: noise or v according to `schedule.prediction_type`, and variance in [-1, 1].
         x_0: clean images; x_t: the noised ones; noise: what was added.
         t: timesteps in [0, T).
     """
@@ -130,8 +130,8 @@ def vlb_terms(
 
     Args:
         schedule: the full schedule.
-        predicted_x0: clean images as predicted.
-        variance: as the network gives it, in [-1, 1].
+        predicted_x0: predicted clean images.
+        variance: the network's output, in [-1, 1].
         x_0: clean images; x_t: the noised ones.
         t: timesteps in [0, T).
     """
@@ -151,7 +151,7 @@ def _gaussian_kl(mean1: Image, log_variance1: Column, mean2: Image, log_variance
 
 
 def _discretized_log_likelihood(x: Image, mean: Image, log_scale: Image) -> Image:
-    """log of a Gaussian's mass in the bin of width 2/255 around x; the outermost bins reach to infinity."""
+    """Log of a Gaussian's mass in the bin of width 2/255 around x; the outermost bins extend to infinity."""
     inverse = jnp.exp(-log_scale)
     upper = jax.scipy.stats.norm.cdf((x - mean + 1 / 255) * inverse)
     lower = jax.scipy.stats.norm.cdf((x - mean - 1 / 255) * inverse)

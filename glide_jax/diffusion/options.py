@@ -1,4 +1,4 @@
-"""What a user may choose of sampling, and how choices are checked; no arrays, so that it is quickly imported."""
+"""Sampling options for users, and how they are checked; no arrays here, so that it imports quickly."""
 
 import difflib
 import math
@@ -12,14 +12,14 @@ from glide_jax.options import Options, option
 
 
 class Sampler(NamedTuple):
-    """A sampler as its user sees it.
+    """A sampler as users see it.
 
     Attributes:
-        options: which of `SolverOptions` it takes.
-        schedule: the schedule that suits it: timesteps for methods of first order and PNDM, sigmas for the others.
-            On a known distribution the multistep ones come 3 to 8 times closer in 20 steps with "karras" than with
+        options: the `SolverOptions` it takes.
+        schedule: its default schedule: timesteps for first-order methods and PNDM, sigmas for the others. On a
+            known distribution and in 20 steps, multistep methods get 3 to 8 times closer with "karras" than with
             "leading", DDIM 2 times closer with "leading" (docs/samplers.md).
-        with_cfgpp: whether the noise that it goes on with need not be the one that made x_0.
+        with_cfgpp: whether it can continue with other noise than that implied by x_0.
     """
 
     options: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ def canonical_name(sampler: str) -> str:
     """The name in `SAMPLERS` of a sampler or of a short name for one.
 
     Raises:
-        GlideError: unknown; the nearest names are listed.
+        GlideError: an unknown name; the nearest ones are listed.
     """
     name = _ALIASES.get(sampler, sampler)
     if name not in SAMPLERS:
@@ -77,18 +77,18 @@ def canonical_name(sampler: str) -> str:
 
 
 def sampler_options(sampler: str) -> tuple[str, ...]:
-    """Names of the options that a sampler takes; raises `GlideError` as `canonical_name`."""
+    """Names of the options that a sampler takes; raises `GlideError` as `canonical_name` does."""
     return SAMPLERS[canonical_name(sampler)].options
 
 
 def default_schedule(sampler: str) -> str:
-    """The schedule that suits a sampler; raises `GlideError` as `canonical_name`."""
+    """A sampler's default schedule; raises `GlideError` as `canonical_name` does."""
     return SAMPLERS[canonical_name(sampler)].schedule
 
 
 @dataclass(frozen=True)
 class SolverOptions(Options):
-    """A sampler and its own options; those left at None take the sampler's default."""
+    """A sampler and its own options; None means the sampler's default."""
 
     sampler: Annotated[
         str,
@@ -123,17 +123,17 @@ class SolverOptions(Options):
 
     @property
     def given(self) -> dict[str, float]:
-        """The options that are not left at None."""
+        """The options that are not None."""
         values = {name: value for name, value in vars(self).items() if name != "sampler"}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class LevelOptions(Options):
-    """How many noise levels to visit, and which.
+    """The number of noise levels to visit, and their spacing.
 
-    "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so stops short of the last timesteps, where no
-    network can tell x_0 and its guess tints the image; "linspace" spans 0 to T - 1 evenly; "trailing" counts down from
+    "leading" takes t = 0, s, 2s, ... with s = T // num_steps, and so leaves out the last timesteps, where a network can
+    only guess x_0 and its guess tints the image; "linspace" spans 0 to T - 1 evenly; "trailing" counts down from
     T - 1 in steps of T / num_steps (Lin et al. 2023, arXiv:2305.08891); "karras", "exponential" and "polyexponential"
     space sigma from sigma_max to sigma_min.
     """
@@ -171,7 +171,7 @@ class LevelOptions(Options):
 
 
 def level_options(schedule: str, timestep_respacing: str = "") -> tuple[str, ...]:
-    """Which of sigma_min, sigma_max and rho have an effect."""
+    """The options among sigma_min, sigma_max and rho that have an effect."""
     if timestep_respacing or schedule not in SIGMA_SCHEDULES:
         return ()
     return ("sigma_min", "sigma_max", *(("rho",) if schedule != "exponential" else ()))
@@ -179,12 +179,12 @@ def level_options(schedule: str, timestep_respacing: str = "") -> tuple[str, ...
 
 @dataclass(frozen=True)
 class GuidanceOptions(Options):
-    """How hard and in what way the prompt is followed.
+    """How closely, and by which method, the prompt is followed.
 
-    "cfg" is classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); "cfg++" takes a scale in [0, 1] and goes
-    on with the unconditional noise (Chung et al. 2024, arXiv:2406.08070); "apg" is adaptive projected guidance, which
-    does without the over-saturation of high scales (Sadat et al. 2024, arXiv:2410.02416). `guidance_rescale` is that of
-    Lin et al. 2023 (arXiv:2305.08891), of what the network predicts, and so does most where that is v;
+    "cfg" is classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); "cfg++" takes a scale in [0, 1] and
+    continues with the unconditional noise (Chung et al. 2024, arXiv:2406.08070); "apg" is adaptive projected guidance,
+    which avoids the over-saturation of high scales (Sadat et al. 2024, arXiv:2410.02416). `guidance_rescale` is that of
+    Lin et al. 2023 (arXiv:2305.08891), applied to what the network predicts, so it matters most for v;
     `guidance_interval` is that of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
     """
 
@@ -222,10 +222,10 @@ class GuidanceOptions(Options):
 
 @dataclass(frozen=True)
 class ThresholdingOptions(Options):
-    """How x_0 is kept within the range of images.
+    """How x_0 is kept in the range of images.
 
-    "static" clips to [-1, 1], as GLIDE does; "dynamic" clips each image at its own quantile s of |x_0|, at least 1, and
-    divides by s (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
+    "static" clips to [-1, 1], as GLIDE does; "dynamic" clips each image at s, a quantile of its own |x_0| but at
+    least 1, and divides by s (Saharia et al. 2022, arXiv:2205.11487, sec. 2.3).
     """
 
     thresholding: Annotated[

@@ -1,8 +1,8 @@
 r"""Noise schedules as float64 tables.
 
 The forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) with abar_t = prod_{s<=t} (1 - beta_s)
-(Ho et al. 2020, arXiv:2006.11239). A respaced schedule keeps some of the original timesteps and their abar, and
-derives new betas from them; t always means an original timestep in [0, T).
+(Ho et al. 2020, arXiv:2006.11239). A respaced schedule keeps some of the original timesteps with their abar, and
+derives new betas from them; t is always an original timestep in [0, T).
 """
 
 import re
@@ -22,7 +22,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 
 
 def _linear_betas(steps: int) -> Table:
-    """From 1e-4 to 0.02, scaled to keep the total noise whatever the number of steps (Ho et al. 2020)."""
+    """From 1e-4 to 0.02, scaled so that the total noise does not depend on the number of steps (Ho et al. 2020)."""
     scale = 1000 / steps
     return np.linspace(scale * 1e-4, scale * 0.02, steps)
 
@@ -45,7 +45,8 @@ class DiffusionConfig(Options):
     """The noise schedule a model is trained on, and what it predicts.
 
     "epsilon" is the noise, as in GLIDE; "v_prediction" is v = alpha eps - sigma x_0 (Salimans & Ho 2022,
-    arXiv:2202.00512), from which x_0 comes without division by alpha: a small model learns layout and colours sooner.
+    arXiv:2202.00512), which gives x_0 without a division by alpha, so that a small model learns layout and colours
+    sooner.
     """
 
     PREFIX: ClassVar[str] = "diffusion."
@@ -69,7 +70,7 @@ class DiffusionConfig(Options):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A (possibly respaced) diffusion process; every table is float64 and indexed by its own step, ascending.
+    """A (possibly respaced) diffusion process; every table is float64 and indexed by step, ascending.
 
     Attributes:
         timesteps: the original timestep of each step, possibly fractional (torch: timestep_map).
@@ -90,18 +91,18 @@ class Schedule:
         return cls(np.arange(steps), _BETAS[config.noise_schedule](steps), steps, config.prediction_type)
 
     def through(self, abar: Table, timesteps: Shaped[np.ndarray, " steps"]) -> Self:
-        """The process that passes through these levels alone, ascending in noise: betas = 1 - abar / abar_prev."""
+        """The process through these levels only, ascending in noise: betas = 1 - abar / abar_prev."""
         return replace(self, timesteps=timesteps, betas=1 - abar / np.append(1.0, abar[:-1]))
 
     @cached_property
     def sigmas(self) -> Table:
-        """sqrt((1 - abar) / abar): noise where the signal is not scaled down."""
+        """sqrt((1 - abar) / abar): the noise relative to an unscaled signal."""
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
 
     def sigma_to_t(self, sigma: Float[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
-        """Original timestep of any sigma, linear in log sigma between two and clipped at the ends.
+        """The original timestep of any sigma: linear in log sigma between two steps, clipped at the ends.
 
-        To be called on a full schedule (k-diffusion: OpenAIDenoiser.sigma_to_t).
+        Call it on a full schedule (k-diffusion: OpenAIDenoiser.sigma_to_t).
         """
         return np.asarray(np.interp(np.log(sigma), np.log(self.sigmas), self.timesteps))
 
@@ -146,11 +147,11 @@ def space_timesteps(diffusion_steps: int, respacing: str) -> Int[np.ndarray, " s
 
     Args:
         diffusion_steps: length T of the original process.
-        respacing: "" for all; "N" or "N,M,..." for evenly many in equal sections, from 0 to T-1; "ddimN" for an
+        respacing: "" for all; "N" or "N,M,..." for that many in each of equal sections, from 0 to T-1; "ddimN" for an
             integer stride that gives exactly N; "fast27".
 
     Raises:
-        GlideError: not of these forms, or not possible with T steps.
+        GlideError: not one of these forms, or not possible with T steps.
     """
     if respacing == "":
         return np.arange(diffusion_steps)
@@ -189,7 +190,8 @@ def _sections(diffusion_steps: int, counts: list[int]) -> Int[np.ndarray, " step
         if length < count:
             raise GlideError(f"cannot take {count} timesteps from a section of {length}; ask for at most {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        # Accumulated, not multiplied: the rounding of the sums decides which steps are taken.
+        # Accumulated rather than multiplied, because the rounding of these sums decides which steps the reference
+        # takes.
         position = 0.0
         for _ in range(count):
             steps.append(start + round(position))

@@ -1,4 +1,4 @@
-"""Samplers: short functions of the noise levels to visit, all of one shape (`Solver`), all driven by `run_steps`."""
+"""Samplers: short functions of the noise levels to visit, all of one form (`Solver`) and driven by `run_steps`."""
 
 from collections.abc import Callable
 
@@ -26,5 +26,5 @@ _SOLVERS: dict[str, Callable[..., tuple[Solver, Plan]]] = {
 
 
 def plan_steps(options: SolverOptions, levels: NoiseLevels) -> tuple[Solver, Plan]:
-    """The chosen sampler and its plan over some levels; raises `GlideError` where it needs more of them."""
+    """The chosen sampler and its plan over given levels; raises `GlideError` if it needs more of them."""
     return _SOLVERS[canonical_name(options.sampler)](levels, **options.given)

@@ -16,7 +16,7 @@ from glide_jax.diffusion.solvers.table import Table, terms
 
 
 class Coefficients(NamedTuple):
-    """Of one step (see `Schedule`)."""
+    """The coefficients of one step (see `Schedule`)."""
 
     mean_x0: Float[Array, "*steps"]
     mean_xt: Float[Array, "*steps"]
@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
 
 
 def ddpm(levels: NoiseLevels) -> tuple[Solver, Plan]:
-    """Steps down the process that has only these levels, the last step free of noise."""
+    """Ancestral steps of the process that has only these levels; the last step adds no noise."""
     process = levels.schedule.through(levels.alphas_cumprod[::-1], levels.timesteps[::-1])
     alphas, sigmas = np.sqrt(process.alphas_cumprod)[::-1], np.sqrt(1 - process.alphas_cumprod)[::-1]
     level: Any = (process.timesteps[::-1], alphas, sigmas)
@@ -73,9 +73,9 @@ def ddim(levels: NoiseLevels, eta: float = 0.0) -> tuple[Solver, Plan]:
 
 
 def ddim_inversion(levels: NoiseLevels) -> tuple[Solver, Plan]:
-    """Runs the flow backwards, from a image to the noise that DDIM generates it from (Song et al. 2020, sec. 5.4).
+    """Runs the flow backwards, from an image to the noise that DDIM generates it from (Song et al. 2020, sec. 5.4).
 
-    The image counts as already at the lowest level; each step takes eps where it is to go where it will be:
+    The image is taken to be at the lowest level already; each step uses the eps at its start up to its end:
     x' = sqrt(abar') (x - sqrt(1 - abar) eps) / sqrt(abar) + sqrt(1 - abar') eps. x_0 is not thresholded.
     """
     table = Table(levels, "x", signal_scaled=True)

@@ -1,7 +1,7 @@
 """DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095) and its stochastic forms, under k-diffusion's names.
 
 With lambda = -log sigma and h = lambda' - lambda, the flow of x_0 + sigma eps is solved exactly for a fixed x_0 by
-x' = e^-h x + (1 - e^-h) x_0; the methods differ in the x_0 they put there, and in the noise they add.
+x' = e^-h x + (1 - e^-h) x_0; the methods differ in the x_0 they use, and in the noise they add.
 """
 
 import math
@@ -47,7 +47,7 @@ def dpmpp_2s_ancestral(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1
 
 
 def dpmpp_sde(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
-    """Stochastic single-step method: both stages of a step see one Brownian path, as in k-diffusion.
+    """Stochastic single-step method: both stages of a step share one Brownian path, as in k-diffusion.
 
     The first stage goes to sigma_s = sigma e^(-h / 2), the second over the whole step with x_0(s).
     The path runs in sigma, so that the step's noise is sqrt(w) z_1 + sqrt(1 - w) z_2 with
@@ -81,7 +81,7 @@ def _sde_step(
 
 
 def dpmpp_2m_sde(levels: NoiseLevels, eta: float = 1.0, s_noise: float = 1.0) -> tuple[Solver, Plan]:
-    """Stochastic two-step method (k-diffusion's "midpoint"); eta 0 is `dpmpp_2m`, but for the last step."""
+    """Stochastic two-step method (k-diffusion's "midpoint"); eta 0 is `dpmpp_2m`, except for the last step."""
     table = Table(levels, "x", "last")
     x, last, x_0 = terms("x", "last", "x_0")
     h_last = 0.0

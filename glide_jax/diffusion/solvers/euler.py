@@ -10,7 +10,7 @@ from glide_jax.diffusion.solvers.table import LinearCombination, Table, terms
 
 
 def ancestral_step(sigma: float, after: float, eta: float = 1.0) -> tuple[float, float]:
-    """Splits the noise `after` a step into what is stepped down to and what is added anew.
+    """Splits the noise `after` a step into the level to step down to and the noise to add.
 
     up = min(after, eta after sqrt(1 - (after / sigma)^2)), down^2 + up^2 = after^2 (k-diffusion: get_ancestral_step).
 
@@ -24,16 +24,16 @@ def ancestral_step(sigma: float, after: float, eta: float = 1.0) -> tuple[float,
 def churned(
     levels: NoiseLevels, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> list[tuple[float, float, float]]:
-    """The steps of a deterministic method whose noise is raised before each (Karras et al. 2022, Algorithm 2).
+    """The steps of a deterministic method with noise added before each (Karras et al. 2022, Algorithm 2).
 
     Args:
         levels: the levels.
-        s_churn: total amount, spread over the steps; 0 is off.
-        s_tmin, s_tmax: sigmas between which it acts.
+        s_churn: the total amount, spread over the steps; 0 is off.
+        s_tmin, s_tmax: the sigmas between which it applies.
         s_noise: standard deviation of the noise added.
 
     Returns:
-        For each step the raised sigma, the next one, and the standard deviation of the noise that raises it.
+        For each step, the raised sigma, the next sigma, and the standard deviation of the noise to add.
     """
     gamma = min(s_churn / len(levels), math.sqrt(2) - 1)
     steps = []

@@ -1,4 +1,4 @@
-"""Methods that remember earlier steps: PLMS and its Runge-Kutta start, k-diffusion's LMS, UniPC."""
+"""Methods that use earlier steps: PLMS with its Runge-Kutta start, k-diffusion's LMS, UniPC."""
 
 import math
 
@@ -14,11 +14,11 @@ _HISTORY = ("eps_1", "eps_2", "eps_3")
 
 
 def prk(levels: NoiseLevels, clean_up: bool = True) -> tuple[Solver, Plan]:
-    """Pseudo Runge-Kutta of fourth order: four evaluations a step (Liu et al. 2022, arXiv:2202.09778).
+    """Pseudo Runge-Kutta of fourth order: four evaluations per step (Liu et al. 2022, arXiv:2202.09778).
 
-    As crowsonkb's fork of glide-text2im it follows the raw noise prediction, so x_0 is never thresholded on the way
-    and known pixels are not pasted into it, skips the noisiest level and stops at the least noisy, which leaves that
-    level's noise in the image; `clean_up` takes x_0 there with one evaluation more.
+    Like crowsonkb's fork of glide-text2im, it follows the raw noise prediction (x_0 is not thresholded on the way, and
+    known pixels are not pasted into it), skips the noisiest level, and stops at the least noisy one, which leaves that
+    level's noise in the image; `clean_up` replaces it by x_0 with one more evaluation.
     """
     return _pndm(levels, multistep=False, clean_up=clean_up)
 
@@ -34,7 +34,7 @@ def _pndm(levels: NoiseLevels, *, multistep: bool, clean_up: bool) -> tuple[Solv
     table = Table(levels, "x", "start", "sum", *_HISTORY, signal_scaled=True)
     x, start, total, eps, x_0 = terms("x", "start", "sum", "eps", "x_0")
     history = terms(*_HISTORY)
-    # Positions in the levels, ascending in noise: the last but one is where the fork starts.
+    # Positions in the levels, ascending in noise; the fork starts at the last but one.
     for step, position in enumerate(range(len(levels) - 2, 0, -1)):
         here, middle, after = (_between(levels, position - back) for back in (0, 0.5, 1))
         if multistep and step >= len(_HISTORY):
@@ -96,11 +96,11 @@ def _weights(nodes: np.ndarray, start: float, end: float) -> list[float]:
 def unipc(levels: NoiseLevels) -> tuple[Solver, Plan]:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867) on x_0, of second order, with B(h) = e^h - 1 ("bh2").
 
-    Corrects each step with the evaluation that the next one makes anyway, then predicts (Algorithms 1 and 2).
+    Corrects each step with the evaluation that the next one needs anyway, then predicts (Algorithms 1 and 2).
 
     A step is x' = e^-h x + (1 - e^-h) (x_0 + sum of rho_k D_k), with D_k the difference of x_0 to another evaluation
-    over their distance in lambda, in units of h. The predictor knows the evaluation before, the corrector also the one
-    ahead.
+    over their distance in lambda, in units of h. The predictor uses the previous evaluation, the corrector also the
+    next one.
     """
     table = Table(levels, "x", "start", "last", "before")
     x, start, last, before, x_0 = terms("x", "start", "last", "before", "x_0")

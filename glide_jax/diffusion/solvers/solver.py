@@ -1,4 +1,4 @@
-"""What a solver is, and the one loop that drives them all."""
+"""What a solver is, and the loop that drives all of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from jaxtyping import Array, Float, Int
 from glide_jax.diffusion.denoiser import Denoiser, Prediction
 from glide_jax.diffusion.forward import Image, Level
 
-# The images that a solver carries; the model sees the first.
+# The images a solver carries along; the model sees the first.
 State = tuple[Image, ...]
 Noise = Callable[[Int[Array, ""] | int], Image]
 
-# Tables are padded to a multiple of this, so that one compiled program serves any number of steps up to it.
+# Tables are padded to a multiple of this, so that a compiled program serves any number of steps up to it.
 _BUCKET = 128
 
 
 class Row(NamedTuple):
-    """One evaluation of the model; a plan stacks them along a leading axis.
+    """One evaluation of the model; a plan stacks rows along a leading axis.
 
     Attributes:
         level: its noise level.
-        input_scale: factor from the first image carried to what the model sees.
-        coefficients: of the solver, a pytree of arrays.
-        churn: standard deviation of noise added to the first image before; None if no row adds any.
+        input_scale: factor between the first image carried and the model's input.
+        coefficients: the solver's, a pytree of arrays.
+        churn: standard deviation of the noise added to the first image before; None if no row adds any.
     """
 
     level: Level
@@ -36,11 +36,11 @@ class Row(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Factors of what a run starts from, as the solver scales its images.
+    """How a run's starting point is scaled, in the solver's scaling of images.
 
     Attributes:
-        noise_alone: of standard normal noise, where there is nothing else.
-        image, noise: of a clean image and of the noise added to it, where a run starts from an image.
+        noise_alone: factor of standard normal noise, for a run that starts from noise.
+        image, noise: factors of a clean image and of the noise added to it, for a run that starts from an image.
     """
 
     noise_alone: float
@@ -52,8 +52,8 @@ class Plan(NamedTuple):
     """All evaluations of one run, computed in float64 on the host.
 
     Attributes:
-        rows: float64 arrays, each [evaluations, ...], in running order.
-        start: how to scale what the run starts from.
+        rows: float64 arrays, each [evaluations, ...], in the order they run.
+        start: how to scale the starting point.
     """
 
     rows: Row
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
         return len(self.rows.level.t)
 
     def on_device(self) -> Row:
-        """Rows in float32, with unused ones at the end."""
+        """The rows in float32, padded at the end."""
         extra = -len(self) % _BUCKET
         return jax.tree.map(
             lambda column: np.pad(column, [(0, extra)] + [(0, 0)] * (column.ndim - 1)).astype(np.float32), self.rows
@@ -74,9 +74,9 @@ class Solver(NamedTuple):
     """A sampler as a pure function from one evaluation to the next.
 
     Attributes:
-        step: (state, row, prediction, noise) -> state; the last state's first image is the result.
-        images: how many images the state has; all start as the starting noise or noised image.
-        noisy: whether `step` or churn takes standard normal noise; else `step` gets None.
+        step: (state, row, prediction, noise) -> state; the first image of the final state is the result.
+        images: the number of images in the state; all are initialised with the starting noise or noised image.
+        noisy: whether `step` or churn needs standard normal noise; otherwise `step` gets None.
     """
 
     step: Callable[[State, Row, Prediction, Image | None], State]
@@ -85,7 +85,7 @@ class Solver(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from one evaluation to the next.
+    """Everything passed from one evaluation to the next.
 
     Attributes:
         state: the solver's images.
@@ -99,7 +99,7 @@ class Carry(NamedTuple):
 
 
 def start(solver: Solver, x: Image, memory: Any = None) -> Carry:
-    """What a run begins with.
+    """The carry a run begins with.
 
     Args:
         solver: the sampler.
@@ -118,15 +118,15 @@ def run_steps(
     first: Int[Array, ""] | int,
     end: Int[Array, ""] | int,
 ) -> Carry:
-    """Runs rows `first` to `end` - 1 in one loop, whose length the compiled program does not fix.
+    """Runs rows `first` to `end` - 1 in one loop, whose length is not fixed by the compiled program.
 
     Args:
         solver: the sampler.
         denoise: the model, with guidance and thresholding.
         noise: row number -> standard normal noise.
-        carry: of `start`, or of the rows before.
-        rows: of the whole run, each column [evaluations, ...].
-        first, end: which of them; they may be traced.
+        carry: from `start`, or from the rows before.
+        rows: those of the whole run, each column [evaluations, ...].
+        first, end: the rows to run; they may be traced.
     """
 
     def body(number: Int[Array, ""] | int, carry: Carry) -> Carry:

@@ -1,13 +1,13 @@
-"""Solvers that are linear in their images, written as formulas and run as a table of coefficients.
+"""Solvers that are linear in their images, written as formulas and run as tables of coefficients.
 
-All of k-diffusion's methods, DDIM, PLMS and UniPC combine a few images (the point x, what the model said there, what
-it said before, noise) with numbers that depend on the noise levels alone. A method therefore computes its numbers once,
-in float64 on the host, by ordinary arithmetic on named images:
+All of k-diffusion's methods, DDIM, PLMS and UniPC combine a few images (the point x, the model's predictions there
+and earlier, noise) with coefficients that depend only on the noise levels. A method therefore computes its coefficients
+once, in float64 on the host, by ordinary arithmetic on named images:
 
     x, x_0 = terms("x", "x_0")
     table.evaluate(sigma, x=x + (sigma_next - sigma) * (x - x_0) / sigma)
 
-which means: evaluate the model at x and noise sigma, then replace x. One step function, compiled once, runs any table.
+which means: evaluate the model at x and noise sigma, then replace x. A single compiled step function runs any table.
 """
 
 import math
@@ -22,7 +22,7 @@ from glide_jax.diffusion.forward import Image, Level
 from glide_jax.diffusion.levels import HostLevel, NoiseLevels
 from glide_jax.diffusion.solvers.solver import Plan, Row, Solver, Start, State
 
-# What an evaluation gives beside the images kept: see `Prediction`, and fresh noise.
+# What an evaluation provides besides the images kept: see `Prediction`, and fresh noise.
 _OUTPUTS = ("x_0", "eps", "direction")
 _NOISE = "noise"
 
@@ -48,16 +48,16 @@ class LinearCombination:
 
 
 def terms(*names: str) -> list[LinearCombination]:
-    """The images of these names, to compute with."""
+    """The images with these names, to compute with."""
     return [LinearCombination({name: 1.0}) for name in names]
 
 
 class Table:
-    """Collects the evaluations of one run.
+    """Collects the evaluations of a run.
 
     Args:
-        levels: levels, which also say how sigma maps to timesteps.
-        kept: names of the images that are carried; the model is evaluated at the first, and all start as noise.
+        levels: the noise levels, which also define how sigma maps to timesteps.
+        kept: names of the images carried along; the model is evaluated at the first, and all start as noise.
         signal_scaled: whether that image is sqrt(abar) x_0 + sqrt(1 - abar) eps, as the model sees it, and not
             x_0 + sigma eps.
     """
@@ -69,11 +69,11 @@ class Table:
         self._updates: list[dict[str, LinearCombination]] = []
 
     def evaluate(self, at: float | HostLevel, churn: float = 0.0, /, **updates: LinearCombination) -> None:
-        """Evaluates the model at the first image and a sigma or a level, then replaces images, all at once.
+        """Evaluates the model at the first image and a sigma or level, then replaces images, all at once.
 
         Args:
-            at: where.
-            churn: standard deviation of noise added to the first image before.
+            at: the sigma or level.
+            churn: standard deviation of the noise added to the first image before.
             **updates: new values, in terms of the old ones, of "x_0", "eps", "direction" and "noise".
         """
         self._visited.append(at if isinstance(at, HostLevel) else self._levels.level(at))
@@ -81,7 +81,7 @@ class Table:
         self._updates.append(updates)
 
     def build(self) -> tuple[Solver, Plan]:
-        """The method and its plan."""
+        """The solver and its plan."""
         named = {name for updates in self._updates for new in updates.values() for name in new.weights}
         outputs = tuple(name for name in _OUTPUTS if name in named)
         noisy = any(new.weights.get(_NOISE) for updates in self._updates for new in updates.values())
@@ -97,7 +97,7 @@ class Table:
         if self._signal_scaled:
             start = Start(1.0, float(level.alpha[0]), float(level.sigma[0]))
         else:
-            # Alone, noise gets the spread of a noised image of unit variance: what a model is trained to expect.
+            # Noise alone gets the spread of a noised image of unit variance, which a model is trained to expect.
             sigma = float(self._levels.sigmas[0])
             start = Start(math.hypot(1.0, sigma), 1.0, sigma)
         plan = Plan(Row(Level(*level), scale, matrices, churn), start)
