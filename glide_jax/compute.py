@@ -1,4 +1,4 @@
-"""The types that models compute in; parameters are float32 always."""
+"""The types that models compute in; parameters are always float32."""
 
 from functools import cache
 from typing import Any, Literal, get_args
@@ -11,9 +11,9 @@ HELP = "compute type; tf32: float32 with products of 10-bit mantissas, on NVIDIA
 
 
 def arrays_and_products(dtype: Any) -> tuple[Any, str]:
-    """The type of arrays, and the precision that JAX is asked for of products of float32.
+    """The type of arrays, and the precision to request from JAX for float32 products.
 
-    A GPU would otherwise compute them in TF32 and a TPU in bfloat16, in the float32 layers of a bfloat16 model too.
+    By default a GPU would compute them in TF32 and a TPU in bfloat16, even in the float32 layers of a bfloat16 model.
 
     Args:
         dtype: a `ComputeType`, or `jnp.float32` or `jnp.bfloat16`.
@@ -21,7 +21,7 @@ def arrays_and_products(dtype: Any) -> tuple[Any, str]:
     Raises:
         GlideError: it is none of these.
     """
-    import jax.numpy as jnp  # noqa: PLC0415 (takes a second, and command lines are read before)
+    import jax.numpy as jnp  # noqa: PLC0415 (takes a second; command lines are parsed without it)
 
     if dtype not in (*COMPUTE_TYPES, jnp.float32, jnp.bfloat16):
         raise GlideError(f"dtype {dtype!r} is not supported: use float32 or bfloat16 (or tf32)")
@@ -29,7 +29,7 @@ def arrays_and_products(dtype: Any) -> tuple[Any, str]:
 
 
 def check_device(dtype: str, option: str) -> None:
-    """Raises `GlideError` if this process's GPU cannot compute in that type, or tf32 finds none; names `option`."""
+    """Raises `GlideError`, naming `option`, if this process's GPU cannot compute in that type or tf32 has no GPU."""
     import jax  # noqa: PLC0415 (as above)
 
     capability = cuda_capability()
@@ -41,7 +41,7 @@ def check_device(dtype: str, option: str) -> None:
 
 @cache
 def cuda_capability() -> float:
-    """The least compute capability of this process's NVIDIA GPUs, 9.0 for Hopper; 0 where it has none."""
+    """The lowest compute capability of this process's NVIDIA GPUs (9.0 for Hopper); 0 without any."""
     import jax  # noqa: PLC0415 (as above)
 
     try:

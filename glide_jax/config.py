@@ -1,4 +1,4 @@
-"""The edge between `ml_collections` pages and the packages' frozen dataclasses."""
+"""From `ml_collections` pages to the packages' frozen dataclasses."""
 
 import dataclasses
 import importlib.util
@@ -18,7 +18,7 @@ def default_config() -> ConfigDict:
 
 
 def from_ml_collections(config: ConfigDict) -> RunConfig:
-    """The checked, frozen form of a page.
+    """A page as a checked, frozen dataclass.
 
     Raises:
         GlideError: an unknown key (with the nearest names), a value of the wrong type, or an impossible one.
@@ -30,10 +30,10 @@ def read_page(page: str) -> ConfigDict:
     """What a config page's `get_config` returns.
 
     Args:
-        page: path of a Python file, with `:ARGUMENT` behind it where its `get_config` takes one.
+        page: path of a Python file, followed by `:ARGUMENT` if its `get_config` takes one.
 
     Raises:
-        GlideError: no such file, or one that is no config page.
+        GlideError: there is no such file, or it is not a config page.
     """
     path, colon, argument = page.partition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -49,12 +49,12 @@ def read_page(page: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, key: str, text: str | None) -> None:
-    """Sets one option of a page to what a text on a command line stands for.
+    """Sets an option of a page from a command-line text.
 
     Args:
         config: the page.
         key: as "train.max_steps".
-        text: as "1000", "('a', 'b')" or "none"; None switches on what is on or off.
+        text: as "1000", "('a', 'b')" or "none"; None sets a boolean option to true.
 
     Raises:
         GlideError: an unknown option (with the nearest names), a group of options, or a value of another type.
@@ -85,8 +85,8 @@ def _defaults(cls: Any) -> dict[str, Any]:
     for name, field in fields(cls).items():
         values[name] = field.default
         if dataclasses.is_dataclass(field.hint):
-            # A nested page takes the class's raw defaults where it has no values of its own: an instance may have
-            # derived some (channel_mult from image_size), which must not stick.
+            # Raw defaults of the class, unless the group's own default changes them: an instance may have derived some
+            # (channel_mult from image_size), which must not become fixed.
             plain: Any = flat(field.hint())  # type: ignore[operator]
             changed = {key: value for key, value in flat(field.default).items() if value != plain[key]}
             values[name] = _defaults(field.hint) | changed

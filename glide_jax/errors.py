@@ -1,4 +1,4 @@
-"""Errors meant for the person at the keyboard: one line, no traceback."""
+"""Errors for users: one line, no traceback."""
 
 import io
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 
 class GlideError(Exception):
-    """Bad input or a broken environment; its message says what was wrong, where, and what to do."""
+    """Bad input or a broken environment; the message says what is wrong, where, and what to do."""
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs an entry point, then exits: 0 or its result, 2 and one line for `GlideError`, 130 for Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have every character of captions and paths
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of captions and paths
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()

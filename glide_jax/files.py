@@ -1,4 +1,4 @@
-"""Files: text that people write (UTF-8 with or without a byte-order mark, any system's line ends), whole writes."""
+"""Files: reading text (UTF-8 with or without a byte-order mark, line ends of any system), and atomic writes."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def read_text(path: Path, what: str) -> str:
-    """The content of a text file; raises `GlideError` that begins with "cannot read WHAT PATH"."""
+    """The content of a text file; raises a `GlideError` that begins with "cannot read WHAT PATH"."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -30,18 +30,18 @@ def lines(text: str) -> list[str]:
 
 
 def valid_unicode(text: str) -> str:
-    r"""The text with `\udce9` for half a surrogate pair, as which Python hands on what it could not decode."""
+    r"""The text with lone surrogates, which stand for bytes that Python could not decode, written out as `\udce9`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` if the block ends well, else goes.
+    """A temporary name next to `path` to write to: renamed to `path` if the block succeeds, otherwise deleted.
 
     Raises:
         GlideError: the file cannot be written.
     """
-    # Processes of other machines may write the same file of a shared folder at the same time.
+    # Processes on other machines may be writing the same file in a shared folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `GlideError` where nothing can be written to a folder that may have yet to be made; makes nothing."""
+    """Raises `GlideError` if a folder, which need not exist yet, could not be written to; creates nothing."""
     try:
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         if not nearest.is_dir():
@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> None:
 
 
 def require_new(path: Path) -> None:
-    """Raises `GlideError` where there is something at `path`, which nothing may replace."""
+    """Raises `GlideError` if `path` exists, so that nothing gets replaced."""
     if path.exists():
         raise GlideError(f"{path} exists already; choose another --output or remove it")
 
@@ -78,12 +78,12 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs on disk, so that a second start is quick; JAX_COMPILATION_CACHE_DIR overrules."""
+    """Has JAX keep compiled programs on disk, for a quick second start; JAX_COMPILATION_CACHE_DIR takes precedence."""
     import jax  # noqa: PLC0415 (takes a second, and command lines are read before)
 
-    # What XLA chose on a GPU among its kernels' variants is kept too, and those kernels.
+    # The results of XLA's autotuning on a GPU, and the kernels it compiled, are kept too.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        # By default only what took a second: most of the small programs would be compiled again.
+        # By default JAX keeps only what took over a second to compile, which few of the small programs do.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face Hub, named hf://USER/NAME@REVISION/FOLDER; the revision may be left out."""
+"""Models on the Hugging Face Hub, named hf://USER/NAME@REVISION/FOLDER; the revision is optional."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
 
-# One slash where the name was a path in between.
+# With a single slash if the name passed through a `Path`.
 _NAME = re.compile(r"hf://?([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?/?", re.ASCII)
 _FILE = ".safetensors"
 
 
 class Name(NamedTuple):
-    """A repository, its revision (None is the newest), and a folder in it ("" is all of it)."""
+    """A repository, its revision (None for the newest), and a folder in it ("" for all of it)."""
 
     repository: str
     revision: str | None
@@ -29,12 +29,12 @@ class Name(NamedTuple):
 
 
 def is_name(path: str | PathLike[str]) -> bool:
-    """Whether it names a repository, or part of one, rather than a path of this machine."""
+    """Whether this names a repository or part of one, rather than a local path."""
     return str(path).startswith("hf:/")
 
 
 def parse(name: str | PathLike[str]) -> Name:
-    """The parts of a name; raises `GlideError` where it is none."""
+    """The parts of a name; raises `GlideError` if it is malformed."""
     match = _NAME.fullmatch(str(name))
     if match is None or ".." in str(name):
         raise GlideError(f"{name} is no repository: it must be hf://USER/NAME or hf://USER/NAME@REVISION")
@@ -42,7 +42,7 @@ def parse(name: str | PathLike[str]) -> Name:
 
 
 def fetch_file(name: Name, file: str) -> tuple[Path, str]:
-    """A file of a repository on this machine, and the commit that it is of.
+    """Downloads a file; returns its local path and its commit.
 
     Raises:
         GlideError: there is no such repository, revision or file, or the Hub cannot be reached.
@@ -53,7 +53,7 @@ def fetch_file(name: Name, file: str) -> tuple[Path, str]:
 
 
 def pinned(name: Name) -> Name:
-    """The name of a model with the commit that its revision is of today; a file is not downloaded for that.
+    """The name of a model with its revision resolved to a commit; no model file is downloaded.
 
     Raises:
         GlideError: as `fetch_file`.
@@ -67,7 +67,7 @@ def pinned(name: Name) -> Name:
 
 @cache
 def fetch_checkpoint(name: Name) -> Path:
-    """A model of a repository on this machine, a folder or a safetensors file; nothing else of it is downloaded.
+    """Downloads a model, a folder or a safetensors file, and nothing else of its repository; returns its local path.
 
     Raises:
         GlideError: as `fetch_file`.
@@ -85,7 +85,7 @@ def fetch_checkpoint(name: Name) -> Path:
 
 @contextmanager
 def _library(name: Name, missing: str) -> Iterator[Any]:
-    """huggingface_hub, its errors said in one line; `missing` says what it means that a file is not there."""
+    """huggingface_hub, with errors in one line; `missing` is the message for a file that does not exist."""
     try:
         import huggingface_hub  # noqa: PLC0415
         from huggingface_hub import errors  # noqa: PLC0415
@@ -93,7 +93,7 @@ def _library(name: Name, missing: str) -> Iterator[Any]:
         raise GlideError(f"{name} needs huggingface_hub: install the extra with `uv sync --extra hub`") from error
     try:
         yield huggingface_hub
-    except Exception as error:  # of its own, of its HTTP library, of the disk
+    except Exception as error:  # errors of its own, of its HTTP library, of the disk
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         reasons: dict[type[Exception], str] = {
             errors.RepositoryNotFoundError: "there is no such repository, or it is private (`hf auth login`)",

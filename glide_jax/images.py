@@ -1,4 +1,4 @@
-"""Image files and image grids: the uint8 edge of the system, and the one door through which images come in."""
+"""Image files and image grids in uint8; all images enter the system here."""
 
 import importlib.util
 import io
@@ -19,14 +19,14 @@ from glide_jax.errors import GlideError
 from glide_jax.files import valid_unicode, written
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-# A file, its content, a Pillow image, or an array (see `open_image`).
+# A path, a file's content, a Pillow image, or an array (see `open_image`).
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
 
-# Endings of image files, in lower case.
+# Suffixes of image files, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 80_000_000
-MOST_SIDE = 4096  # pixels of an image that a model makes or learns from
-# Only formats of photographs and web images: Pillow's others include programs (EPS) and videos.
+MOST_SIDE = 4096  # pixels, of images that a model generates or is trained on
+# Only formats of photographs and web images: Pillow's other formats include programs (EPS) and videos.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -38,7 +38,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height; any other number is as 1
+_SIDEWAYS = (5, 6, 7, 8)  # these exchange width and height; unknown numbers count as 1
 
 _JPEG_QUALITY = 95
 _VIDEO = ".mp4"
@@ -53,8 +53,8 @@ class UnreadableImage(GlideError):
     """An image that cannot be used.
 
     Attributes:
-        reason: two or three words under which such images are counted.
-        why: what is wrong, as the end of a sentence.
+        reason: two or three words, under which such images are counted.
+        why: what is wrong, to end a sentence with.
     """
 
     def __init__(self, reason: str, why: str, name: str = "") -> None:
@@ -63,7 +63,7 @@ class UnreadableImage(GlideError):
 
 
 class Decoded(NamedTuple):
-    """A decoded image, its upright size in the file, and how many pixels there became one here (1, 2, 4 or 8)."""
+    """A decoded image, its upright size in the file, and the factor it was reduced by while decoding (1, 2, 4 or 8)."""
 
     image: Image.Image
     width: int
@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image as RGB: upright by EXIF, transparent parts on white, 16 bits scaled to 8, decoded to its end.
+    """An image as RGB: rotated according to EXIF, on white where transparent, scaled from 16 to 8 bits, fully decoded.
 
     Args:
         source: a JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or AVIF file; its content; a Pillow image; or an array,
@@ -80,15 +80,15 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         max_pixels: larger ones are refused before they are decoded.
 
     Raises:
-        UnreadableImage: there is no such file, it is damaged or no image, it has too many pixels or holds floats, or
-            an array has another shape or type.
+        UnreadableImage: there is no such file, it is damaged or not an image, it has too many pixels or holds floats,
+            or an array has another shape or type.
     """
     with _reading(source):
         return on_white(eight_bits(decode(source, max_pixels).image))
 
 
 def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, least: tuple[int, int] | None = None) -> Decoded:
-    """An upright image with the values and channels that it has: see `eight_bits` and `on_white`.
+    """An upright image with its original values and channels, for `eight_bits` and `on_white`.
 
     Args:
         source, max_pixels: as for `open_image`.
@@ -96,7 +96,7 @@ def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, least: tuple[int, 
             it at least as large.
 
     Raises:
-        UnreadableImage: as `open_image`, but for floats.
+        UnreadableImage: as for `open_image`, except for floats.
     """
     with _reading(source), _opened(source) as image:
         size, orientation = image.size, _orientation(image)
@@ -112,7 +112,7 @@ def decode(source: ImageSource, max_pixels: int = MAX_PIXELS, least: tuple[int, 
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """Width and height in pixels, upright by EXIF, without decoding; raises `UnreadableImage`."""
+    """Width and height in pixels after EXIF rotation, without decoding; raises `UnreadableImage`."""
     with _reading(source), _opened(source) as image:
         return image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
 
@@ -130,7 +130,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image of `eight_bits` as RGB, its transparent parts white."""
+    """An image from `eight_bits` as RGB, white where transparent."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     flat = Image.new("RGB", image.size, "white")
@@ -165,7 +165,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 @contextmanager
 def _reading(source: ImageSource) -> Iterator[None]:
-    """Whatever goes wrong is an `UnreadableImage` that says which image."""
+    """Turns any failure into an `UnreadableImage` that names the image."""
     name = str(source) if isinstance(source, str | Path) else ""
     try:
         yield
@@ -173,7 +173,7 @@ def _reading(source: ImageSource) -> Iterator[None]:
         raise UnreadableImage(error.reason, error.why, name) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage("image too large", "it has too many pixels", name) from error
-    except Exception as error:  # damaged files make Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise UnreadableImage("unreadable file", str(error.strerror), name) from error
         why = "it is damaged, or no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
@@ -183,12 +183,12 @@ def _reading(source: ImageSource) -> Iterator[None]:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata does not spoil the image
+    except Exception:  # an image with damaged metadata is still usable
         return 1
 
 
 def to_uint8(images: Float[np.ndarray, "*batch height width channels"]) -> UInt8[np.ndarray, "..."]:
-    """Rounds images in [-1, 1] to the 8-bit grid, clipping values outside, as the reference's previews do."""
+    """Rounds images in [-1, 1] to 8 bits, clipping values outside, like the reference's previews."""
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -198,7 +198,7 @@ def from_uint8(pixels: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def png(pixels: Pixels, metadata: Mapping[str, str] | None = None) -> bytes:
-    """One image as a PNG file, with `metadata` as its text entries."""
+    """An image as the bytes of a PNG file, with `metadata` as text entries."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, valid_unicode(value))
@@ -207,7 +207,7 @@ def png(pixels: Pixels, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one image atomically as a PNG file: see `png`.
+    """Writes an image atomically as a PNG file: see `png`.
 
     Raises:
         GlideError: the folder cannot be written to.
@@ -217,7 +217,7 @@ def save_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = No
 
 
 def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one image atomically at quality 95, with `metadata` as a JSON comment; errors as for `save_png`."""
+    """Writes a JPEG of quality 95 atomically, with `metadata` as a JSON comment; errors as for `save_png`."""
     readable = {key: valid_unicode(value) for key, value in (metadata or {}).items()}
     comment = json.dumps(readable).encode() if readable else b""
     with written(path) as temporary:
@@ -225,12 +225,12 @@ def save_jpeg(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = N
 
 
 def save_animation(path: Path, frames: Sequence[Pixels]) -> None:
-    """Writes frames of one size atomically as a GIF, WebP or animated PNG that runs for ever, or as a video (MP4).
+    """Writes frames of one size atomically as a looping GIF, WebP or animated PNG, or as a video (MP4).
 
-    The last frame stays longest.
+    The last frame is shown longest.
 
     Raises:
-        GlideError: another ending, a video without PyAV, or the folder cannot be written to.
+        GlideError: the suffix is another, PyAV is missing for a video, or the folder cannot be written to.
     """
     kind = check_animation(path)
     if path.suffix.lower() == _VIDEO:
@@ -244,7 +244,7 @@ def save_animation(path: Path, frames: Sequence[Pixels]) -> None:
 
 
 def check_animation(path: Path) -> str:
-    """The format of an animation; raises `GlideError` where the name of its file says none, or it needs PyAV."""
+    """The format of an animation; raises `GlideError` if its suffix is of none, or PyAV is missing for a video."""
     kind = _ANIMATIONS.get(path.suffix.lower())
     if kind is None:
         raise GlideError(f"cannot write an animation to {path}: its name must end with {', '.join(_ANIMATIONS)}")
@@ -254,7 +254,7 @@ def check_animation(path: Path) -> str:
 
 
 def _save_video(path: Path, frames: Sequence[Pixels]) -> None:
-    """H.264 in 4:2:0, which every player shows; it wants even sides, so odd ones get a white line."""
+    """H.264 in 4:2:0, which every player supports; it needs even sides, so odd ones get a white line."""
     import av  # noqa: PLC0415
 
     height, width = (side + side % 2 for side in frames[0].shape[:2])
@@ -275,12 +275,12 @@ def grid(
     columns: int | None = None,
     cell: int = 0,
 ) -> Pixels:
-    """Lays images of any size out in rows on white; drops none.
+    """Lays out images of any size in rows on white.
 
     Args:
         images: at least one uint8 image.
-        captions: text under each image, shortened to two lines; they may be cut where one line ends.
-        columns: images a row; by default the squarest layout.
+        captions: text under each image, shortened to two lines.
+        columns: images per row; by default the squarest layout.
         cell: width of a cell in pixels; smaller images are enlarged by whole factors (nearest neighbour).
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
@@ -310,7 +310,7 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
     if "\n" in text:
         return [_shorten(draw, line, width) for line in text.split("\n")[:_CAPTION_LINES]]
     lines = [""]
-    for word in text[: _CAPTION_LINES * width].split():  # a letter is wider than a pixel
+    for word in text[: _CAPTION_LINES * width].split():  # a character is wider than a pixel
         longer = f"{lines[-1]} {word}".strip()
         if draw.textlength(longer, font=_font()) <= width or not lines[-1]:
             lines[-1] = longer

@@ -1,10 +1,10 @@
-"""Options declared once: a field of a dataclass says its help, range and choices, and everything else reads them there.
+"""Options declared once: a dataclass field carries its help, range and choices, and everything else is derived from it.
 
     @dataclass(frozen=True)
     class Guidance(Options):
         guidance_scale: Annotated[float, option("classifier-free guidance scale; 1 disables it", low=0)] = 3.0
 
-From that come validation, command lines (`add_arguments`), configuration pages and web requests (`build`), and tables
+Derived are validation, command lines (`add_arguments`), configuration pages and web requests (`build`), and tables
 (`described`).
 """
 
@@ -24,11 +24,11 @@ from glide_jax.errors import GlideError
 
 T = TypeVar("T")
 
-_TOO_LARGE = 2**63  # for an integer of NumPy or JAX
+_TOO_LARGE = 2**63  # for integers of NumPy and JAX
 
 
 class Option(NamedTuple):
-    """What a field is for and what it may be; see `option`."""
+    """A field's help and allowed values; see `option`."""
 
     help: str
     low: float | None = None
@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
     @property
     def range(self) -> str:
-        """The values allowed, as "[0, 1]", "at least 0" or "a, b or c"; empty if there is no limit."""
+        """The allowed values, as "[0, 1]", "at least 0" or "a, b or c"; empty if there is no limit."""
         if self.choices:
             *others, last = self.choices
             return f"{', '.join(others)} or {last}" if others else last
@@ -54,7 +54,7 @@ class Option(NamedTuple):
         return "" if top is None else f"at most {top}" if self.below is None else f"below {top}"
 
     def allows(self, value: Any) -> bool:
-        """Whether a value of the right type is within the range and among the choices."""
+        """Whether a value of the right type is in the range and among the choices."""
         if self.choices:
             return value in self.choices
         return (
@@ -66,12 +66,12 @@ class Option(NamedTuple):
 
 
 option = Option
-# Marks a field that holds options whose names are used without its own: `SampleOptions(solver=...)`, but --num_steps.
+# Marks a field with options that are named without it: `SampleOptions(solver=...)`, but --num_steps.
 INLINE = Option("")
 
 
 class Field(NamedTuple):
-    """One option of a class: its name, type, default and `Option`, and the inline field it lies in, if any."""
+    """An option of a class: name, type, default and `Option`, and the inline field that holds it, if any."""
 
     name: str
     hint: Any
@@ -81,10 +81,10 @@ class Field(NamedTuple):
 
 
 class Options:
-    """Base of frozen dataclasses of options: each value is checked when one is made.
+    """Base class of frozen dataclasses of options, which are checked when created.
 
     Raises:
-        GlideError: a value out of its range or not among its choices; the message names it with `PREFIX` before.
+        GlideError: a value out of range or not among the choices; the message names it, with `PREFIX` in front.
     """
 
     __slots__ = ()
@@ -97,7 +97,7 @@ class Options:
 
 
 def _check(option: Option, value: Any, name: str) -> None:
-    # A string with alternatives, as a path or several, is the option's own business.
+    # Strings without choices are for the option's own class to check.
     if value is None or dataclasses.is_dataclass(value) or (isinstance(value, str) and not option.choices):
         return
     if not all(map(option.allows, value if isinstance(value, tuple) else (value,))):
@@ -107,7 +107,7 @@ def _check(option: Option, value: Any, name: str) -> None:
 
 @cache
 def fields(cls: type) -> Mapping[str, Field]:
-    """The options of a class by name, those of `INLINE` fields among them."""
+    """The options of a class by name, including those of `INLINE` fields."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
@@ -132,13 +132,13 @@ def _is_annotated(hint: Any) -> bool:
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | None = None) -> T:
-    """Options from values by name, each of the right type.
+    """Options from values by name, each checked for its type.
 
     Args:
         cls: a dataclass of options.
         values: by the names of `fields`; those of nested dataclasses are mappings in turn.
-        where: what stands before names in errors, as "config.".
-        base: what has the values that are not given; None is the defaults.
+        where: prefix of names in errors, as "config.".
+        base: options to take other values from; None means the defaults.
 
     Raises:
         GlideError: an unknown name (with the nearest ones), a value of the wrong type, or an impossible one.
@@ -158,7 +158,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Which of the names that there are may have been meant by another, as the end of an error."""
+    """The end of an error about an unknown name: the known names that were perhaps meant."""
     near = difflib.get_close_matches(name, known, n=2)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(known))}"
 
@@ -172,14 +172,14 @@ def flat(options: Any) -> dict[str, Any]:
 
 
 def nested(options: Any) -> dict[str, Any]:
-    """Values as a configuration page has them: groups are dicts, inline fields stand beside the others."""
+    """Values as in a configuration page: groups are dicts, and inline fields stand among the others."""
     return {name: nested(value) if isinstance(value, Options) else value for name, value in flat(options).items()}
 
 
 def to_json(value: Any) -> Any:
-    """A value of an option, or a mapping of them, as JSON can hold it and `from_json` reads it.
+    """An option's value, or a mapping of values, as JSON can hold it and `from_json` reads it.
 
-    Tuples become lists; paths, and numbers that are not finite, become text.
+    Tuples become lists; paths and infinite numbers become text.
     """
     if isinstance(value, Mapping):
         return {str(key): to_json(entry) for key, entry in value.items()}
@@ -191,12 +191,12 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """An option's value out of JSON: lists are tuples, whose "inf" is infinite."""
+    """An option's value from JSON: lists become tuples, and "inf" in them infinity."""
     return tuple(math.inf if each == "inf" else each for each in value) if isinstance(value, list) else value
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """A value as its type wants it: lists become tuples, whole numbers floats, mappings dataclasses.
+    """A value converted to its type: lists become tuples, integers floats, mappings dataclasses.
 
     Raises:
         GlideError: it is of another type; the message begins with `where`.
@@ -218,7 +218,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def parse(hint: Any, text: str, where: str) -> Any:
-    """The value that a text on a command line stands for: Python's notation, or a string as it is.
+    """The value of a command-line text: in Python's notation, or a string as it is.
 
     Raises:
         GlideError: it is of another type; the message begins with `where`.
@@ -259,11 +259,11 @@ def _name(hint: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line of which a mistake is a `GlideError` of one line, with the option that was perhaps meant.
+    """A command-line parser whose errors are one-line `GlideError`s that name the option perhaps meant.
 
     Args:
-        unnamed: the option that a word without one is likely to be of, as "--prompt".
-        **options: of `argparse.ArgumentParser`.
+        unnamed: the option that a word without an option probably belongs to, as "--prompt".
+        **options: for `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, unnamed: str = "", **options: Any) -> None:
@@ -271,13 +271,13 @@ class Parser(argparse.ArgumentParser):
         self._unnamed = unnamed
 
     def error(self, message: str) -> NoReturn:
-        """Raises `GlideError` with what is wrong; argparse would print a page of usage before it."""
+        """Raises `GlideError` with what is wrong; argparse would print a page of usage first."""
         raise GlideError(f"{message}; {self.prog} --help lists the options")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but that words which are not known are refused here: so a command knows its own options."""
+        """Like argparse's, but refuses unknown words here, so that a subcommand suggests its own options."""
         known, rest = super().parse_known_args(args, namespace)
         if rest:
             self._refuse(rest)
@@ -288,7 +288,7 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
             self.error(f"unexpected argument {words[0]!r}: {said}")
-        known = [name.lstrip("-") for name in self._option_string_actions]  # dashes would make all of them alike
+        known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
         if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1):
             raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
         self.error(f"unknown option {flag}")
@@ -304,16 +304,16 @@ def add_arguments(
     hide: Collection[str] = (),
     base: Any = None,
 ) -> None:
-    """Adds `--NAME` for each option that is not a dataclass of its own; `given` reads what a user gave of them.
+    """Adds `--NAME` for each option that is not itself a dataclass; `given` then reads the flags a user gave.
 
     Args:
         parser: an `argparse` parser or group.
         cls: a dataclass of options.
-        prefix: before each name, as "upsampler_".
-        only: names to add; none is all.
-        names: flags of some options, without dashes, in place of prefix and name.
-        hide: options that work but are not listed by `--help`.
-        base: options with the defaults to name in the help; None is the class's own.
+        prefix: in front of each name, as "upsampler_".
+        only: names to add; empty for all.
+        names: flags for some options, without dashes, instead of prefix and name.
+        hide: options to leave out of `--help`, though they work.
+        base: options whose values the help gives as defaults; None for the class's own.
     """
     shown = {} if base is None else flat(base)
     for name, field in fields(cls).items():
@@ -336,7 +336,7 @@ def add_arguments(
 
 
 def _help(text: str, default: Any) -> str:
-    """The help of an option with its default, unless it speaks of one itself."""
+    """An option's help with its default, unless it mentions one itself."""
     text = text.replace("%", "%%")
     return text if default in (None, "", ()) or "default" in text else f"{text} (default: {_said(default)})"
 
@@ -348,7 +348,7 @@ def _said(value: Any) -> str:
 def given(
     flags: Mapping[str, Any], cls: type, prefix: str = "", *, names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What a user gave of the flags of `add_arguments` (`vars(args)`), by the names of `fields`, for `build`."""
+    """The flags of `add_arguments` that a user gave (`vars(args)`), by the names of `fields`, for `build`."""
     found = {name: flags.get(_flag(name, prefix, names)) for name in fields(cls)}
     values = {name: value for name, value in found.items() if value is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -359,7 +359,7 @@ def _flag(name: str, prefix: str, names: Mapping[str, str] | None) -> str:
 
 
 def described(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Rows of a table of all options: name, default, values allowed, help; nested ones as "optimizer.eps"."""
+    """Rows of a table of all options: name, default, allowed values, help; nested ones as "optimizer.eps"."""
     rows = []
     for name, field in fields(cls).items():
         if dataclasses.is_dataclass(field.hint):

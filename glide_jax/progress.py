@@ -1,4 +1,4 @@
-"""What a program is doing: rate and time left on a terminal, plain occasional lines elsewhere."""
+"""Progress display: a bar with rate and time left on a terminal, occasional plain lines elsewhere."""
 
 import sys
 import threading
@@ -20,18 +20,18 @@ from rich.progress import (
 from rich.text import Text
 
 _PLAIN_INTERVAL = 30.0
-# A phase that is over by then needs no line.
+# A phase shorter than this gets no line.
 _PLAIN_DELAY = 0.5
 
 T = TypeVar("T")
 
-# The one display on the terminal, and the phases begun; the innermost is last.
+# The display on the terminal, and the phases in progress, the innermost last.
 _live: Progress | None = None
 _phases: list[str] = []
 
 
 class Bar:
-    """One running task; `update` moves it on and replaces the figures shown beside it."""
+    """A running task; `update` advances it and replaces the figures shown next to it."""
 
     def __init__(
         self, progress: Progress | None, label: str, total: int, start: int, deadline: float, quiet: bool
@@ -44,7 +44,7 @@ class Bar:
             self._task = progress.add_task(label, total=total, completed=start, figures="", deadline=deadline)
 
     def update(self, advance: int = 1, figures: str = "") -> Self:
-        """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s"), by default those shown before."""
+        """Advances by `advance` units and shows `figures` ("loss 0.05  41 images/s"), by default the previous ones."""
         self._done += advance
         self._figures = figures or self._figures
         if self._progress is not None:
@@ -62,16 +62,17 @@ class Bar:
 def bar(
     label: str, total: int, start: int = 0, *, deadline: float = float("inf"), quiet: bool = False
 ) -> Iterator[Bar]:
-    """A bar on standard error from `start` to `total`; plain lines, 30 s apart, where that is no terminal.
+    """A bar on standard error from `start` to `total`; if that is not a terminal, plain lines 30 s apart.
 
-    It ends at `deadline`, by `time.monotonic()`, if that is sooner. `quiet` shows nothing: one process speaks for all.
+    The task ends at `deadline` (by `time.monotonic()`) if that comes first. `quiet` shows nothing, for all but one of
+    several processes.
     """
     with _display(quiet) as progress:
         yield Bar(progress, label, total, start, deadline, quiet)
 
 
 def tracked(label: str, items: Iterable[T], total: int, shown_from: int = 0) -> Iterator[T]:
-    """The items, with a bar beside them if there are at least `shown_from`."""
+    """Iterates over the items, with a bar if there are at least `shown_from`."""
     if total < shown_from:
         yield from items
         return
@@ -83,9 +84,9 @@ def tracked(label: str, items: Iterable[T], total: int, shown_from: int = 0) -> 
 
 @contextmanager
 def phase(label: str, *, quiet: bool = False) -> Iterator[None]:
-    """Shows for how long something has been going on of which nobody knows how long it takes ("compiling").
+    """Shows the elapsed time of something whose duration is unknown ("compiling").
 
-    Where standard error is no terminal: a line when it begins, then one every 30 s. `quiet` shows nothing.
+    If standard error is not a terminal: a line at the beginning, then one every 30 s. `quiet` shows nothing.
     """
     _phases.append(label)
     try:
@@ -103,19 +104,19 @@ def phase(label: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def doing() -> str:
-    """The label of the innermost phase; "" outside of all."""
+    """The label of the innermost phase; "" if there is none."""
     return _phases[-1] if _phases else ""
 
 
 def stop() -> None:
-    """Takes the display off the terminal, for good: the process is about to end."""
+    """Removes the display from the terminal for good, before the process ends."""
     if _live is not None:
         _live.stop()
 
 
 @contextmanager
 def _lines(label: str) -> Iterator[None]:
-    # A thread, because what goes on may be a single call.
+    # In a thread, because the phase may be a single call.
     over, begun = threading.Event(), time.monotonic()
 
     def speak() -> None:
@@ -140,9 +141,9 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _display(quiet: bool, transient: bool = False) -> Iterator[Progress | None]:
-    """The display on the terminal; None where there is to be none. What is added to one that is there goes at the end.
+    """The display on the terminal, or None if there is to be none; tasks added to an existing one are removed.
 
-    A `transient` one goes as a whole.
+    A `transient` one disappears as a whole.
     """
     global _live  # noqa: PLW0603 - a terminal has room for one
     console = Console(stderr=True)
@@ -170,14 +171,14 @@ def _display(quiet: bool, transient: bool = False) -> Iterator[Progress | None]:
 
 
 class _Counted(MofNCompleteColumn):
-    """Nothing for a phase, which counts nothing."""
+    """Empty for a phase, which has nothing to count."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None else super().render(task)
 
 
 class _Left(TimeRemainingColumn):
-    """Time left by the rate or until the deadline, whichever is less."""
+    """Time left according to the rate or until the deadline, whichever is less."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:

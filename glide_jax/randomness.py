@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of (seed, stream name, indices): nothing to carry, split or checkpoint.
+"""Random numbers as a pure function of (seed, stream name, indices): there is nothing to carry, split or save.
 
-Every random number in training and sampling is keyed by what it is for and which example it belongs to, so results
-do not depend on device count, batch size, or on where a run was interrupted.
+Every random number in training and sampling is keyed by its purpose and by the example it belongs to, so results do
+not depend on the number of devices, the batch size, or where a run was interrupted.
 """
 
 import zlib
@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-# Named, because others (JAX_DEFAULT_PRNG_IMPL=rbg) give an example's numbers by its place in the batch.
+# Named, because with others (JAX_DEFAULT_PRNG_IMPL=rbg) an example's numbers depend on its place in the batch.
 _IMPLEMENTATION = "threefry2x32"
 
 
 def stream_key(seed: int | Int[Array, ""], stream: str) -> PRNGKeyArray:
-    """The root key of one named stream ("noise", "dropout", ...) of a seed in [0, 2^31)."""
+    """The root key of a named stream ("noise", "dropout", ...) for a seed in [0, 2^31)."""
     return jax.random.fold_in(jax.random.key(seed, impl=_IMPLEMENTATION), zlib.crc32(stream.encode()))
 
 
@@ -30,15 +30,15 @@ def fold(key: PRNGKeyArray, *indices: int | Int[Array, ""]) -> PRNGKeyArray:
 def normal_per_example(
     key: PRNGKeyArray, examples: Int[Array, " batch"], shape: Sequence[int]
 ) -> Float[Array, "batch ..."]:
-    """Standard normal float32 noise of `shape` for each example, keyed by its global index alone."""
+    """Standard normal float32 noise of `shape` for each example, keyed only by its global index."""
     return jax.vmap(lambda i: jax.random.normal(fold(key, i), tuple(shape), jnp.float32))(examples)
 
 
 def keys_per_example(key: PRNGKeyArray, examples: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """One key for each example, by its global index alone."""
+    """A key for each example, derived only from its global index."""
     return jax.vmap(lambda i: fold(key, i))(examples)
 
 
 def uniform_per_example(key: PRNGKeyArray, examples: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """One float32 number in [0, 1) for each example, keyed by its global index alone."""
+    """A float32 number in [0, 1) for each example, keyed only by its global index."""
     return jax.vmap(lambda i: jax.random.uniform(fold(key, i), (), jnp.float32))(examples)
