@@ -70,11 +70,6 @@ class Architecture(NamedTuple):
         params = flatten_dict(self.params)
         return {entry.torch: entry.torch_shape(params[entry.path].shape) for entry in self.keymap}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `infer` takes of it."""
-        return {name: value for entry in self.record.values() for name, value in entry.items()}
-
 
 def glide_architecture(config: ModelConfig, diffusion: dict[str, Any]) -> Architecture:
     """The architecture of a GLIDE model; `diffusion` holds the options of a `DiffusionConfig`."""
@@ -110,6 +105,12 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
     raise GlideError(f"the record of {checkpoint} does not tell its model")
 
 
+def recorded_options(record: dict[str, Any]) -> dict[str, Any]:
+    """What `infer` takes of a record; raises `GlideError` as `parse_options`."""
+    entries = [record.get(name, {}) for name in (*_RECORDED, "diffusion")]
+    return parse_options({name: value for entry in entries for name, value in entry.items()})
+
+
 def read_options(path: Path) -> Options:
     """The options in a JSON file: an object of them, or one that holds them under "options" or "config".
 
@@ -127,7 +128,7 @@ def read_options(path: Path) -> Options:
     return parse_options(content)
 
 
-def parse_options(content: Options) -> Options:
+def parse_options(content: Options) -> dict[str, Any]:
     """Options as ours are; the reference writes lists as "32,16,8" and a model without text as None.
 
     Raises:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from convert.architecture import Architecture, recorded_architecture
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, write_tensors
-from glide_jax.checkpoint import held_weights, load_weights, read_record
+from glide_jax.checkpoint import held_weights, load_weights, read_record, safetensors_file
 from glide_jax.errors import GlideError
 from glide_jax.files import require_new
 from glide_jax.models import Params
@@ -37,7 +37,7 @@ def to_torch(
     Raises:
         GlideError: the checkpoint cannot be read or has no such weights, or the file cannot be written.
     """
-    if output.suffix not in (".pt", ".safetensors"):
+    if output.suffix not in (".pt", safetensors_file.SUFFIX):
         raise GlideError(f"--output {output} must end in .pt or .safetensors")
     require_new(output)
     held = held_weights(checkpoint)
@@ -72,7 +72,10 @@ def write_model(
     arrays = _restored(convert_params(params, architecture), record.get("source", {}), dtype)
     sampling = {name: record[name] for name in ("sampling",) if name in record}
     names = {entry.torch: "/".join(entry.path) for entry in architecture.keymap}
-    write_tensors(output, arrays, architecture.options, {"record": architecture.record | sampling, "names": names})
+    if output.suffix == safetensors_file.SUFFIX:
+        safetensors_file.write(output, arrays, {"record": architecture.record | sampling, "names": names})
+    else:
+        write_tensors(output, arrays)
 
 
 def _require_reference(architecture: Architecture, checkpoint: str | Path) -> None:

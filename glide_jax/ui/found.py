@@ -1,6 +1,7 @@
 """What there is to choose from: the models and adapters that were named, or that folders have."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -138,6 +139,7 @@ def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
             found = _described(path.relative_to(root).as_posix(), path)
         except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
             if path.is_dir() and depth > 1:
-                yield from _below(path, root, depth - 1)
+                with suppress(PermissionError):
+                    yield from _below(path, root, depth - 1)
         else:
             yield found

@@ -174,7 +174,7 @@ CHECKPOINT = (
           "places.setdefault(IndexFile(\"sizes\", part.identity, part.stamp), [])",
           "places.setdefault(IndexFile(\"sizes\", [*part.identity, start], part.stamp), [])",
           ("tests/data/test_buckets.py::test_folders_given_again_are_read_once",)),
-    Fault("a file's kernels stay as PyTorch has them", "glide_jax/checkpoint/torch_file.py",
+    Fault("a file's kernels stay as PyTorch has them", "glide_jax/checkpoint/safetensors_file.py",
           '_OUT_FIRST = ("kernel", "down", "up", "magnitude")', '_OUT_FIRST = ("down", "up", "magnitude")',
           ("tests/convert/test_safetensors_checkpoints.py::test_they_hold_every_bit_in_our_layout",)),
     Fault("one checkpoint too many is kept", "glide_jax/checkpoint/store.py",
