@@ -54,7 +54,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         kind: one of the four GLIDE variants, "clip/text-enc" or "clip/image-enc".
-        record: a checkpoint's entries on it: "model" and "diffusion", or "clip_text", or "clip_image".
+        record: a checkpoint's entries on it: "model", "diffusion" and maybe "sampling"; or "clip_text" or "clip_image".
         params: abstract parameters.
         keymap: an entry a parameter, in the reference's order.
     """
@@ -88,7 +88,7 @@ def clip_architecture(config: ClipTextConfig | ClipImageConfig) -> Architecture:
 
 
 def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Architecture:
-    """The architecture that a checkpoint's record tells.
+    """The architecture that a checkpoint's record tells; its own `record` keeps how images are to be sampled.
 
     Raises:
         GlideError: it tells none, or a larger one than the checkpoint has arrays of.
@@ -99,9 +99,10 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
         if name in record:
             config = build(kind, record[name])
             require_blocks(checkpoint, config.blocks)
-            if isinstance(config, ModelConfig):
-                return glide_architecture(config, record.get("diffusion", {}))
-            return clip_architecture(config)
+            if not isinstance(config, ModelConfig):
+                return clip_architecture(config)
+            found = glide_architecture(config, record.get("diffusion", {}))
+            return found._replace(record=found.record | {k: v for k, v in record.items() if k == "sampling"})
     raise GlideError(f"the record of {checkpoint} does not tell its model")
 
 

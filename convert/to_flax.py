@@ -65,7 +65,7 @@ def architecture_of(path: Path, arrays: dict[str, np.ndarray], options: Options)
     if header is None:
         return infer(shapes, options)
     try:
-        return infer(shapes, recorded_options(header["record"]) | options)
+        return infer(shapes, {**recorded_options(header["record"]), **options})
     except GlideError as error:
         raise GlideError(f"{path} has a header of options that cannot be used: {error}") from error
 

@@ -49,7 +49,7 @@ def to_torch(
     if output.suffix == ".pt":
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
-    write_model(params, architecture, output, dtype, record)
+    write_model(params, architecture, output, dtype, record.get("source", {}))
     return architecture, weights
 
 
@@ -58,7 +58,7 @@ def write_model(
     architecture: Architecture,
     output: Path,
     dtype: str | None = None,
-    record: Mapping[str, Any] = MappingProxyType({}),
+    source: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Empties `params` into a file, as `to_torch` does.
 
@@ -67,13 +67,12 @@ def write_model(
         architecture: theirs.
         output: the file.
         dtype: a key of `DTYPES`; None as for `to_torch`.
-        record: of the checkpoint that they come from: how its images are sampled, and the source's dtypes.
+        source: that entry of the record of the checkpoint that they come from: the keys and dtypes of a file.
     """
-    arrays = _restored(convert_params(params, architecture), record.get("source", {}), dtype)
-    sampling = {name: record[name] for name in ("sampling",) if name in record}
+    arrays = _restored(convert_params(params, architecture), source, dtype)
     names = {entry.torch: "/".join(entry.path) for entry in architecture.keymap}
     if output.suffix == safetensors_file.SUFFIX:
-        safetensors_file.write(output, arrays, {"record": architecture.record | sampling, "names": names})
+        safetensors_file.write(output, arrays, {"record": architecture.record, "names": names})
     else:
         write_tensors(output, arrays)
 
@@ -99,7 +98,7 @@ def convert_params(params: Params, architecture: Architecture) -> dict[str, np.n
     }
 
 
-def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
+def _restored(arrays: dict[str, np.ndarray], source: Mapping[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
     """In the key order of the source, if there is one, and in the wanted dtypes."""
     order = source.get("keys", list(arrays))
     wanted = source.get("dtypes", {})

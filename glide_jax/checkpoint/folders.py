@@ -21,7 +21,7 @@ _WITH_STEP = re.compile(r"(.+)@([0-9]{1,18})/?")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Newest:
     """The newest step that is as it was written.
 
     Attributes:
@@ -38,7 +38,7 @@ def complete_steps(directory: Path) -> list[int]:
     return [step for step in _numbered(directory) if is_step(directory / str(step))]
 
 
-def newest_intact(directory: Path) -> Choice:
+def newest_intact(directory: Path) -> Newest:
     """The step of a checkpoints folder to resume from; every file of it is read.
 
     Raises:
@@ -53,11 +53,11 @@ def newest_intact(directory: Path) -> Choice:
         except DamagedError as error:
             damaged[step] = error.found
         else:
-            return Choice(step, damaged)
+            return Newest(step, damaged)
     if damaged:
         others = "so are all others" if len(damaged) > 1 else "there is no other"
         raise GlideError(f"{damaged[max(damaged)]}; {others} in {directory}")
-    return Choice(None, {})
+    return Newest(None, {})
 
 
 def unfinished(directory: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import contextlib
 import html
 import tempfile
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,14 @@ from glide_jax.ui.request import SCALES, Choice, Limits, Request, Task, check_fi
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
 
 
+def said(error: Exception) -> str:
+    """What people are told of an error; what nobody expected is for the server's log."""
+    if isinstance(error, GlideError):
+        return str(error)
+    traceback.print_exception(error)
+    return "an internal error occurred; the server's log has it"
+
+
 class Generated(NamedTuple):
     """A uint8 image, its number, which with the seed decides its noise, and its CLIP score, if it was ranked."""
 
@@ -39,8 +48,8 @@ def generate(
     pipeline: Pipeline,
     request: Request,
     report: Report,
-    scorer: Scorer | None = None,
-    load: Callable[[Mapping[str, float]], Pipeline] | None = None,
+    scorer: Scorer | None,
+    load: Callable[[Mapping[str, float]], Pipeline],
 ) -> list[Generated]:
     """All images of a request, in the order to be shown in; of task "compare" the grid of them.
 
@@ -64,7 +73,7 @@ def generate(
     if request.task == "compare":
         guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
         for cell, adapters in zip(request.cells, request.strengths, strict=True):
-            own = pipeline if load is None or adapters == request.adapters else load(adapters)
+            own = pipeline if adapters == request.adapters else load(adapters)
             finished += images_of(own, request.prompt, [cell], **guided)
         return [Generated(sheet(finished, request.cells, columns=request.columns), 0)]
     batches: Iterable[Samples]

@@ -13,7 +13,7 @@ from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
-from glide_jax.sample.inputs import load_image
+from glide_jax.sample.image_inputs import load_image
 from glide_jax.sample.stage import Stage
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model, save_model

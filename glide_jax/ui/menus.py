@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
 from glide_jax.options import Field
-from glide_jax.ui.found import Found
+from glide_jax.ui.found import FoundModel
 from glide_jax.ui.request import SCALES, Choice
 from glide_jax.ui.service import Service
 from glide_jax.ui.settings import change, full_label, setting, shown
@@ -185,5 +185,5 @@ def _looks(adapters: Sequence[str]) -> list[dict[str, Any]]:
     return chosen + [{"visible": False}] * (len(SCALES) - len(chosen))
 
 
-def _menu(found: Sequence[Found]) -> list[tuple[str, str]]:
+def _menu(found: Sequence[FoundModel]) -> list[tuple[str, str]]:
     return [("none", ""), *((each.label, each.name) for each in found)]
