@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # channels: inpaint, super_res
 _IMAGE_SIZES = (64, 128, 256)
-_LEAST_TENSORS = 10  # of a block; a number that so many tensors cannot reach is left to be reported as unexpected
+_LEAST_TENSORS = 10  # of a block; higher numbers than so many tensors explain are reported as unexpected
 _MOST_BLOCKS = 100  # of one kind; the published models have 16
 # The axis of one tensor that alone tells an option; the image tower has a token a patch and one more.
 _CLIP_AXES = {

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -112,5 +113,5 @@ def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) ->
     for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap)):
         array = entry.to_flax(arrays.pop(entry.torch))
         # A copy even where nothing changes: a view would keep the whole source file in memory.
-        params[entry.path] = array.astype(np.float32, copy=entry.layout == "same")
+        params[entry.path] = jnp.asarray(array.astype(np.float32, copy=entry.layout == "same"))
     return unflatten_dict(params)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from convert.architecture import Architecture, recorded_architecture
+from convert.architecture import Architecture, recorded_architecture, recorded_options
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, write_tensors
 from glide_jax.checkpoint import held_weights, load_weights, read_record, safetensors_file
 from glide_jax.errors import GlideError
@@ -78,14 +78,13 @@ def write_model(
 
 
 def _require_reference(architecture: Architecture, checkpoint: str | Path) -> None:
-    wanted: dict[str, dict[str, Any]] = {"model": {"norm_groups": 32}, "diffusion": {"prediction_type": "epsilon"}}
-    for entry, values in wanted.items():
-        for name, value in values.items():
-            if (found := architecture.record.get(entry, {}).get(name, value)) != value:
-                raise GlideError(
-                    f"glide-text2im, which reads .pt files, always has {name} {value} and cannot build {checkpoint}"
-                    f" ({found}): write a .safetensors file"
-                )
+    options = recorded_options(architecture.record)
+    for name, value in {"norm_groups": 32, "prediction_type": "epsilon"}.items():
+        if (found := options.get(name, value)) != value:
+            raise GlideError(
+                f"glide-text2im, which reads .pt files, always has {name} {value} and cannot build {checkpoint}"
+                f" ({found}): write a .safetensors file"
+            )
 
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:

@@ -132,7 +132,7 @@ def check(folder: Path) -> None:
 
 
 def require_stored(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
-    """Compares the size of arrays with that of the files they are in: what those do not hold is zeros, of any number.
+    """Compares the size of arrays with that of their files: what those lack Orbax takes for zeros, however many.
 
     Raises:
         DamagedError: the arrays are larger than any compression explains.

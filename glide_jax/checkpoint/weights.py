@@ -47,7 +47,7 @@ def require_blocks(path: str | PathLike[str], blocks: Mapping[str, int], *, unse
     Args:
         path: as for `read_record`.
         blocks: how many the record claims, by the name that their parameters share, as {"unet/up": 16}.
-        unseen: so many may be claimed of which nothing is there, as adapters are of some layers.
+        unseen: how many may be claimed without an array of theirs, since adapters are of some layers only.
 
     Raises:
         GlideError: there are fewer; or as `read_record`.

@@ -77,7 +77,7 @@ class Batches:
         self._limits, self._load = limits, load
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
-        # How many images a request has had that has waited all along.
+        # The time of fair queueing: how many images a request would have had that has waited all along.
         self._turn = 0.0
         self._arrivals = itertools.count()
         # Requests without a seed have this one in common, and numbers of their own: else none could share a batch.

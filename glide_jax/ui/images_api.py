@@ -35,7 +35,7 @@ class NoSuchUser(GlideError):
 
 
 class TooLarge(GlideError):
-    """More is sent than a prompt and settings can be."""
+    """What is sent is longer than a prompt and settings can be."""
 
 
 class NoSuchModel(GlideError):

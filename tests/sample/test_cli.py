@@ -1,13 +1,14 @@
 """What the command line of `sample.py` means where it does not say, and what it writes into images."""
 
 import pytest
+from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, base_options, cli, loading, metadata, upsampler_options
 from glide_jax.sample.cli import parser, warn_of_size
 from glide_jax.sample.pretrained import parse_with_settings
 from tests.parallel.processes import ROOT
-from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
+from tests.tiny.models import BASE, UPSAMPLER, random_model, save_lora, save_model
 
 BUNDLED = "checkpoints/emoji/upsample"
 
@@ -112,6 +113,18 @@ def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatc
     with pytest.raises(GlideError) as refused:
         cli.main(["--upsampler", "up", *given])
     assert said in str(refused.value)
+
+
+def test_what_an_upsampler_alone_enlarges_says_how(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    up, small, out = models / "up", tmp_path / "small.png", tmp_path / "out"
+    lora = save_lora(tmp_path / "lora", up, UPSAMPLER)
+    Image.new("RGB", (9, 8), "red").save(small)
+    given = ["--upsampler", up, "--image", small, "--lora", lora, "--upsampler_num_steps", 2, "--output", out]
+    assert cli.main(list(map(str, given))) == 0
+    with Image.open(out / "0000.png") as image:
+        assert image.size == (2 * BASE.image_size,) * 2
+        assert [image.text[name] for name in ("upsampler", "lora", "image")] == [str(up), lora, str(small)]
 
 
 @pytest.mark.parametrize(("height", "far"), [(None, False), (2, False), (0.5, False), (2.25, True), (0.25, True)])

@@ -133,15 +133,15 @@ def test_several_images_are_downloaded_in_one_file(service):
 
 def test_closing_stops_the_work(service):
     """The next request begins only when the one before has ended."""
-    patient = replace(service, limits=Limits(max_images=100))
-    states = follow(patient, "draw", ask(num_images=100))
+    patient = replace(service, limits=Limits(max_images=50))
+    states = follow(patient, "draw", ask(num_images=50))
     next(shown for shown in states if shown.images)
     begun = time.monotonic()
     states.close()
     generated(service)
     stopped = time.monotonic() - begun
     begun = time.monotonic()
-    list(follow(patient, "draw", ask(num_images=100)))
+    list(follow(patient, "draw", ask(num_images=50)))
     assert stopped < 0.3 * (time.monotonic() - begun)
 
 
