@@ -8,7 +8,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,20 +45,15 @@ class Generated(NamedTuple):
 
 
 def generate(
-    pipeline: Pipeline,
-    request: Request,
-    report: Report,
-    scorer: Scorer | None,
-    load: Callable[[Mapping[str, float]], Pipeline],
+    request: Request, load: Callable[[int], Pipeline], report: Report, scorer: Scorer | None
 ) -> list[Generated]:
     """All images of a request, in the order to be shown in; of task "compare" the grid of them.
 
     Args:
-        pipeline: its models, with its adapters.
         request: what is asked for.
+        load: gives its models, with the adapters of the cell of this number where it is a grid.
         report: told what is done; what it raises ends the sampling.
         scorer: ranks.
-        load: gives the pipeline with other adapters, where a grid varies how much of them is added.
 
     Raises:
         GlideError: models and request do not fit, or there is no scorer for task "rank".
@@ -72,10 +67,10 @@ def generate(
     how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
     if request.task == "compare":
         guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
-        for cell, adapters in zip(request.cells, request.strengths, strict=True):
-            own = pipeline if adapters == request.adapters else load(adapters)
-            finished += images_of(own, request.prompt, [cell], **guided)
+        for number, cell in enumerate(request.cells):
+            finished += images_of(load(number), request.prompt, [cell], **guided)
         return [Generated(sheet(finished, request.cells, columns=request.columns), 0)]
+    pipeline = load(0)
     batches: Iterable[Samples]
     if request.task == "enlarge":
         batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
@@ -185,15 +180,16 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         request = compared(values, known, has_clip=service.models.has_clip)
     else:
         request = checked(task, values, known)
-    wanted = service.models.wanted(request.base, request.upsampler, request.adapters)
-    outline = service.models.outline(wanted)
+    # All at once: what a name means may change while images are generated.
+    wanted = [service.models.wanted(request.base, request.upsampler, each)
+              for each in request.strengths or [request.adapters]]  # fmt: skip
+    outline = service.models.outline(wanted[0])
     check_fit(outline, request, service.limits.max_steps)
     total = _evaluations(outline, request)
     yield Shown(_line("Loading models…"), request.one_seed, images=[])
-    pipeline = service.models.load(wanted)
-    load = partial(service.models.pipeline, request.base, request.upsampler)
-    clock, latest = _Clock(total), None
-    job = Worker(lambda report: generate(pipeline, request, report, service.scorer, load))
+    load = lambda number: service.models.load(wanted[number])  # noqa: E731
+    pipeline, clock, latest = load(0), _Clock(total), None
+    job = Worker(lambda report: generate(request, load, report, service.scorer))
     with contextlib.closing(job.progress()) as news:
         for progress in news:
             images = progress.images if progress is not latest else None

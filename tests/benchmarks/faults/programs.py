@@ -140,7 +140,7 @@ UI = (
           'if typed not in ("", shown):', "if False:",
           ("tests/ui/test_comparison.py::test_values_that_were_typed_stay_while_the_option_takes_them",)),
     Fault("all images of a grid have the first one's LoRA", "glide_jax/ui/service.py",
-          "if adapters == request.adapters else load(adapters)", "",
+          "images_of(load(number)", "images_of(load(0)",
           ("tests/ui/test_service.py::test_a_grid_may_vary_the_strength_of_a_lora",)),
     Fault("a grid may have any number of images", "glide_jax/ui/comparison.py",
           "count > most:", "count < 0:",
