@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline
-from glide_jax.ui.jobs import DEVICE, Stopped
 from glide_jax.ui.models import Wanted
 from glide_jax.ui.request import Limits, Request
 from glide_jax.ui.service import Generated
+from glide_jax.ui.worker import DEVICE, Stopped
 
 
 class QueueFull(GlideError):

@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from glide_jax.ui.comparison import example_counts, examples, options_to_vary, values_to_show
+from glide_jax.ui.grids import example_counts, examples, options_to_vary, values_to_show
 from glide_jax.ui.menus import Menus
 from glide_jax.ui.request import LONGEST_PROMPT, SCALES, Choice, Task
 from glide_jax.ui.service import Service, Shown, follow, said

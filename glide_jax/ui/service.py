@@ -20,10 +20,10 @@ from glide_jax.evaluate.scorer import score
 from glide_jax.images import png, to_uint8
 from glide_jax.options import Field
 from glide_jax.sample import Pipeline, Samples, images_of, metadata, sheet
-from glide_jax.ui.comparison import compared
-from glide_jax.ui.jobs import Images, Report, Worker
+from glide_jax.ui.grids import compared
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import SCALES, Choice, Limits, Request, Task, check_fit, checked, request_fields
+from glide_jax.ui.worker import Images, Report, Worker
 
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
 

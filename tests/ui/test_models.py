@@ -15,7 +15,7 @@ from glide_jax.sample import LoadedModel
 from glide_jax.ui.models import Models, Unloadable, Version
 from tests.tiny.models import UPSAMPLER, save_lora, save_model
 from tests.ui.conftest import cut_arrays
-from tests.ui.test_jobs import concurrently
+from tests.ui.test_worker import concurrently
 
 
 def test_checkpoints_are_found_and_told_apart(models):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.ui.request import Limits, request_fields
-from tests.ui.test_jobs import concurrently
+from tests.ui.test_worker import concurrently
 
 
 class Refused(Exception):

@@ -18,7 +18,7 @@ from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits
 from glide_jax.ui.service import Service, follow
 from tests.tiny.models import save_lora
-from tests.ui.test_jobs import concurrently
+from tests.ui.test_worker import concurrently
 
 
 @pytest.fixture(scope="module")
