@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, True)}  # channels: inpaint, super_res
 _IMAGE_SIZES = (64, 128, 256)
-_LEAST_TENSORS = 10  # of a block; a number that so many tensors cannot reach is left to be reported as unexpected
+_LEAST_TENSORS = 10  # of a block; higher numbers than so many tensors explain are reported as unexpected
 _MOST_BLOCKS = 100  # of one kind; the published models have 16
 # The axis of one tensor that alone tells an option; the image tower has a token a patch and one more.
 _CLIP_AXES = {
@@ -54,7 +54,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         kind: one of the four GLIDE variants, "clip/text-enc" or "clip/image-enc".
-        record: a checkpoint's entries on it: "model" and "diffusion", or "clip_text", or "clip_image".
+        record: a checkpoint's entries on it: "model", "diffusion" and maybe "sampling"; or "clip_text" or "clip_image".
         params: abstract parameters.
         keymap: an entry a parameter, in the reference's order.
     """
@@ -69,11 +69,6 @@ class Architecture(NamedTuple):
         """The shape of every tensor of the `state_dict`."""
         params = flatten_dict(self.params)
         return {entry.torch: entry.torch_shape(params[entry.path].shape) for entry in self.keymap}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `infer` takes of it."""
-        return {name: value for entry in self.record.values() for name, value in entry.items()}
 
 
 def glide_architecture(config: ModelConfig, diffusion: dict[str, Any]) -> Architecture:
@@ -93,7 +88,7 @@ def clip_architecture(config: ClipTextConfig | ClipImageConfig) -> Architecture:
 
 
 def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Architecture:
-    """The architecture that a checkpoint's record tells.
+    """The architecture that a checkpoint's record tells; its own `record` keeps how images are to be sampled.
 
     Raises:
         GlideError: it tells none, or a larger one than the checkpoint has arrays of.
@@ -104,10 +99,17 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
         if name in record:
             config = build(kind, record[name])
             require_blocks(checkpoint, config.blocks)
-            if isinstance(config, ModelConfig):
-                return glide_architecture(config, record.get("diffusion", {}))
-            return clip_architecture(config)
+            if not isinstance(config, ModelConfig):
+                return clip_architecture(config)
+            found = glide_architecture(config, record.get("diffusion", {}))
+            return found._replace(record=found.record | {k: v for k, v in record.items() if k == "sampling"})
     raise GlideError(f"the record of {checkpoint} does not tell its model")
+
+
+def recorded_options(record: dict[str, Any]) -> dict[str, Any]:
+    """What `infer` takes of a record; raises `GlideError` as `parse_options`."""
+    entries = [record.get(name, {}) for name in (*_RECORDED, "diffusion")]
+    return parse_options({name: value for entry in entries for name, value in entry.items()})
 
 
 def read_options(path: Path) -> Options:
@@ -127,7 +129,7 @@ def read_options(path: Path) -> Options:
     return parse_options(content)
 
 
-def parse_options(content: Options) -> Options:
+def parse_options(content: Options) -> dict[str, Any]:
     """Options as ours are; the reference writes lists as "32,16,8" and a model without text as None.
 
     Raises:

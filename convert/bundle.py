@@ -18,7 +18,7 @@ def bundle(pipeline: Pipeline, folder: Path, dtype: str) -> None:
         dtype: of the stored weights, a key of `DTYPES`.
 
     Raises:
-        GlideError: torch is missing, or the files cannot be written.
+        GlideError: the files cannot be written.
     """
     models = {"base": pipeline.base, "upsampler": pipeline.upsampler}
     files = {part: f"{part}.safetensors" for part, model in models.items() if model is not None}

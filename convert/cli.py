@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new folder")
     folder.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored weights")
     folder.add_argument(
-        "--safetensors", action="store_true", help="models as safetensors files, which PyTorch reads too; needs torch"
+        "--safetensors", action="store_true", help="models as safetensors files, which PyTorch reads too"
     )
     add_sampling_arguments(folder)
 

@@ -33,8 +33,7 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
     """
     require_new(output)
     texts = None if captions is None else ["", *lines(read_text(captions, "the captions in"))]  # padding is a token too
-    record = read_record(checkpoint)
-    architecture = recorded_architecture(record, checkpoint)
+    architecture = recorded_architecture(read_record(checkpoint), checkpoint)
     if texts is not None and not architecture.record.get("model", {}).get("xf_width"):
         raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
@@ -42,8 +41,7 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
     if texts is not None:
         table = params["text"]["token_embedding"]
         params["text"]["token_embedding"] = jnp.where(_used_tokens(texts, len(table)), table, 0)
-    sampling = {name: record[name] for name in ("sampling",) if name in record}
-    save_weights(output, params, architecture.record | sampling, compress=True)
+    save_weights(output, params, architecture.record, compress=True)
     return architecture, sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 

@@ -1,11 +1,9 @@
-"""State dicts in PyTorch's and safetensors files, as NumPy arrays: the one place that needs torch.
+"""State dicts in PyTorch's and safetensors files, as NumPy arrays: the one place that needs torch, for the former.
 
 Training programs save weights beside optimiser states and step counts, under names of their own and those of wrappers:
 `find_state_dict` finds the raw or the EMA weights among them.
 """
 
-import json
-import os
 import pickle
 import re
 import warnings
@@ -17,9 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from convert.file_check import SAFETENSORS, check_plain, check_zipped, file_kind
-from glide_jax.checkpoint import torch_file
+from glide_jax.checkpoint import safetensors_file
 from glide_jax.errors import GlideError
-from glide_jax.files import written
+from glide_jax.files import require_new, written
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +33,6 @@ _DEEPEST = 3  # dicts in each other; one may hold itself
 _WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)*")
 _COMPILED = "_orig_mod."
 _AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
-_HEADER = "glide_jax"  # in the metadata of a safetensors file
 _MOST_TENSORS = 10_000  # the published models have 797
 _LONGEST_NAME = 500
 _ENFORCED = re.compile(r"^\[enforce fail at [^]]*\] \. ")  # stands before what torch says
@@ -86,21 +83,27 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
         ema: whether to read the EMA weights of a file that holds raw ones too.
 
     Returns:
-        Views of the file, read when they are used, in its order and dtypes.
+        Arrays in the order and dtypes of the file; of PyTorch's, views that are read when they are used.
 
     Raises:
-        GlideError: torch is missing, the file cannot be read or is something else, or it does not hold one such
-            dict of tensors.
+        GlideError: the file cannot be read or is something else, it does not hold one such dict of tensors, or it is
+            PyTorch's and torch is missing.
     """
-    torch, kind = _torch(), file_kind(path)
-    content = _from_safetensors(path, _tensors) if kind == SAFETENSORS else _load_pickle(path)
-    found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
-    arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
+    kind = file_kind(path)
+    if kind == SAFETENSORS:
+        tensors = safetensors_file.read_tensors(path)
+        found = find_state_dict(tensors, lambda value: isinstance(value, np.ndarray), str(path), ema=ema)
+        arrays = found.tensors
+    else:
+        torch = _torch()
+        content = _load_pickle(path)
+        found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
+        arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
     # A few stored numbers may be spread over a tensor of any shape, which takes room only when it is used.
     size, stored = sum(array.nbytes for array in arrays.values()), path.stat().st_size
     if size > stored:
         raise GlideError(f"{path} tells of {size} bytes of tensors, and has only {stored}: it is no checkpoint")
-    misnamed = (path.suffix == ".safetensors") != (kind == SAFETENSORS)
+    misnamed = (path.suffix == safetensors_file.SUFFIX) != (kind == SAFETENSORS)
     notes = [f"{kind} in spite of its name"] if misnamed else []
     notes += [*found.notes, *_about_float64(arrays)]
     if found.entry or notes:
@@ -109,65 +112,21 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_tensors(
-    path: Path,
-    arrays: dict[str, np.ndarray],
-    options: dict[str, Any] | None = None,
-    checkpoint: torch_file.Header | None = None,
-) -> None:
-    """Writes a `state_dict` in the dtypes given; whole or not at all.
-
-    Args:
-        path: a file to be, which is safetensors' if it is named so, else one that `torch.load` reads.
-        arrays: the tensors; safetensors does not keep their order.
-        options: of their architecture, for the header of a safetensors file.
-        checkpoint: what makes such a file one that every program here takes as a checkpoint.
+def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a `state_dict` in the dtypes given for `torch.load`; whole or not at all.
 
     Raises:
         GlideError: torch is missing, or the file exists or cannot be written.
     """
     torch = _torch()
-    library = _safetensors() if path.suffix == ".safetensors" else None
-    full_disk = (RuntimeError, library.SafetensorError) if library else RuntimeError  # their words for it
-    if path.exists():
-        raise GlideError(f"{path} exists already; choose another file or remove it")
+    require_new(path)
     tensors = {key: _to_tensor(array) for key, array in arrays.items()}
     with written(path) as partial:
         try:
-            if library:
-                metadata = {"format": "pt", _HEADER: json.dumps(options or {})}
-                metadata |= {torch_file.HEADER: json.dumps(checkpoint)} if checkpoint else {}
-                library.torch.save_file(tensors, partial, metadata)
-                partial.chmod(0o666 & ~_umask())  # it lets nobody else read it
-            else:
-                torch.save(tensors, partial)
-        except full_disk as error:
+            torch.save(tensors, partial)
+        except RuntimeError as error:  # its word for a full disk
             said = _ENFORCED.sub("", _first_line(error))
             raise OSError("the disk is full, or the file too large" if "unexpected pos" in said else said) from error
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The options in the header of a safetensors file of ours, as `write_tensors` was given them; none of another file.
-
-    Raises:
-        GlideError: the file cannot be read, or its header is damaged.
-    """
-    if file_kind(path) != SAFETENSORS:
-        return {}
-    text = _from_safetensors(path, lambda file: (file.metadata() or {}).get(_HEADER, "{}"))
-    try:
-        options = json.loads(text)
-    except (ValueError, RecursionError):
-        options = None
-    if not isinstance(options, dict):
-        raise GlideError(f"{path}: the entry {_HEADER} of its header is damaged")
-    return options
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def holds(dtype: np.dtype, array: np.ndarray) -> bool:
@@ -303,7 +262,7 @@ def _load_pickle(path: Path) -> Any:
             head = file.read(32)
             file.seek(0)
             # Older files cannot be mapped; by this suffix, or at a path that is no text, torch maps none.
-            mapped = head.startswith(b"PK") and path.suffix != ".safetensors" and is_unicode(path)
+            mapped = head.startswith(b"PK") and path.suffix != safetensors_file.SUFFIX and is_unicode(path)
             check_zipped(path) if head.startswith(b"PK") else check_plain(path)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except GlideError:
@@ -316,28 +275,6 @@ def _load_pickle(path: Path) -> Any:
         if head.startswith(b"\x80") and _LEGACY not in head:
             raise GlideError(f"{path} is a plain pickle: save its tensors with torch.save") from error
         raise GlideError(f"{path} cannot be read as a PyTorch file ({_first_line(error)}): is it cut short?") from error
-
-
-def _safetensors() -> Any:
-    _torch()
-    import safetensors.torch  # noqa: PLC0415 - it imports torch
-
-    return safetensors
-
-
-def _tensors(file: Any) -> dict[str, Any]:
-    return {key: file.get_tensor(key) for key in file.offset_keys()}
-
-
-def _from_safetensors(path: Path, read: Callable[[Any], Any]) -> Any:
-    library = _safetensors()
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            return read(file)
-    except (OSError, library.SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise GlideError(
-            f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it cut short?"
-        ) from error
 
 
 def _to_numpy(path: Path, key: str, tensor: "torch.Tensor") -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from convert.architecture import Architecture, Options, infer, parse_options
+from convert.architecture import Architecture, Options, infer, recorded_options
 from convert.download import Source
-from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_header, read_state_dict
-from glide_jax.checkpoint import save_weights
+from convert.file_check import SAFETENSORS, file_kind
+from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, is_unicode, read_state_dict
+from glide_jax.checkpoint import safetensors_file, save_weights
 from glide_jax.errors import GlideError
 from glide_jax.files import require_new
 from glide_jax.models import Params
@@ -53,17 +55,18 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
 def architecture_of(path: Path, arrays: dict[str, np.ndarray], options: Options) -> tuple[Architecture, Options]:
     """What the tensors of a file are of, and what of it was assumed.
 
-    The header of a safetensors file of ours has the options that a user would have to give of another; of both the
-    user's count. As theirs, they cannot make the model larger than its tensors are.
+    The header of a safetensors file of ours has the options that a user would have to give of another; where both
+    give one, the user's counts. Neither can make the model larger than its tensors are.
 
     Raises:
         GlideError: options or header contradict the tensors, or these are of no architecture.
     """
     shapes = {key: array.shape for key, array in arrays.items()}
-    if not (header := read_header(path)):
+    header = safetensors_file.find_header(path) if file_kind(path) == SAFETENSORS else None
+    if header is None:
         return infer(shapes, options)
     try:
-        return infer(shapes, {**parse_options(header), **options})
+        return infer(shapes, {**recorded_options(header["record"]), **options})
     except GlideError as error:
         raise GlideError(f"{path} has a header of options that cannot be used: {error}") from error
 
@@ -110,5 +113,5 @@ def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) ->
     for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap)):
         array = entry.to_flax(arrays.pop(entry.torch))
         # A copy even where nothing changes: a view would keep the whole source file in memory.
-        params[entry.path] = array.astype(np.float32, copy=entry.layout == "same")
+        params[entry.path] = jnp.asarray(array.astype(np.float32, copy=entry.layout == "same"))
     return unflatten_dict(params)

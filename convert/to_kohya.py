@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save
 
 from convert.architecture import Architecture, glide_architecture
 from convert.keymap import Entry
 from glide_jax import hub
-from glide_jax.checkpoint import read_record
-from glide_jax.checkpoint.torch_file import ALPHA, HEADER, SUFFIX, Header
+from glide_jax.checkpoint import read_record, safetensors_file
+from glide_jax.checkpoint.safetensors_file import ALPHA, SUFFIX, Header
 from glide_jax.errors import GlideError
-from glide_jax.files import require_new, written
+from glide_jax.files import require_new
 from glide_jax.models import LoraConfig, ModelConfig
 from glide_jax.models.lora import GROUP
 from glide_jax.options import build
@@ -59,12 +58,8 @@ def to_kohya(checkpoint: str | Path, output: Path) -> int:
         | {"lora": record["lora"] | {"base": base}},
         "names": {key: "/".join((GROUP, *entry.path[:-1], _PARTS[part])) for (entry, part), key in keys.items()},
     }
-    metadata = {
-        HEADER: json.dumps(header),
-        **_others_metadata(architecture, adapters.config, base, output.stem),
-    }
-    with written(output) as partial:
-        partial.write_bytes(save({keys[at]: tensor for at, tensor in tensors.items()}, metadata))
+    others = _others_metadata(architecture, adapters.config, base, output.stem)
+    safetensors_file.write(output, {keys[at]: tensor for at, tensor in tensors.items()}, header, others)
     return len(entries)
 
 
@@ -95,7 +90,6 @@ def _others_metadata(architecture: Architecture, config: LoraConfig, base: str, 
         arguments |= {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
     model, diffusion = (architecture.record[name] for name in ("model", "diffusion"))
     return {
-        "format": "pt",
         "ss_network_module": "lycoris.kohya" if config.dora else "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from convert.architecture import Architecture, recorded_architecture
+from convert.architecture import Architecture, recorded_architecture, recorded_options
 from convert.state_dict import DTYPES, SOURCE_DTYPES, holds, write_tensors
-from glide_jax.checkpoint import held_weights, load_weights, read_record
+from glide_jax.checkpoint import held_weights, load_weights, read_record, safetensors_file
 from glide_jax.errors import GlideError
 from glide_jax.files import require_new
 from glide_jax.models import Params
@@ -37,7 +37,7 @@ def to_torch(
     Raises:
         GlideError: the checkpoint cannot be read or has no such weights, or the file cannot be written.
     """
-    if output.suffix not in (".pt", ".safetensors"):
+    if output.suffix not in (".pt", safetensors_file.SUFFIX):
         raise GlideError(f"--output {output} must end in .pt or .safetensors")
     require_new(output)
     held = held_weights(checkpoint)
@@ -49,7 +49,7 @@ def to_torch(
     if output.suffix == ".pt":
         _require_reference(architecture, checkpoint)
     params = load_weights(checkpoint, architecture.params, prefer=weights)
-    write_model(params, architecture, output, dtype, record)
+    write_model(params, architecture, output, dtype, record.get("source", {}))
     return architecture, weights
 
 
@@ -58,7 +58,7 @@ def write_model(
     architecture: Architecture,
     output: Path,
     dtype: str | None = None,
-    record: Mapping[str, Any] = MappingProxyType({}),
+    source: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Empties `params` into a file, as `to_torch` does.
 
@@ -67,23 +67,24 @@ def write_model(
         architecture: theirs.
         output: the file.
         dtype: a key of `DTYPES`; None as for `to_torch`.
-        record: of the checkpoint that they come from: how its images are sampled, and the source's dtypes.
+        source: that entry of the record of the checkpoint that they come from: the keys and dtypes of a file.
     """
-    arrays = _restored(convert_params(params, architecture), record.get("source", {}), dtype)
-    sampling = {name: record[name] for name in ("sampling",) if name in record}
+    arrays = _restored(convert_params(params, architecture), source, dtype)
     names = {entry.torch: "/".join(entry.path) for entry in architecture.keymap}
-    write_tensors(output, arrays, architecture.options, {"record": architecture.record | sampling, "names": names})
+    if output.suffix == safetensors_file.SUFFIX:
+        safetensors_file.write(output, arrays, {"record": architecture.record, "names": names})
+    else:
+        write_tensors(output, arrays)
 
 
 def _require_reference(architecture: Architecture, checkpoint: str | Path) -> None:
-    wanted: dict[str, dict[str, Any]] = {"model": {"norm_groups": 32}, "diffusion": {"prediction_type": "epsilon"}}
-    for entry, values in wanted.items():
-        for name, value in values.items():
-            if (found := architecture.record.get(entry, {}).get(name, value)) != value:
-                raise GlideError(
-                    f"glide-text2im, which reads .pt files, always has {name} {value} and cannot build {checkpoint}"
-                    f" ({found}): write a .safetensors file"
-                )
+    options = recorded_options(architecture.record)
+    for name, value in {"norm_groups": 32, "prediction_type": "epsilon"}.items():
+        if (found := options.get(name, value)) != value:
+            raise GlideError(
+                f"glide-text2im, which reads .pt files, always has {name} {value} and cannot build {checkpoint}"
+                f" ({found}): write a .safetensors file"
+            )
 
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:
@@ -96,7 +97,7 @@ def convert_params(params: Params, architecture: Architecture) -> dict[str, np.n
     }
 
 
-def _restored(arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
+def _restored(arrays: dict[str, np.ndarray], source: Mapping[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
     """In the key order of the source, if there is one, and in the wanted dtypes."""
     order = source.get("keys", list(arrays))
     wanted = source.get("dtypes", {})

@@ -69,7 +69,7 @@ def check_folder(folder: Path) -> None:
 def require_new(path: Path) -> None:
     """Raises `GlideError` if `path` exists, so that nothing gets replaced."""
     if path.exists():
-        raise GlideError(f"{path} exists already; choose another --output or remove it")
+        raise GlideError(f"{path} exists already; choose another name or remove it")
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ from glide_jax.data import transforms
 from glide_jax.data.source import BadSample
 from glide_jax.errors import GlideError
 from glide_jax.images import UnreadableImage, image_size, open_image
-from glide_jax.sample.inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image, load_mask
 from glide_jax.ui.uploads import open_upload
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

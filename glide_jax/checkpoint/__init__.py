@@ -6,9 +6,9 @@
         arrays/data.json      shape and dtype of every array, by name
         hashes.json           size and CRC-32 of every file, compared before anything is loaded
 
-Plain weights are one such step folder under a name of their own, or a safetensors file (`torch_file`). Everything that
-takes a path takes a run folder, its checkpoints folder (either with @STEP for another step than the newest), one step's
-folder or such a file.
+Plain weights are one such step folder under a name of their own, or a safetensors file (`safetensors_file`).
+Everything that takes a path takes a run folder, its checkpoints folder (either with @STEP for another step than the
+newest), one step's folder or such a file.
 """
 
 from glide_jax.checkpoint.folders import complete_steps as complete_steps

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from glide_jax import hub
-from glide_jax.checkpoint import torch_file
+from glide_jax.checkpoint import safetensors_file
 from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
 
@@ -21,7 +21,7 @@ _WITH_STEP = re.compile(r"(.+)@([0-9]{1,18})/?")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Newest:
     """The newest step that is as it was written.
 
     Attributes:
@@ -38,7 +38,7 @@ def complete_steps(directory: Path) -> list[int]:
     return [step for step in _numbered(directory) if is_step(directory / str(step))]
 
 
-def newest_intact(directory: Path) -> Choice:
+def newest_intact(directory: Path) -> Newest:
     """The step of a checkpoints folder to resume from; every file of it is read.
 
     Raises:
@@ -53,11 +53,11 @@ def newest_intact(directory: Path) -> Choice:
         except DamagedError as error:
             damaged[step] = error.found
         else:
-            return Choice(step, damaged)
+            return Newest(step, damaged)
     if damaged:
         others = "so are all others" if len(damaged) > 1 else "there is no other"
         raise GlideError(f"{damaged[max(damaged)]}; {others} in {directory}")
-    return Choice(None, {})
+    return Newest(None, {})
 
 
 def unfinished(directory: Path) -> list[Path]:
@@ -75,17 +75,24 @@ def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
 
     Args:
         path: a run folder, its checkpoints folder or one step's; PATH@STEP names a step of the first two. Or a
-            safetensors file (`torch_file`). hf://USER/NAME@REVISION/PART is such a folder or file in a repository of
-            the Hugging Face Hub, downloaded if it is not yet.
+            safetensors file. hf://USER/NAME@REVISION/PART is such a folder or file in a repository of the Hugging Face
+            Hub, downloaded if it is not yet.
         step: which step, by default the newest; of no use with a path that is one already.
 
     Raises:
-        GlideError: there is no such checkpoint, or a part of it is missing.
+        GlideError: there is no such checkpoint, it cannot be looked at, or a part of it is missing.
     """
+    try:
+        return _resolved(path, step)
+    except (OSError, RuntimeError) as error:  # no permission, too long a name, ~NOBODY
+        raise GlideError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _resolved(path: str | PathLike[str], step: int | None) -> Path:
     directory = hub.fetch_checkpoint(hub.parse(path)) if hub.is_name(path) else Path(path).expanduser()
     if not directory.is_dir() and step is None and (match := _WITH_STEP.fullmatch(str(directory))):
         directory, step = Path(match[1]), int(match[2])
-    if torch_file.is_file(directory):
+    if safetensors_file.is_file(directory):
         if step is not None:
             raise GlideError(f"{directory} is one file: leave out step {step}")
         return directory
@@ -105,8 +112,8 @@ def _nothing(path: str | PathLike[str], found: Path) -> str:
     if found.is_file():
         if _begins(found).startswith(_TORCH_BEGINS):
             return f"{path} is a PyTorch file: convert it first, python -m convert to-flax {path} --output DIR"
-        return f"{path} is a file, and no checkpoint: give a folder, or a {torch_file.SUFFIX} file"
-    said = f"no checkpoint at {path}: no such {'file' if found.suffix == torch_file.SUFFIX else 'folder'}"
+        return f"{path} is a file, and no checkpoint: give a folder, or a {safetensors_file.SUFFIX} file"
+    said = f"no checkpoint at {path}: no such {'file' if found.suffix == safetensors_file.SUFFIX else 'folder'}"
     if found.name in _PUBLISHED:
         said += f"; the published weights come by python -m convert to-flax {_PUBLISHED[found.name]} --output {path}"
     return said

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -92,6 +93,8 @@ def begin_saving(folder: Path, state: PyTree[Array], record: Record, *, compress
         GlideError: the step cannot be created in the folder above, which must be there.
         TypeError: `record` is not JSON.
     """
+    # Of NumPy's arrays, Orbax lets threads print a traceback each when the disk is full.
+    state = jax.tree.map(jnp.asarray, state)
     # Orbax writes the record later: it gets a copy of its own.
     contents = {"state": state, "record": json.loads(json.dumps(record)), "arrays": describe(state)}
     with _writing(folder), _orbax_context(compress):
@@ -129,7 +132,7 @@ def check(folder: Path) -> None:
 
 
 def require_stored(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
-    """Compares the size of arrays with that of the files they are in: what those do not hold is zeros, of any number.
+    """Compares the size of arrays with that of their files: what those lack Orbax takes for zeros, however many.
 
     Raises:
         DamagedError: the arrays are larger than any compression explains.

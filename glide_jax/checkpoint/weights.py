@@ -9,11 +9,12 @@ from typing import Literal
 import jax
 from jaxtyping import Array, PyTree
 
-from glide_jax.checkpoint import step_format, torch_file
+from glide_jax.checkpoint import safetensors_file, step_format
 from glide_jax.checkpoint.folders import resolve
 from glide_jax.checkpoint.step_format import Record
 from glide_jax.checkpoint.structure import check_fits, describe
 from glide_jax.errors import GlideError
+from glide_jax.files import require_new
 
 
 def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
@@ -21,14 +22,14 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
 
     Args:
         path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights;
-            or one safetensors file (`torch_file`).
+            or one safetensors file.
         step: by default the newest.
 
     Raises:
         GlideError: there is no such checkpoint, it is damaged, or it cannot be read.
     """
     found = resolve(path, step)
-    return torch_file.read_header(found)["record"] if found.is_file() else step_format.read_record(found)
+    return safetensors_file.read_header(found)["record"] if found.is_file() else step_format.read_record(found)
 
 
 def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]:
@@ -46,13 +47,13 @@ def require_blocks(path: str | PathLike[str], blocks: Mapping[str, int], *, unse
     Args:
         path: as for `read_record`.
         blocks: how many the record claims, by the name that their parameters share, as {"unet/up": 16}.
-        unseen: so many may be claimed of which nothing is there, as adapters are of some layers.
+        unseen: how many may be claimed without an array of theirs, since adapters are of some layers only.
 
     Raises:
         GlideError: there are fewer; or as `read_record`.
     """
     found = resolve(path)
-    names = torch_file.read_names(found) if found.is_file() else step_format.read_arrays(found)
+    names = safetensors_file.read_names(found) if found.is_file() else step_format.read_arrays(found)
     for group, claimed in blocks.items():
         numbers = {match[1] for name in names if (match := re.search(rf"(?:^|/){group}/([0-9]+)/", name))}
         if claimed > max(len(numbers), unseen):
@@ -79,7 +80,7 @@ def load_weights(
     """
     folder = resolve(path, step)
     if folder.is_file():
-        return torch_file.load(folder, abstract_params)
+        return safetensors_file.load(folder, abstract_params)
     step_format.check(folder)
     saved = step_format.read_arrays(folder)
     key = prefer if any(name.startswith(f"{prefer}/") for name in saved) else "params"
@@ -96,8 +97,7 @@ def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Recor
         GlideError: something is at `path` already, or it cannot be written.
     """
     folder = Path(path).expanduser()
-    if folder.exists():
-        raise GlideError(f"{path} exists already; choose another folder or remove it")
+    require_new(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ from glide_jax.evaluate.run_folder import Candidate, PromptRecord, RunFolder
 from glide_jax.evaluate.scorer import Images, Scorer
 from glide_jax.files import cache_folder, written
 from glide_jax.images import SUFFIXES, Pixels, to_uint8
-from glide_jax.sample.inputs import load_image
+from glide_jax.sample.image_inputs import load_image
 
 _BATCH = 256
 

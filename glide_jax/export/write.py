@@ -14,7 +14,7 @@ from jax import export
 
 from glide_jax.errors import GlideError
 from glide_jax.export.program import FORMAT, INDEX
-from glide_jax.files import written
+from glide_jax.files import require_new, written
 from glide_jax.sample import LoadedModel, Pipeline, SampleOptions
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -44,8 +44,7 @@ def write(
     """
     if pipeline.base is None or pipeline.base.stage.model.config.inpaint:
         raise GlideError("what is exported generates from text: give a base model that does not inpaint")
-    if folder.exists():
-        raise GlideError(f"{folder} exists already; choose another folder or remove it")
+    require_new(folder)
     stages = {"base": (pipeline.base, options)}
     if pipeline.upsampler is not None:
         stages["upsampler"] = (pipeline.upsampler, upsampler_options)

@@ -11,7 +11,7 @@ from glide_jax.compute import COMPUTE_TYPES, HELP
 from glide_jax.errors import GlideError
 from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
 from glide_jax.images import check_animation, grid, save_animation, save_png, to_uint8
-from glide_jax.options import Parser, add_arguments
+from glide_jax.options import Parser, add_arguments, fields
 from glide_jax.sample.compare import Axis, Cell, cells, compare
 from glide_jax.sample.options import (
     SampleOptions,
@@ -35,18 +35,16 @@ examples:
 _CELL = 128
 _STRENGTH = 0.6
 _FAR = 2  # times the side that a model has learnt
-_BASE = (
-    "checkpoint",
-    "negative_prompt",
-    "prompt_weights",
-    "interpolate",
-    "init_image",
-    "image",
-    "mask",
-    "height",
-    "width",
-    "dtype",
-)
+# What an image file says beside its settings.
+_WRITTEN = (
+    "checkpoint", "upsampler", "negative_prompt", "prompt_weights", "interpolate", "init_image", "image", "mask",
+    "height", "width", "dtype",
+)  # fmt: skip
+# What only a base model has a use for, beside its options of sampling.
+_BASE_ONLY = (
+    "negative_prompt", "interpolate", "num_samples", "init_image", "mask", "height", "width", "clip", "animate",
+    "attention", "xy",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
-    _check_prompts(args)
+    if args.checkpoint is None:
+        _check_alone(args)
+    _check_together(args)
     prompts = _prompts(args)
     if args.prompt_weights:
         args.negative_prompt = sample.weighted(args.negative_prompt)
@@ -162,7 +162,6 @@ def _check_request(
         if cut := pipeline.unseen_end(text):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     if args.checkpoint is None:
-        _check_enlarged(args)
         pipeline.upsample_batches([args.image], prompts or "", cells[0].upsampler_options, args.seed)
         return
     assert pipeline.base is not None
@@ -200,12 +199,7 @@ def _generate(
             prompts, num_images=args.num_samples, options=options, upsampler_options=up_options, seed=args.seed,
             on_steps=on_steps, indices=[0] * count if walk else None, **_inputs(pipeline, args),
         )  # fmt: skip
-    named = {name: str(value) for name in _BASE if (value := getattr(args, name))}
-    if args.upsampler:
-        named["upsampler"] = args.upsampler
-    if args.lora:
-        named["lora"] = " ".join(args.lora)
-    _write(samples, args.output, named | metadata(options, up_options if args.upsampler else None))
+    _write(samples, args, metadata(options, up_options if args.upsampler else None))
     if args.attention:
         _show_attention(pipeline.base, samples, args)
     if args.animate is not None:
@@ -262,14 +256,24 @@ def warn_of_size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> None:
         print(f"warning: {size[0]} x {size[1]} is far from the {side} x {side} that this model was trained on")
 
 
-def _check_prompts(args: argparse.Namespace) -> None:
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raises `GlideError` where an upsampler alone is not asked to enlarge an image, or for what it has no use for."""
+    if args.image is None:
+        raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
+    usual = vars(parser().parse_args([]))
+    unused = [f"--{name}" for name in (*_BASE_ONLY, *fields(SampleOptions)) if vars(args)[name] != usual[name]]
+    if unused:
+        raise GlideError(
+            f"an upsampler alone has no use for {', '.join(unused)}: give a base model with --checkpoint, or leave out"
+            " what is of one (the upsampler's own options are --upsampler_NAME)"
+        )
+
+
+def _check_together(args: argparse.Namespace) -> None:
     """Raises `GlideError` where options do not go together: --interpolate, --prompt_weights, --attention and others."""
     walk = args.interpolate is not None
-    given = {"--interpolate": walk, "--attention": bool(args.attention)}
-    for flag in (flag for flag, is_given in given.items() if is_given):
-        if args.checkpoint is None:
-            raise GlideError(f"{flag} is of a base model: give --checkpoint DIR")
-        if args.xy:
+    for flag, is_given in {"--interpolate": walk, "--attention": args.attention, "--animate": args.animate}.items():
+        if is_given and args.xy:
             raise GlideError(f"{flag} does not go with --xy: leave one out")
     if args.num_samples < 1:
         raise GlideError(f"--num_samples must be at least 1, not {args.num_samples}")
@@ -288,18 +292,8 @@ def _check_animated(args: argparse.Namespace, count: int) -> None:
     if args.animate is None:
         return
     check_animation(args.animate)
-    if args.checkpoint is None or args.xy is not None:
-        raise GlideError("--animate shows how images of a base model form: give --checkpoint, and leave out --xy")
     if args.interpolate is None and count > args.batch_size:
         raise GlideError(f"--animate shows images of one batch: ask for fewer, or raise --batch_size to {count}")
-
-
-def _check_enlarged(args: argparse.Namespace) -> None:
-    """Raises `GlideError` where an upsampler alone is not asked to enlarge an image."""
-    if args.image is None:
-        raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
-    if args.height is not None or args.width is not None:
-        raise GlideError("--height and --width are those of a base model's images: give --checkpoint")
 
 
 def _enlarge(
@@ -308,10 +302,13 @@ def _enlarge(
     with progress.bar("enlarging, evaluations", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
         samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
-    _write(samples, args.output, {"upsampler": args.upsampler} | metadata(None, options))
+    _write(samples, args, metadata(None, options))
 
 
-def _write(samples: "sample.Samples", output: Path, how: dict[str, str]) -> None:
+def _write(samples: "sample.Samples", args: argparse.Namespace, settings: dict[str, str]) -> None:
+    output, how = args.output, {name: str(value) for name in _WRITTEN if (value := getattr(args, name))} | settings
+    if args.lora:
+        how["lora"] = " ".join(args.lora)
     each = zip(samples.images, samples.prompts, samples.indices, strict=True)
     for number, (image, prompt, index) in enumerate(each):
         own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}

@@ -95,8 +95,6 @@ def cells(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str,
 
 
 def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
-    if flags.get("checkpoint") is None:
-        raise GlideError("--xy varies what a base model generates: give --checkpoint DIR")
     if flags.get("num_samples", 1) != 1:
         raise GlideError("--xy generates one image for each of its values: leave out --num_samples")
     for name in names:
@@ -110,8 +108,6 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
             raise GlideError("--xy strength needs an image to start from: give --init_image FILE")
         if name.endswith("clip_guidance_scale") and flags.get("clip") is None:
             raise GlideError(f"--xy {name} is about the noised CLIP: give --clip TEXT IMAGE")
-    if "strength" in names and not flags.get("init_image"):
-        raise GlideError("--xy strength is about the image to start from: give --init_image FILE")
 
 
 def images_of(

@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         params: of the model.
-        conditioning: of 2 batch rows where there is guidance: the prompts', then the negative prompt's.
+        conditioning: where there is guidance of twice the batch: the prompts' rows, then the negative prompt's.
         known: the image to keep parts of, and the mask that is 1 there.
         guidance: None evaluates the model under the condition alone.
         clip: None is without.

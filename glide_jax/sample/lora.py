@@ -15,7 +15,7 @@ from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint, with_adapters
 from glide_jax.options import build
 
-# Blocks of a kind without adapters; the published models have 18.
+# Blocks of a kind that a record may claim without adapters of theirs; the published models have 18.
 _MOST_UNSEEN = 32
 
 

@@ -13,7 +13,7 @@ from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
 from glide_jax.options import build
 from glide_jax.sample.conditioning import Inputs
-from glide_jax.sample.inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
 from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
 from glide_jax.sample.pretrained import Pretrained, check_settings, new_folder, with_recorded, write_index

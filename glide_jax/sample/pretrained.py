@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 from glide_jax import hub, sample
 from glide_jax.diffusion.options import canonical_name
 from glide_jax.errors import GlideError
-from glide_jax.files import read_text, written
+from glide_jax.files import read_text, require_new, written
 from glide_jax.options import from_json, to_json
 from glide_jax.sample.options import (
     base_flags,
@@ -112,8 +112,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     Raises:
         GlideError: something is there already.
     """
-    if folder.exists():
-        raise GlideError(f"{folder} exists already; choose another folder or remove it")
+    require_new(folder)
     try:
         yield
     except BaseException:
@@ -144,18 +143,19 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
             return _present(found, name, part), whole
         pinned = f"{whole.where}/{repository.inside}"
         return pinned, whole if pinned == found else None
-    path = Path(name).expanduser()
-    if (path / INDEX).is_file():
-        whole = Pretrained.open(path)
-        return _present(getattr(whole, part), name, part), whole
-    for parent in (path.absolute().parent, path.resolve().parent):
-        try:
-            whole = Pretrained.open(parent)
-        except GlideError:  # none, or not ours: nobody asked for it
-            continue
-        own = getattr(whole, part)
-        if own is not None and Path(own).resolve() == path.resolve():
-            return str(name), whole
+    with suppress(OSError, RuntimeError):  # what cannot be looked at is for its reader to complain of
+        path = Path(name).expanduser()
+        if (path / INDEX).is_file():
+            whole = Pretrained.open(path)
+            return _present(getattr(whole, part), name, part), whole
+        for parent in (path.absolute().parent, path.resolve().parent):
+            try:
+                whole = Pretrained.open(parent)
+            except GlideError:  # none, or not ours: nobody asked for it
+                continue
+            own = getattr(whole, part)
+            if own is not None and Path(own).resolve() == path.resolve():
+                return str(name), whole
     return str(name), None
 
 

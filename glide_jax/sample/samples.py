@@ -47,6 +47,6 @@ class Samples:
 
 
 def cut(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Positions batch by batch, a short last one filled up with its last, and how many of them are real."""
+    """Positions batch by batch, and how many of a batch are real: the last is filled up by its last position."""
     for first in range(0, count, size):
         yield [min(first + i, count - 1) for i in range(size)], min(size, count - first)

@@ -74,7 +74,7 @@ class Stage:
         return levels.last(count) if count else None
 
     def doubt(self, options: SampleOptions, *, from_image: bool = False) -> str:
-        """A line on a first level where images should show already, though there is noise alone; "" if there is none.
+        """A warning if sampling starts from noise alone at a level where some of the image should show; else "".
 
         Raises:
             GlideError: as `levels` does.

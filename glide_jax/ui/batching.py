@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline
-from glide_jax.ui.jobs import DEVICE, Stopped
 from glide_jax.ui.models import Wanted
 from glide_jax.ui.request import Limits, Request
 from glide_jax.ui.service import Generated
+from glide_jax.ui.worker import DEVICE, Stopped
 
 
 class QueueFull(GlideError):
@@ -77,7 +77,7 @@ class Batches:
         self._limits, self._load = limits, load
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
-        # How many images a request has had that has waited all along.
+        # The time of fair queueing: how many images a request would have had that has waited all along.
         self._turn = 0.0
         self._arrivals = itertools.count()
         # Requests without a seed have this one in common, and numbers of their own: else none could share a batch.

@@ -1,6 +1,7 @@
 """What there is to choose from: the models and adapters that were named, or that folders have."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -10,11 +11,11 @@ from glide_jax.sample import checkpoint_config, split_scale, trained_on
 
 MOST_SCALE = 2
 _DEPTH = 3
-_T = TypeVar("_T", "Found", "FoundAdapters")
+_T = TypeVar("_T", "FoundModel", "FoundAdapters")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A checkpoint that may be chosen.
 
     Attributes:
@@ -58,14 +59,14 @@ class FoundAdapters:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Available:
     """All that there is, by name."""
 
-    models: dict[str, Found] = field(default_factory=dict)
+    models: dict[str, FoundModel] = field(default_factory=dict)
     adapters: dict[str, FoundAdapters] = field(default_factory=dict)
 
 
-def search(given: Sequence[Path], lora: Sequence[str], folders: Sequence[Path]) -> Choices:
+def search(given: Sequence[Path], lora: Sequence[str], folders: Sequence[Path]) -> Available:
     """Looks for what is there now.
 
     Args:
@@ -76,38 +77,38 @@ def search(given: Sequence[Path], lora: Sequence[str], folders: Sequence[Path]) 
     Raises:
         GlideError: one of those named one by one is no checkpoint, or a folder to search does not exist.
     """
-    choices = Choices()
+    there = Available()
     for path in given:
-        _add(choices.models, _described(_short(path), path))
+        _add(there.models, _described(_short(path), path))
     for text in lora:
-        _add(choices.adapters, _adapters(*split_scale(text)))
+        _add(there.adapters, _adapters(*split_scale(text)))
     bases = []
     for folder in (folder.expanduser() for folder in folders):
         if not folder.is_dir():
             raise GlideError(f"--models {folder}: no such folder")
         for new in _below(folder, folder, _DEPTH):
-            if _is_among([*choices.models.values(), *choices.adapters.values()], new.path):
+            if _is_among([*there.models.values(), *there.adapters.values()], new.path):
                 continue
             trained = None if new.enlarges else trained_on(new.path)
             if trained is None:
-                _add(choices.models, new)
+                _add(there.models, new)
                 continue
-            _add(choices.adapters, FoundAdapters(new.name, new.path, trained.sha256))
+            _add(there.adapters, FoundAdapters(new.name, new.path, trained.sha256))
             if trained.is_there:
                 bases.append(replace(new, name=_short(Path(trained.base)), path=Path(trained.base)))
     for base in bases:
-        if not _is_among(choices.models.values(), base.path):
-            _add(choices.models, base)
-    return choices
+        if not _is_among(there.models.values(), base.path):
+            _add(there.models, base)
+    return there
 
 
 def _short(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def _described(name: str, path: Path) -> Found:
+def _described(name: str, path: Path) -> FoundModel:
     config = checkpoint_config(path)
-    return Found(name, path, config.image_size, config.low_res_size if config.super_res else 0, config.inpaint)
+    return FoundModel(name, path, config.image_size, config.low_res_size if config.super_res else 0, config.inpaint)
 
 
 def _adapters(path: str, scale: float) -> FoundAdapters:
@@ -119,7 +120,7 @@ def _adapters(path: str, scale: float) -> FoundAdapters:
     return FoundAdapters(_short(Path(path)), Path(path), trained.sha256, scale, given=True)
 
 
-def _is_among(known: Iterable[Found | FoundAdapters], path: Path) -> bool:
+def _is_among(known: Iterable[FoundModel | FoundAdapters], path: Path) -> bool:
     return any(path.resolve() == other.path.expanduser().resolve() for other in known)
 
 
@@ -129,7 +130,7 @@ def _add(known: dict[str, _T], new: _T) -> None:
     known[name] = replace(new, name=name)
 
 
-def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
+def _below(folder: Path, root: Path, depth: int) -> Iterator[FoundModel]:
     """The checkpoints in a folder, called by their paths from `root`."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_dir() or path.suffix == ".safetensors"):
@@ -138,6 +139,7 @@ def _below(folder: Path, root: Path, depth: int) -> Iterator[Found]:
             found = _described(path.relative_to(root).as_posix(), path)
         except (GlideError, TypeError, ValueError):  # a folder, another format, another kind of network
             if path.is_dir() and depth > 1:
-                yield from _below(path, root, depth - 1)
+                with suppress(PermissionError):
+                    yield from _below(path, root, depth - 1)
         else:
             yield found

@@ -6,17 +6,16 @@ import difflib
 import hmac
 import json
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glide_jax.errors import GlideError
 from glide_jax.images import png
 from glide_jax.ui.batching import Batches, Done, QueueFull
-from glide_jax.ui.found import Found
+from glide_jax.ui.found import FoundModel
 from glide_jax.ui.models import Unloadable, Wanted
 from glide_jax.ui.request import SCALES, Choice, Request, check_fit, checked
-from glide_jax.ui.service import Service, entries
+from glide_jax.ui.service import Service, entries, said
 
 PATH = "/v1/images/generations"
 # What OpenAI's models take beside these has no meaning here, and is sent by programs that cannot know it.
@@ -36,7 +35,7 @@ class NoSuchUser(GlideError):
 
 
 class TooLarge(GlideError):
-    """More is sent than a prompt and settings can be."""
+    """What is sent is longer than a prompt and settings can be."""
 
 
 class NoSuchModel(GlideError):
@@ -154,7 +153,7 @@ def asked(service: Service, body: Any) -> Request:
     return checked("draw", sent | own | {"num_images": body.get("n", 1)}, fields)
 
 
-def _model(service: Service, name: Any) -> Found:
+def _model(service: Service, name: Any) -> FoundModel:
     bases = {found.name: found for found in service.models.bases}
     wanted = service.base if name is None else str(name)
     if wanted not in bases:
@@ -162,7 +161,7 @@ def _model(service: Service, name: Any) -> Found:
     return bases[wanted]
 
 
-def _upsampler(service: Service, base: Found, body: Mapping[str, Any]) -> str:
+def _upsampler(service: Service, base: FoundModel, body: Mapping[str, Any]) -> str:
     """The upsampler by which images of a base model come to the size asked for; "" for none."""
     fitting = [found for found in service.models.upsamplers if found.enlarges == base.image_size]
     # The one that is chosen first comes before others of its size.
@@ -212,9 +211,6 @@ def _refusal(error: Exception) -> Any:
 
     if isinstance(error, HTTPException):  # of what stands before this endpoint
         raise error
-    status, code = _CODES.get(type(error), (400, None))
-    said, kind = str(error), "server_error" if status == 503 else "invalid_request_error"
-    if not isinstance(error, GlideError):
-        traceback.print_exception(error)
-        status, said, kind = 500, "an internal error occurred; the server's log has it", "server_error"
-    return JSONResponse({"error": {"message": said, "type": kind, "param": None, "code": code}}, status)
+    status, code = _CODES.get(type(error), (400 if isinstance(error, GlideError) else 500, None))
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": said(error), "type": kind, "param": None, "code": code}}, status)

@@ -24,7 +24,7 @@ from glide_jax.sample import (
     of_upsampler,
     trained_on,
 )
-from glide_jax.ui.found import Found, FoundAdapters, search
+from glide_jax.ui.found import FoundAdapters, FoundModel, search
 
 # Where a path from the root may begin, of whatever system: a repository of the Hub is none.
 _ROOT = re.compile(r"(?<!hf:)(?<!hf:/)(?<![\w.)])[/\\]\S|\b[A-Za-z]:[/\\]")
@@ -38,12 +38,12 @@ class Unloadable(GlideError):
 class Version(NamedTuple):
     """A model or adapters as of now: a run still training has a newer step tomorrow, and a file may be overwritten."""
 
-    found: Found | FoundAdapters
+    found: FoundModel | FoundAdapters
     step: Path
     stamp: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, found: Found | FoundAdapters) -> Self:
+    def of(cls, found: FoundModel | FoundAdapters) -> Self:
         """The version that there is now; raises `Unloadable` if it has gone."""
         with _said_by_name(found):
             step = checkpoint_step(found.path)
@@ -103,12 +103,12 @@ class Models:
         return self._clip is not None
 
     @property
-    def bases(self) -> list[Found]:
+    def bases(self) -> list[FoundModel]:
         """The models that generate from text."""
         return [found for found in self._there.models.values() if not found.enlarges]
 
     @property
-    def upsamplers(self) -> list[Found]:
+    def upsamplers(self) -> list[FoundModel]:
         """The models that enlarge."""
         return [found for found in self._there.models.values() if found.enlarges]
 
@@ -211,7 +211,7 @@ class Models:
         generates, enlarges = (None if each is None else self._open(each, load) for each in (base, upsampler))
         return Pipeline(generates, enlarges, self._clip, self._batch_size)
 
-    def _model(self, name: str) -> Found:
+    def _model(self, name: str) -> FoundModel:
         if name not in self._there.models:
             raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
         return self._there.models[name]
@@ -222,7 +222,7 @@ class Models:
     def _open(self, version: Version, load: Callable[..., LoadedModel]) -> LoadedModel:
         found, step, _ = version
         with _said_by_name(found):
-            upsampler = isinstance(found, Found) and found.enlarges
+            upsampler = isinstance(found, FoundModel) and found.enlarges
             return load(step, self._dtype, None if upsampler else self._clip)
 
     def _merge(self, base: Version, adapters: Sequence[tuple[Version, float]]) -> LoadedModel:
@@ -236,7 +236,7 @@ def _read_adapters(version: Version) -> Adapters:
 
 
 @contextlib.contextmanager
-def _said_by_name(*them: Found | FoundAdapters) -> Iterator[None]:
+def _said_by_name(*them: FoundModel | FoundAdapters) -> Iterator[None]:
     """Makes whatever the reader of a damaged file throws one line, with names in place of paths."""
     try:
         yield
@@ -254,7 +254,7 @@ def _said_by_name(*them: Found | FoundAdapters) -> Iterator[None]:
         raise Unloadable(f"{', '.join(each.name for each in them)} could not be loaded: {reason}") from error
 
 
-def _names(them: Sequence[Found | FoundAdapters]) -> dict[str, str]:
+def _names(them: Sequence[FoundModel | FoundAdapters]) -> dict[str, str]:
     """What to say for the paths of these, of their folders and of the base models they name; the longest path first."""
     names: dict[str, str] = {}
     for each in them:

@@ -1,15 +1,13 @@
 """The page: prompt, tabs and settings on one side, images on the other."""
 
 import html
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from glide_jax.errors import GlideError
-from glide_jax.ui.choice import Menus
-from glide_jax.ui.comparison import example_counts, examples, options_to_vary, values_to_show
+from glide_jax.ui.grids import example_counts, examples, options_to_vary, values_to_show
+from glide_jax.ui.menus import Menus
 from glide_jax.ui.request import LONGEST_PROMPT, SCALES, Choice, Task
-from glide_jax.ui.service import Service, Shown, follow
+from glide_jax.ui.service import Service, Shown, follow, said
 from glide_jax.ui.settings import full_label, setting, settings_panels
 from glide_jax.ui.uploads import bound_ahead, check_files, open_edited, open_uploaded
 
@@ -35,7 +33,6 @@ _REFUSED = """status => status.includes("Queued…") ? "<p>Failed: the request w
 _SMALL = 64
 _CACHE_SECONDS = 24 * 3600
 _LONGEST_MESSAGE = 500
-_INTERNAL = "an internal error occurred; the server's log has it"
 _SOURCES = ("upload", "clipboard")
 _PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 _NO_CLIP = (
@@ -73,17 +70,9 @@ def _blocks(gr: Any) -> type:
             except ValidationError as error:
                 raise gr.Error("a field does not take a value of this kind", print_exception=False) from error
             except Exception as error:
-                raise gr.Error(html.escape(_said(error)), print_exception=False) from error
+                raise gr.Error(html.escape(said(error)), print_exception=False) from error
 
     return Blocks
-
-
-def _said(error: Exception) -> str:
-    """What people are told of an error; what nobody expected is for the server's log."""
-    if isinstance(error, GlideError):
-        return str(error)
-    traceback.print_exception(error)
-    return _INTERNAL
 
 
 # What a task has of its own: its button, and fields by the names that clients use.
@@ -239,10 +228,10 @@ class _Page:
                 for shown in follow(self._service, task, sent | self._opened(sent)):
                     yield self._updates(shown)
             except Exception as error:
-                said = html.escape(_said(error))
+                line = html.escape(said(error))
                 # The message passes; this stays.
-                yield f"<p>Failed: {said}</p>", gr.skip(), gr.skip(), gr.skip()
-                raise gr.Error(said, print_exception=False) from error
+                yield f"<p>Failed: {line}</p>", gr.skip(), gr.skip(), gr.skip()
+                raise gr.Error(line, print_exception=False) from error
             finally:
                 self._tidy()
 

@@ -39,7 +39,7 @@ _LARGEST = 1e5  # of what has no limit of its own, as sigmas
 
 @dataclass(frozen=True)
 class Limits(Options):
-    """The most that requests may ask for, and that is done at once."""
+    """What requests may ask for at most, and how much is done at once."""
 
     PREFIX: ClassVar[str] = "--"
 
@@ -53,7 +53,7 @@ class Limits(Options):
 
 @dataclass(frozen=True)
 class _Own(Options):
-    """What a request says beside the options of sampling, or in other words."""
+    """Fields of a request beside the options of sampling, or in place of one (guidance_interval)."""
 
     num_images: Annotated[int, option("how many to generate", low=1)] = 4
     candidates: Annotated[int, option("how many to generate and rank", low=1)] = 8

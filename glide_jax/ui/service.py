@@ -4,10 +4,11 @@ import contextlib
 import html
 import tempfile
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,20 @@ from glide_jax.evaluate.scorer import score
 from glide_jax.images import png, to_uint8
 from glide_jax.options import Field
 from glide_jax.sample import Pipeline, Samples, images_of, metadata, sheet
-from glide_jax.ui.comparison import compared
-from glide_jax.ui.jobs import Images, Report, Worker
+from glide_jax.ui.grids import compared
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import SCALES, Choice, Limits, Request, Task, check_fit, checked, request_fields
+from glide_jax.ui.worker import Images, Report, Worker
 
 _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
+
+
+def said(error: Exception) -> str:
+    """What people are told of an error; what nobody expected is for the server's log."""
+    if isinstance(error, GlideError):
+        return str(error)
+    traceback.print_exception(error)
+    return "an internal error occurred; the server's log has it"
 
 
 class Generated(NamedTuple):
@@ -36,20 +45,15 @@ class Generated(NamedTuple):
 
 
 def generate(
-    pipeline: Pipeline,
-    request: Request,
-    report: Report,
-    scorer: Scorer | None = None,
-    load: Callable[[Mapping[str, float]], Pipeline] | None = None,
+    request: Request, load: Callable[[int], Pipeline], report: Report, scorer: Scorer | None
 ) -> list[Generated]:
     """All images of a request, in the order to be shown in; of task "compare" the grid of them.
 
     Args:
-        pipeline: its models, with its adapters.
         request: what is asked for.
+        load: gives its models, with the adapters of the cell of this number where it is a grid.
         report: told what is done; what it raises ends the sampling.
         scorer: ranks.
-        load: gives the pipeline with other adapters, where a grid varies how much of them is added.
 
     Raises:
         GlideError: models and request do not fit, or there is no scorer for task "rank".
@@ -63,10 +67,10 @@ def generate(
     how: dict[str, Any] = {"seed": request.seed, "on_steps": on_steps}
     if request.task == "compare":
         guided = {"negative_prompt": request.negative_prompt, "on_steps": on_steps}
-        for cell, adapters in zip(request.cells, request.strengths, strict=True):
-            own = pipeline if load is None or adapters == request.adapters else load(adapters)
-            finished += images_of(own, request.prompt, [cell], **guided)
+        for number, cell in enumerate(request.cells):
+            finished += images_of(load(number), request.prompt, [cell], **guided)
         return [Generated(sheet(finished, request.cells, columns=request.columns), 0)]
+    pipeline = load(0)
     batches: Iterable[Samples]
     if request.task == "enlarge":
         batches = [pipeline.upsample([images["image"]], request.prompt, options=request.upsampler_options, **how)]
@@ -176,15 +180,16 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         request = compared(values, known, has_clip=service.models.has_clip)
     else:
         request = checked(task, values, known)
-    wanted = service.models.wanted(request.base, request.upsampler, request.adapters)
-    outline = service.models.outline(wanted)
+    # All at once: what a name means may change while images are generated.
+    wanted = [service.models.wanted(request.base, request.upsampler, each)
+              for each in request.strengths or [request.adapters]]  # fmt: skip
+    outline = service.models.outline(wanted[0])
     check_fit(outline, request, service.limits.max_steps)
     total = _evaluations(outline, request)
     yield Shown(_line("Loading models…"), request.one_seed, images=[])
-    pipeline = service.models.load(wanted)
-    load = partial(service.models.pipeline, request.base, request.upsampler)
-    clock, latest = _Clock(total), None
-    job = Worker(lambda report: generate(pipeline, request, report, service.scorer, load))
+    load = lambda number: service.models.load(wanted[number])  # noqa: E731
+    pipeline, clock, latest = load(0), _Clock(total), None
+    job = Worker(lambda report: generate(request, load, report, service.scorer))
     with contextlib.closing(job.progress()) as news:
         for progress in news:
             images = progress.images if progress is not latest else None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from glide_jax.checkpoint import CheckpointStore, load_weights, newest_intact, read_record, resolve, save_weights
-from glide_jax.checkpoint.folders import Choice
+from glide_jax.checkpoint.folders import Newest
 from glide_jax.checkpoint.step_format import HASHES
 from glide_jax.errors import GlideError
 from tests.checkpoint.states import abstract, assert_same_bits
@@ -125,7 +125,7 @@ def test_a_step_without_hashes_is_one_of_before_and_loads(run):
     params, record = loaded(run)
     assert_same_bits(params, PARAMS)
     assert record == RECORD | {"step": 2}
-    assert newest_intact(run / "checkpoints") == Choice(2, {})
+    assert newest_intact(run / "checkpoints") == Newest(2, {})
 
 
 @pytest.mark.parametrize("given", ["run@1", "run/checkpoints@1", "run/@1", "run/checkpoints/1@1"])

@@ -38,6 +38,12 @@ def test_opening_a_folder_for_writing_removes_only_what_is_unfinished(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"7", "notes.txt"}
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-of-this-name/base"])
+def test_what_cannot_be_looked_at_is_one_line(path):
+    with pytest.raises(GlideError, match=r"^(cannot read .*: (File name too|Could not determine)|no checkpoint at)"):
+        resolve(path)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder with steps 1 and 2."""
@@ -107,7 +113,7 @@ def test_weights_come_in_the_dtype_and_on_the_device_asked_for(tmp_path):
 
 def test_weights_never_replace_what_is_there(tmp_path):
     save_weights(tmp_path / "base", {"kernel": jnp.zeros(2)}, {"first": True})
-    with pytest.raises(GlideError, match=f"^{tmp_path}/base exists already; choose another folder or remove it$"):
+    with pytest.raises(GlideError, match=f"^{tmp_path}/base exists already; choose another name or remove it$"):
         save_weights(tmp_path / "base", {"kernel": jnp.ones(2)}, {})
     assert read_record(tmp_path / "base") == {"first": True}
 

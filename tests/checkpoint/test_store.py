@@ -137,8 +137,9 @@ def files_no_larger_than(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(tmp_path, capfd):
-    small, large = {"params": jnp.ones(1000)}, {"params": jnp.ones(2**20)}
+@pytest.mark.parametrize("ones", [jnp.ones, np.ones])
+def test_a_full_disk_is_one_line_and_costs_no_earlier_checkpoint(ones, tmp_path, capfd):
+    small, large = {"params": jnp.ones(1000)}, {"params": [ones(2**18, np.float32)] * 20}
 
     def save_both():
         with CheckpointStore(tmp_path) as store:

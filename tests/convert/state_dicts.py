@@ -6,7 +6,7 @@ from functools import cache
 import ml_dtypes
 import numpy as np
 
-from convert.architecture import Architecture, clip_architecture, glide_architecture
+from convert.architecture import Architecture, clip_architecture, glide_architecture, recorded_options
 from glide_jax.models import ClipImageConfig, ClipTextConfig, ModelConfig
 from tests.parity.recipe import GOLDEN, KINDS
 
@@ -38,7 +38,7 @@ ALL_KINDS = (*KINDS, *TOWERS)
 
 def options(model: Architecture) -> dict[str, object]:
     """What a user would write into an --options file for it."""
-    return model.options
+    return recorded_options(model.record)
 
 
 def state_dict(model: Architecture, dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:

@@ -239,7 +239,7 @@ def test_option_files_may_begin_with_a_byte_order_mark(tmp_path):
     assert read_options(tmp_path / "options.json") == BASE
 
 
-# The published sizes of the four kinds are compared in test_infer.py.
+# The published sizes of the four kinds are compared above.
 MANIFESTS = (
     "tiny/base",
     "tiny/upsample-inpaint",

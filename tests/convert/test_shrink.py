@@ -60,7 +60,7 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line(checkpoint, tmp_path):
 
 def test_what_is_to_be_written_and_read_is_seen_to_before_a_model_is_loaded(tmp_path):
     for command in ("shrink", "merge"):
-        with pytest.raises(GlideError, match=f"{tmp_path} exists already; choose another --output or remove it"):
+        with pytest.raises(GlideError, match=f"{tmp_path} exists already; choose another name or remove it"):
             main([command, "nowhere", "--output", str(tmp_path)])
     with pytest.raises(GlideError, match=r"cannot read the captions in missing\.txt"):
         main(["shrink", "nowhere", "--output", str(tmp_path / "new"), "--captions", "missing.txt"])

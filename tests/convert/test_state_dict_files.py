@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from convert.state_dict import read_state_dict, write_tensors
+from glide_jax.checkpoint import safetensors_file
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import assert_same_state_dict, random_bits
 
@@ -181,3 +182,5 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch, torch):
     for use in (lambda: read_state_dict(tmp_path / "model.pt"), lambda: write_tensors(tmp_path / "new.pt", tensors())):
         with pytest.raises(GlideError, match=r"needs torch: pip install 'glide-jax\[torch\]'"):
             use()
+    safetensors_file.write(tmp_path / "model.safetensors", tensors(), {"record": {}, "names": {}})
+    assert read_state_dict(tmp_path / "model.safetensors").keys() == tensors().keys()

@@ -14,7 +14,7 @@ from convert.architecture import glide_architecture
 from convert.to_kohya import to_kohya
 from convert.to_torch import convert_params, to_torch
 from glide_jax.checkpoint import read_record
-from glide_jax.checkpoint.torch_file import HEADER
+from glide_jax.checkpoint.safetensors_file import HEADER
 from glide_jax.errors import GlideError
 from glide_jax.models.lora import fingerprint
 from glide_jax.sample import recorded_sampling

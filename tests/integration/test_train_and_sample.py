@@ -186,7 +186,7 @@ def sample(checkpoint, output, *arguments):
     ("given", "said"),
     [
         (["--animate", "a.avi"], "its name must end with .gif"),
-        (["--animate", "a.gif", "--xy", "num_steps=2,3"], "leave out --xy"),
+        (["--animate", "a.gif", "--xy", "num_steps=2,3"], "--animate does not go with --xy"),
         (["--animate", "a.gif", "--num_samples", 3, "--batch_size", 2], "raise --batch_size to 3"),
         (["--interpolate", 3], "needs two prompts or more"),
         (["--prompt", "b", "--interpolate", 3, "--num_samples", 2], "leave out --num_samples"),

@@ -1,13 +1,14 @@
 """What the command line of `sample.py` means where it does not say, and what it writes into images."""
 
 import pytest
+from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import Pipeline, base_options, cli, loading, metadata, upsampler_options
 from glide_jax.sample.cli import parser, warn_of_size
 from glide_jax.sample.pretrained import parse_with_settings
 from tests.parallel.processes import ROOT
-from tests.tiny.models import BASE, UPSAMPLER, random_model, save_model
+from tests.tiny.models import BASE, UPSAMPLER, random_model, save_lora, save_model
 
 BUNDLED = "checkpoints/emoji/upsample"
 
@@ -76,6 +77,7 @@ def models(tmp_path_factory):
         (["--upsampler", "none"], "no checkpoint at none"),
         (["--lora", "none"], "no checkpoint at none"),
         (["--lora", "base"], "base has no adapters"),
+        (["--checkpoint", "a" * 5000], "a" * 5000),
         (["--clip_guidance_scale", "2"], "needs a noised CLIP"),
         (["--upsampler", "up", "--upsampler_clip_guidance_scale", "2"], "needs a noised CLIP"),
         (["--init_image", "file"], "cannot read the image file"),
@@ -100,7 +102,8 @@ def test_what_cannot_be_done_is_refused_before_weights_are_read(given, said, mod
         ([], "give --image FILE"),
         (["--image", "file"], "cannot read the image file"),
         (["--image", "file", "--prompt", "a", "--prompt", "b"], "2 prompts for 1 images"),
-        (["--image", "file", "--width", "16"], "those of a base model's images"),
+        (["--image", "file", "--width", "16"], "an upsampler alone has no use for --width: give a base model"),
+        (["--image", "file", "--num_steps", "9", "--xy", "eta=0", "--mask", "file"], "for --mask, --xy, --num_steps:"),
     ],
 )
 def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatch):
@@ -110,6 +113,18 @@ def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatc
     with pytest.raises(GlideError) as refused:
         cli.main(["--upsampler", "up", *given])
     assert said in str(refused.value)
+
+
+def test_what_an_upsampler_alone_enlarges_says_how(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    up, small, out = models / "up", tmp_path / "small.png", tmp_path / "out"
+    lora = save_lora(tmp_path / "lora", up, UPSAMPLER)
+    Image.new("RGB", (9, 8), "red").save(small)
+    given = ["--upsampler", up, "--image", small, "--lora", lora, "--upsampler_num_steps", 2, "--output", out]
+    assert cli.main(list(map(str, given))) == 0
+    with Image.open(out / "0000.png") as image:
+        assert image.size == (2 * BASE.image_size,) * 2
+        assert [image.text[name] for name in ("upsampler", "lora", "image")] == [str(up), lora, str(small)]
 
 
 @pytest.mark.parametrize(("height", "far"), [(None, False), (2, False), (0.5, False), (2.25, True), (0.25, True)])

@@ -50,9 +50,3 @@ def test_the_first_option_runs_along_a_row():
 def test_what_cannot_be_varied_is_one_line(given, axes, said):
     with pytest.raises(GlideError, match=said):
         made(*given, axes=axes)
-
-
-def test_an_upsampler_alone_has_nothing_to_vary():
-    flags = vars(parser().parse_args(["--upsampler", "up", "--image", "small.png"]))
-    with pytest.raises(GlideError, match="give --checkpoint DIR"):
-        cells([Axis.parse("upsample_temp=1")], flags, {})

@@ -19,7 +19,7 @@ from convert.cli import main as convert
 from convert.to_torch import convert_params
 from glide_jax import sample
 from glide_jax.checkpoint import save_weights
-from glide_jax.checkpoint.torch_file import HEADER
+from glide_jax.checkpoint.safetensors_file import HEADER
 from glide_jax.errors import GlideError
 from glide_jax.sample import (
     LoadedClip,

@@ -84,16 +84,21 @@ def test_the_settings_are_those_of_the_models_that_it_opens_with(started, folder
     assert shown(behind, "sampler", "num_steps") == ["ddim", 3]
 
 
-def test_what_is_given_comes_first(started, folder, tmp_path):
+def test_what_is_given_comes_first_and_nothing_is_left(started, folder, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a cup\n\na hat\n")
+    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n", encoding="utf-8-sig")
     given = ["--checkpoint", folder / "inpaint", "--upsampler", folder / "more" / "up", "--models", folder]
     more = ["--examples", tmp_path / "prompts.txt", "--max_images", 2, "--host", "0.0.0.0"]
-    app.main(list(map(str, [*given, *more])))
-    [(service, server, _)] = started
+    app.main(list(map(str, [*given, *more, "--auth", tmp_path / "accounts"])))
+    [(service, server, own)] = started
     assert (service.base, service.upsampler) == (f"{folder.name}/inpaint", "more/up")
     assert service.fields["num_steps"].default == 50
     assert [found.name for found in service.models.bases] == [service.base, "base"]
     assert (service.limits.max_images, service.examples, server.host) == (2, ["a cup", "a hat"], "0.0.0.0")
+    assert server.accounts == (("ann", "two words"), ("bob", "a:b"))
+    assert not capsys.readouterr().err
+    assert own.parent == tmp_path / "images"
+    assert not list(own.parent.iterdir())
 
 
 def test_adapters_that_are_given_are_chosen_with_the_model_they_belong_to(started, folder, tmp_path):
@@ -139,20 +144,6 @@ def test_what_cannot_be_is_said_before_anything_starts(started, folder, flags, m
     assert not started
 
 
-def test_uploads_and_images_go_to_a_folder_that_is_removed(started, folder, tmp_path):
-    app.main(["--models", str(folder)])
-    [(_, _, own)] = started
-    assert own.parent == tmp_path / "images"
-    assert not list(own.parent.iterdir())
-
-
-def test_accounts_are_read_from_a_file(started, folder, tmp_path, capsys):
-    (tmp_path / "accounts").write_text("ann: two words \n\nbob:a:b\n", encoding="utf-8-sig")
-    app.main(["--models", str(folder), "--host", "0.0.0.0", "--auth", str(tmp_path / "accounts")])
-    assert started[0][1].accounts == (("ann", "two words"), ("bob", "a:b"))
-    assert not capsys.readouterr().err
-
-
 @pytest.mark.parametrize("content", ["", "\n", "ann", "ann:", ":secret", "bob:secret\nann", b"\xff:\xff"])
 def test_a_file_of_accounts_has_users_and_passwords(tmp_path, content):
     (tmp_path / "accounts").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -166,10 +157,7 @@ def test_a_password_in_place_of_the_file_is_not_repeated():
         app.read_accounts(Path("ann:secret"))
 
 
-@pytest.mark.parametrize(
-    ("host", "warned"),
-    [("127.0.0.1", 0), ("localhost", 0), ("[::1]", 0), ("0.0.0.0", 1), ("::", 1), ("10.0.0.1", 1), ("box", 1)],
-)
+@pytest.mark.parametrize(("host", "warned"), [("[::1]", 0), ("0.0.0.0", 1)])
 def test_what_others_reach_without_a_password_is_warned_of(started, folder, capsys, host, warned):
     app.main(["--models", str(folder), "--host", host])
     assert capsys.readouterr().err.count("warning: whoever reaches this machine can use the page") == warned

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from glide_jax.ui.batching import Batches, QueueFull
-from glide_jax.ui.jobs import DEVICE
 from glide_jax.ui.models import Wanted
 from glide_jax.ui.request import Limits, checked, request_fields
+from glide_jax.ui.worker import DEVICE
 
 LIMITS = Limits(batch_size=2, max_queue=4)
 FIELDS = request_fields(LIMITS, {})

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from glide_jax.ui.guard import BODY, Guard, Hosts, is_name
+from glide_jax.ui.guard import BODY, Guard, Hosts, is_loopback, is_name
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:7860", "127.0.0.1:1", "127.3.2.1", "[::1]:7860"])
@@ -42,6 +42,11 @@ def test_every_address_is_ours_where_all_are_listened_on(listening):
         assert hosts.refusal(host, f"http://{host}") is None
     assert hosts.refusal("10.1.2.3", "http://10.1.2.4") is not None
     assert hosts.refusal("evil.example") is not None
+
+
+def test_only_loopback_addresses_are_of_this_machine_alone():
+    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
+    assert not any(map(is_loopback, ["0.0.0.0", "::", "10.0.0.1", "box"]))
 
 
 def test_a_name_has_no_scheme_port_or_path():

@@ -12,10 +12,10 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.ui.images_api import PATH, ImagesApi, NoSuchModel, asked
-from glide_jax.ui.jobs import DEVICE
 from glide_jax.ui.models import Unloadable
 from glide_jax.ui.request import Limits
 from glide_jax.ui.service import Service
+from glide_jax.ui.worker import DEVICE
 from tests.parallel.processes import free_port
 from tests.ui.test_batching import watch
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.ui.request import Limits, request_fields
-from tests.ui.test_jobs import concurrently
+from tests.ui.test_worker import concurrently
 
 
 class Refused(Exception):
@@ -82,37 +82,28 @@ def test_it_generates_and_the_files_say_how(app):
     ("sent", "message"),
     [
         ({"num_images": 10**6}, "num_images must be in [1, 8], not 1000000"),
-        ({"num_steps": 10**6}, "num_steps must be in [1, 250], not 1000000"),
-        ({"num_steps": -1}, "num_steps must be in [1, 250], not -1"),
-        ({"num_steps": "many"}, "num_steps must be a number"),
         ({"num_steps": [4]}, "num_steps must be a number"),
         ({"num_steps": {}}, "num_steps must be a number"),
         ({"num_steps": float("nan")}, "num_steps must be in [1, 250], not nan"),
         ({"num_steps": 10**400}, "num_steps must be in [1, 250], not 1000"),
-        ({"guidance_scale": "1e999"}, "guidance_scale must be in [0, 30], not inf"),
-        ({"rho": [0.1]}, "rho must be a number"),
         ({"sampler": "dpmpp_2m", "rho": 0.1, "num_steps": 2}, "rho 0.1"),
         ({"sampler": ["ddim"]}, "sampler must be one of"),
         ({"prompt": ["a cat"]}, "prompt must be text"),
         ({"base": 3}, "base must be text"),
         ({"timestep_respacing": "1000"}, "1000 steps are too many"),
-        ({"upsampler_num_steps": "100000"}, "upsampler_num_steps must be in [1, 250]"),
         ({"prompt": "x" * 100_000}, "at most 1000"),
-        ({"prompt": ""}, "the prompt is empty"),
-        ({"sampler": "prk"}, "sampler must be one of"),
         ({"base": "../../etc"}, "there is no model"),
         ({"base": "broken"}, "broken could not be loaded"),
-        ({"guidance": "cfg++"}, "cfg++"),
         ({"lora": "../lora"}, "for models/base; there are: "),
         ({"base": "inpaint", "lora": ["lora"]}, "for inpaint; there are: none"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_the_server(app, sent, message):
+    """What values may be is tested with requests; here that gradio hands all of them on."""
     with pytest.raises(Refused) as refused:
         call(app, **sent)
     [said] = refused.value.args[0]["error"].splitlines()
     assert message in said
-    assert call(app)[1] == "1"
 
 
 @pytest.mark.parametrize("picture", ["a.png", 5, [], {"path": 5}, {"meta": {"_type": "gradio.FileData"}}, {"a": []}])

@@ -14,9 +14,11 @@ from glide_jax.images import grid
 from glide_jax.sample import Axis, LoadedClip
 from glide_jax.sample.cli import parser
 from glide_jax.sample.compare import cells, compare
+from glide_jax.ui.models import Models
 from glide_jax.ui.request import Limits
 from glide_jax.ui.service import Service, follow
-from tests.ui.test_jobs import concurrently
+from tests.tiny.models import save_lora
+from tests.ui.test_worker import concurrently
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +135,15 @@ def test_several_images_are_downloaded_in_one_file(service):
 
 def test_closing_stops_the_work(service):
     """The next request begins only when the one before has ended."""
-    patient = replace(service, limits=Limits(max_images=100))
-    states = follow(patient, "draw", ask(num_images=100))
+    patient = replace(service, limits=Limits(max_images=50))
+    states = follow(patient, "draw", ask(num_images=50))
     next(shown for shown in states if shown.images)
     begun = time.monotonic()
     states.close()
     generated(service)
     stopped = time.monotonic() - begun
     begun = time.monotonic()
-    list(follow(patient, "draw", ask(num_images=100)))
+    list(follow(patient, "draw", ask(num_images=50)))
     assert stopped < 0.3 * (time.monotonic() - begun)
 
 
@@ -224,6 +226,17 @@ def test_a_grid_may_vary_the_strength_of_a_lora(service, models):
     labelled = [f"lora_scale {scale}" for scale in (0.0, 0.5)]
     np.testing.assert_array_equal(pixels[0], grid(each, labelled, columns=2, cell=128))
     assert (entries[0]["lora"], entries[0]["xy"]) == ("lora", "lora_scale=0.0,0.5")
+
+
+def test_a_grid_is_of_the_models_that_were_there_when_it_began(folder, tmp_path):
+    save_lora(tmp_path / "mine", folder / "base")
+    models, base = Models([folder / "base"], [tmp_path]), f"{folder.name}/base"
+    models.pipeline(base, None, {"mine": 0.5})
+    sent = ask(base=base, lora="mine", x_option="lora_scale", x_values="0.5,1")
+    states = follow(Service(models, base), "compare", sent)
+    next(states)
+    (tmp_path / "mine").rename(tmp_path / "gone")
+    assert "2 images in a grid" in list(states)[-1].status
 
 
 def test_a_grid_counts_every_image_and_shows_each(service):

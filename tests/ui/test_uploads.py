@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
-from glide_jax.sample.inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image, load_mask
 from glide_jax.ui.uploads import (
     AHEAD,
     SIDE,

@@ -6,7 +6,7 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
-from glide_jax.sample.inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image, load_mask
 
 
 def test_the_middle_square_is_taken_and_resized(tmp_path):

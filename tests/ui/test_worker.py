@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from glide_jax.ui.jobs import Stopped, Turns, Worker
+from glide_jax.ui.worker import Stopped, Turns, Worker
 
 
 def concurrently(*calls):

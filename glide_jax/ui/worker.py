@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class Turns:
-    """A lock that is had in the order in which it was asked for, which `threading.Lock` does not promise."""
+    """A lock granted in the order in which it was asked for, which `threading.Lock` does not promise."""
 
     def __init__(self) -> None:
         self._queue: deque[object] = deque()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from glide_jax.errors import GlideError
 from glide_jax.options import Field
-from glide_jax.ui.found import Found
+from glide_jax.ui.found import FoundModel
 from glide_jax.ui.request import SCALES, Choice
 from glide_jax.ui.service import Service
 from glide_jax.ui.settings import change, full_label, setting, shown
@@ -108,8 +108,8 @@ class Menus:
         )  # fmt: skip
         inputs = [*self.fields.values(), newest, working]
         outputs = [*self.fields.values(), self._row, working, *settings.values()]
-        # One event, the last of those while a model is loaded coming after it: otherwise choices are lost. Unprocessed:
-        # a menu whose choices change tells once more what is none of them any longer.
+        # One event for all menus, of which the last one made while a model is loaded comes after it: none is lost.
+        # Unprocessed, as gradio refuses a value that has just gone from a menu's choices.
         switched = self._gr.on(
             chosen, self._switch, inputs, outputs, concurrency_id="models", preprocess=False,
             trigger_mode="always_last", show_progress="minimal", show_progress_on=menus[:2], **_PRIVATE,
@@ -185,5 +185,5 @@ def _looks(adapters: Sequence[str]) -> list[dict[str, Any]]:
     return chosen + [{"visible": False}] * (len(SCALES) - len(chosen))
 
 
-def _menu(found: Sequence[Found]) -> list[tuple[str, str]]:
+def _menu(found: Sequence[FoundModel]) -> list[tuple[str, str]]:
     return [("none", ""), *((each.label, each.name) for each in found)]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from glide_jax.errors import GlideError
-from glide_jax.ui.choice import switched, undone
+from glide_jax.ui.menus import switched, undone
 from glide_jax.ui.models import Models
 from glide_jax.ui.request import Choice, Limits
 from glide_jax.ui.service import Service

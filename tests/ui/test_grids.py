@@ -4,7 +4,7 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.sample import of_upsampler
-from glide_jax.ui.comparison import compared, example_counts, examples, options_to_vary, values_to_show
+from glide_jax.ui.grids import compared, example_counts, examples, options_to_vary, values_to_show
 from glide_jax.ui.request import Limits, request_fields
 
 KNOWN = request_fields(Limits(max_images=4, max_steps=20), {})

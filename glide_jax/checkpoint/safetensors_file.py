@@ -5,17 +5,20 @@ such files: of models (`to-torch`), and of adapters (`to-kohya`), which have a s
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from glide_jax.checkpoint.structure import describe
 from glide_jax.errors import GlideError
+from glide_jax.files import written
 
 SUFFIX = ".safetensors"
 HEADER = "glide_jax_checkpoint"
@@ -25,7 +28,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
 # The parameters whose axes PyTorch has in another order: [out, in, ...].
 _OUT_FIRST = ("kernel", "down", "up", "magnitude")
 _LISTED = 3
-_ENTRIES = ("model", "clip_text", "clip_image", "lora")
+_ENTRIES = ("model", "diffusion", "clip_text", "clip_image", "lora")
 _T = TypeVar("_T")
 
 
@@ -46,18 +49,15 @@ def is_file(path: Path) -> bool:
     return path.suffix == SUFFIX and path.is_file()
 
 
-def read_header(path: Path) -> Header:
-    """Our part of the header.
+def find_header(path: Path) -> Header | None:
+    """Our part of the header; None if another program wrote the file.
 
     Raises:
-        GlideError: the file cannot be read, another program wrote it, or its header is damaged.
+        GlideError: the file cannot be read, or its header is damaged.
     """
     text = _read(path, lambda file: (file.metadata() or {}).get(HEADER))
     if text is None:
-        raise GlideError(
-            f"{path} does not tell which model it is of: of safetensors files only those of python -m convert can be"
-            " used as they are; bring a model of PyTorch's in by its to-flax"
-        )
+        return None
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):
@@ -68,10 +68,45 @@ def read_header(path: Path) -> Header:
     return sound
 
 
+def read_header(path: Path) -> Header:
+    """As `find_header`, but raises `GlideError` of a file that another program wrote."""
+    header = find_header(path)
+    if header is None:
+        raise GlideError(
+            f"{path} does not tell which model it is of: of safetensors files only those of python -m convert can be"
+            " used as they are; bring a model of PyTorch's in by its to-flax"
+        )
+    return header
+
+
 def read_names(path: Path) -> list[str]:
     """The paths of our parameters that a file has tensors of; errors are those of `read_header`."""
     names = read_header(path)["names"]
     return [names.get(key, key) for key in _read(path, lambda file: list(file.keys()))]
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of any safetensors file, in its order; raises `GlideError` if it cannot be read."""
+    return _read(path, lambda file: {key: file.get_tensor(key) for key in file.offset_keys()})
+
+
+def write(
+    path: Path, tensors: Mapping[str, np.ndarray], header: Header, others: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes tensors as PyTorch has them, whole or not at all; `others` are what other programs read in the header.
+
+    Raises:
+        GlideError: it cannot be written.
+    """
+    with written(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            packed = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
+            save_file(packed, partial, {"format": "pt", HEADER: json.dumps(header), **others})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(str(error)) from error
+        partial.chmod(mode)  # the library lets nobody else read it
 
 
 def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
@@ -85,7 +120,7 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
         GlideError: as `read_header`; or tensors are missing, unknown, of other shapes, or not finite.
     """
     header = read_header(path)
-    tensors = _read(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+    tensors = read_tensors(path)
     wanted = {name: tuple(spec["shape"]) for name, spec in describe(abstract).items()}
     alpha = None
     if lora := header["record"].get("lora"):
