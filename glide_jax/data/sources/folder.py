@@ -8,11 +8,22 @@ from pathlib import Path
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
-from glide_jax.data.shards.index import stamp_of
-from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.index_file import stamp_of
+from glide_jax.data.source import (
+    PART,
+    WHOLE,
+    Part,
+    Sample,
+    Share,
+    Source,
+    Unavailable,
+    image_size,
+    listed,
+    usable_captions,
+)
 from glide_jax.errors import GlideError
 from glide_jax.files import lines
-from glide_jax.images import SUFFIXES, image_size
+from glide_jax.images import SUFFIXES
 
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
@@ -69,7 +80,7 @@ class Folder(Source):
 
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
-        return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
+        return Facts(dict, lambda: _captions(image, text), lambda: image_size(image))
 
     def _advice(self, config: DataConfig) -> str:
         if "missing caption" in self.counts and "filename" not in self._from:
@@ -146,6 +157,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BadSample("missing file") from error
+        raise Unavailable("missing file") from error
     except OSError as error:
-        raise BadSample("unreadable file") from error
+        raise Unavailable("unreadable file") from error

@@ -12,8 +12,19 @@ from jaxtyping import Int64
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
-from glide_jax.data.shards.index import Index, IndexFile, stamp_of
-from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.index_file import Index, IndexFile, stamp_of
+from glide_jax.data.source import (
+    PART,
+    WHOLE,
+    BadSample,
+    Part,
+    Sample,
+    Share,
+    Source,
+    image_size,
+    listed,
+    usable_captions,
+)
 from glide_jax.errors import GlideError
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
@@ -83,7 +94,7 @@ class Tfds(Source):
         return Facts(
             metadata=lambda: {name: _plain(value) for name, value in record.items()},
             captions=lambda: self._captions(_at(record, self._caption)),
-            image=lambda: record[self._image],
+            image_size=lambda: image_size(record[self._image]),
         )
 
 

@@ -137,7 +137,7 @@ DATA = (
           "samples = samples if attempt + 1 < _ATTEMPTS // 2 else turn.every", "pass",
           ("tests/data/test_buckets.py::test_a_damaged_image_alone_in_its_shape_ends_no_run",)),
     Fault("a disk that is away makes images count as damaged for good", "glide_jax/data/buckets.py",
-          "if reason in PASSING:", "if not reason:",
+          "except Unavailable as error:", "except ZeroDivisionError as error:",
           ("tests/data/test_buckets.py::test_an_image_that_cannot_be_read_now_is_measured_another_time",)),
     Fault("a resume does not see that the buckets are others", "glide_jax/train/start.py",
           'start.record.get("buckets", {}) != buckets.fingerprint', "not buckets.counts",

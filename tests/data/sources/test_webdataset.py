@@ -1,4 +1,6 @@
+import bz2
 import gzip
+import lzma
 import os
 import tarfile
 import threading
@@ -112,6 +114,28 @@ def test_only_invalid_shards_are_an_error(write_shard, numbered, tmp_path, how):
     remedy = "decompress them" if how == "compressed shard" else "copy them again"
     with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}, 0 samples .*; {remedy}"):
         WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
+
+
+@pytest.mark.parametrize("packed", [gzip, bz2, lzma])
+def test_compressed_shards_are_told_from_damaged_ones(write_shard, numbered, packed):
+    path = write_shard("a.tar", [numbered(0)])
+    path.write_bytes(packed.compress(path.read_bytes()))
+    assert index_shard(path, Selection(DataConfig())).damage == "compressed shard"
+
+
+def test_a_shard_that_cannot_be_read_now_is_read_the_next_time(numbered_shards, monkeypatch, capfd):
+    scan = shard_index.scan_tar
+
+    def away(path):
+        if path.name == "set-001.tar":
+            raise OSError("Input/output error")
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_index, "scan_tar", away)
+        assert len(WebDataset(DataConfig(path=numbered_shards))) == 22
+    assert "set-001.tar: unreadable shard, 0 samples before it" in capfd.readouterr().err
+    assert len(WebDataset(DataConfig(path=numbered_shards))) == 37
 
 
 def test_a_repaired_shard_is_back(numbered_shards, tmp_path):
