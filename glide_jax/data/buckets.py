@@ -69,7 +69,7 @@ class Buckets:
         seed: int,
         left_out: Counter[str] | None = None,
     ) -> None:
-        self._sizes, self._assigned, self._seed = sizes, assigned, seed
+        self._assigned, self._seed = assigned, seed
         self.left_out = left_out or Counter[str]()
         self._every: Samples = range(count or 1)
         if assigned is None:
@@ -90,10 +90,6 @@ class Buckets:
             return {}
         counts = {str(size): count for size, count in self.counts.items()}
         return {"counts": counts, "crc32": zlib.crc32(self._assigned.tobytes())}
-
-    def size_of(self, sample: int) -> Size:
-        """What a sample of the source is made."""
-        return self._sizes[0 if self._assigned is None else int(self._assigned[sample])]
 
     def turn(self, position: int, batch_size: int, resampled: bool = False) -> Turn:
         """What the batch of the examples from `position` on holds.

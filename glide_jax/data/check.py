@@ -129,7 +129,7 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
             cannot be written.
     """
     for size in config.sizes or (None,):
-        Shapes(image_size, low_res_size, text_ctx, size)  # before minutes of reading
+        Shapes(image_size, text_ctx, low_res_size, size)  # before minutes of reading
     if sheet.is_dir():
         raise GlideError(f"--sheet {sheet} is a folder: give a file, as {sheet / 'sheet.png'}")
     source = open_indexed(config)

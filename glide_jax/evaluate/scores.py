@@ -106,12 +106,12 @@ def _from_files(files: list[Path], size: int) -> _Found:
 
 def _from_shards(path: str, size: int) -> _Found:
     config = DataConfig(path=path, cache_mb=0)
-    images = examples.Images(WebDataset(config), config, lambda _: Size.square(size))
+    images = examples.Images(WebDataset(config), config)
 
     def usable() -> Iterator[Pixels]:
         for index in range(len(images)):
             try:
-                yield np.asarray(images[index].image)
+                yield np.asarray(images.read(index, Size.square(size)).image)
             except BadSample:
                 images.check_bad_share()
 
