@@ -266,6 +266,18 @@ def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
     main(["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path),
           "--num_steps", "3", "--batch_size", "4"])  # fmt: skip
     assert len(list((tmp_path / "00000").glob("prompt_*"))) == 7
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(GlideError, match=r"--prompt_file .*empty\.txt is empty"):
+        main(["--checkpoint", base, "--prompt_file", str(tmp_path / "empty.txt")])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"prompt": "a dog"}'])
+def test_a_damaged_record_says_what_to_remove(tmp_path, content):
+    folder = RunFolder.create(tmp_path, ["a cat"], {}, "cpu")
+    folder.prompt_folder(0).mkdir()
+    (folder.prompt_folder(0) / "metadata.json").write_text(content)
+    with pytest.raises(GlideError, match=r"is damaged: remove it, and --resume .* generates the prompt again"):
+        folder.records()
 
 
 @pytest.mark.parametrize(
