@@ -24,7 +24,7 @@ from glide_jax.data.order import Order, generator
 from glide_jax.data.source import BadSample, Source, Unavailable, listed
 from glide_jax.data.threads import map_samples
 from glide_jax.data.transforms import Size
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 
 Samples = Sequence[int] | UInt32[np.ndarray, " samples"]
 
@@ -225,5 +225,5 @@ def _measured(source: Source, sample: int) -> tuple[tuple[int, int], str]:
 
 
 def _unmeasured(sample: int, error: Exception) -> GlideError:
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    why = first_line(error)
     return GlideError(f"data.buckets: cannot read the size of image {sample} now ({why}); see to it and start again")

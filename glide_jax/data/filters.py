@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from glide_jax.data.config import FilterConfig
+from glide_jax.data.index_file import Index
 from glide_jax.data.source import BadSample
 from glide_jax.data.threads import map_samples
 
@@ -134,16 +137,8 @@ class Filters:
         return f"; change {listed}" if changed else ""
 
 
-class Verdicts(NamedTuple):
-    """The numbers of samples that pass, why others do not, and how many that pass lack the NSFW label asked for."""
-
-    kept: list[int]
-    counts: Counter[str]
-    unlabelled: int
-
-
-def judge_all(filters: Filters, facts: Callable[[int], Facts], total: int) -> Verdicts:
-    """Judges the samples from 0 to `total` by what `facts` tells of each, many at a time."""
+def index_passing(filters: Filters, facts: Callable[[int], Facts], total: int) -> Index:
+    """The numbers of the samples below `total` that pass, by what `facts` tells of each; many are judged at a time."""
 
     def judge(number: int) -> tuple[str | None, bool]:
         sample = facts(number)
@@ -151,8 +146,9 @@ def judge_all(filters: Filters, facts: Callable[[int], Facts], total: int) -> Ve
         return reason, reason is None and filters.unlabelled(sample)
 
     judged = list(map_samples("filtering samples", judge, [range(total)]))
-    kept = [number for number, (reason, _) in enumerate(judged) if reason is None]
-    return Verdicts(kept, Counter(reason for reason, _ in judged if reason), sum(without for _, without in judged))
+    passing = [number for number, (reason, _) in enumerate(judged) if reason is None]
+    counts = Counter(reason for reason, _ in judged if reason)
+    return Index(np.array(passing, np.int64), dict(counts), unlabelled=sum(without for _, without in judged))
 
 
 def report_unlabelled(unlabelled: int, total: int) -> None:

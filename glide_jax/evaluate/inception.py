@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 from glide_jax.evaluate.scorer import Images
 
 
@@ -36,7 +36,7 @@ class InceptionFeatures:
         except Exception as error:
             raise GlideError(
                 f"--inception_checkpoint {checkpoint} must be the TorchScript file inception-2015-12-05.pt:"
-                f" {str(error).strip().splitlines()[0][:200]}"
+                f" {first_line(error)[:200]}"
             ) from error
 
     def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 from glide_jax.evaluate.scorer import Images
 
 _HELP = "give a local file with --clip_checkpoint FILE"
@@ -109,7 +109,7 @@ class OpenClipScorer:
             with _quiet():
                 self._model, self._preprocess, self._tokenize = _load(name.model, weights, self._device)
         except Exception as error:  # whatever a hub, a file system or a pickle throws
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+            reason = first_line(error).split(". ")[0]
             remedy = "it must be a state dict of this model" if checkpoint else _HELP
             raise GlideError(f"cannot load {self.name}: {reason[:200]}; {remedy}") from error
         self._check()
@@ -153,10 +153,9 @@ def _import() -> Any:
     try:
         import open_clip  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit its torch
-        reason = str(error).splitlines()[0]
         raise GlideError(
             f"OpenCLIP is not installed: install the extra with `uv sync --extra clip`, or give"
-            f" --clip_model noised ({reason})"
+            f" --clip_model noised ({first_line(error)})"
         ) from error
     return open_clip
 

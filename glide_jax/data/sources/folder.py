@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
+from glide_jax.data.filters import Facts, Filters, index_passing, report_unlabelled
 from glide_jax.data.index_file import stamp_of
 from glide_jax.data.source import (
     PART,
@@ -52,11 +52,11 @@ class Folder(Source):
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
         if filters := Filters(config.filters):
-            kept, counts, unlabelled = judge_all(filters, self._facts, len(self))
-            chosen = {self._pairs[number] for number in kept}
+            index = index_passing(filters, self._facts, len(self))
+            chosen = {self._pairs[number] for number in index.rows}
             self._below = {root: [pair for pair in pairs if pair in chosen] for root, pairs in self._below.items()}
-            self.counts += counts
-            report_unlabelled(unlabelled, len(kept))
+            self.counts.update(index.counts)
+            report_unlabelled(index.unlabelled, len(index.rows))
         self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
             found = listed(self.counts) or "it holds none"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
+from glide_jax.data.filters import Facts, Filters, index_passing, report_unlabelled
 from glide_jax.data.index_file import Index, IndexFile, stamp_of
 from glide_jax.data.source import (
     PART,
@@ -25,7 +25,7 @@ from glide_jax.data.source import (
     listed,
     usable_captions,
 )
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
 
@@ -83,11 +83,9 @@ class Tfds(Source):
     def _filtered(self, config: DataConfig) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""
         file = IndexFile("tfds", self._identity, self._stamp)
-        return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
-
-    def _judged(self, filters: Filters) -> Index:
-        kept, counts, unlabelled = judge_all(filters, self._facts, len(self._records))
-        return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
+        if not config.revalidate and (index := file.load()) is not None:
+            return index
+        return file.save(index_passing(Filters(config.filters), self._facts, len(self._records)))
 
     def _facts(self, number: int) -> Facts:
         record = self._records[number]
@@ -109,7 +107,7 @@ def _builder(path: str) -> tuple[Any, str]:
     try:
         found = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
     except Exception as error:  # it raises nearly anything, over many lines
-        raise GlideError(f"no TFDS data set {name!r}: {_first_line(error)}") from error
+        raise GlideError(f"no TFDS data set {name!r}: {first_line(error)}") from error
     if not Path(found.data_path).is_dir():
         raise GlideError(f"{name} is not prepared in {found.data_path}: run download_and_prepare with array_record")
     return found, split or "train"
@@ -121,7 +119,7 @@ def _data_source(builder: Any, split: str, image: str) -> Any:
     try:
         return builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
     except Exception as error:
-        raise GlideError(f"cannot read {builder.info.full_name}@{split}: {_first_line(error)}") from error
+        raise GlideError(f"cannot read {builder.info.full_name}@{split}: {first_line(error)}") from error
 
 
 def _caption_feature(key: str, features: Any, path: str) -> tuple[list[str], Any | None]:
@@ -158,7 +156,3 @@ def _label_captions(feature: Any, templates: Sequence[str]) -> Callable[[Any], t
 
 def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

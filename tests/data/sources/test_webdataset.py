@@ -265,15 +265,6 @@ def test_many_shards_are_indexed_in_parallel_and_kept_in_order(write_shard, tmp_
     assert "checking shards 12/12" in capfd.readouterr().err
 
 
-def test_rows_are_positions_in_bytes(numbered_shards, numbered, tmp_path):
-    found = index_shard(tmp_path / "set-000.tar", Selection(DataConfig()))
-    image_at, caption_at, image_size, caption_size, key = found.rows[3].item()
-    assert key == 0
-    data = (tmp_path / "set-000.tar").read_bytes()
-    assert data[image_at : image_at + image_size] == numbered(3)["png"]
-    assert data[caption_at : caption_at + caption_size] == b"number 3"
-
-
 def test_a_shard_rewritten_in_another_order_gives_no_wrong_pair(write_shard, numbered):
     path = write_shard("a.tar", [numbered(i) for i in range(9)])
     source = WebDataset(DataConfig(path=str(path)))
