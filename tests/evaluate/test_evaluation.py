@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -68,7 +69,9 @@ def test_a_plain_run_has_the_layout_of_glide_finetune(base, tmp_path, capsys):
     assert data["prompts_count"] == 3
     assert data["config"]["seed"] == 7
     assert (folder / "prompt_001" / "prompt.txt").read_text() == "a dog\n"
-    assert "6 images of 3 prompts" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "6 images of 3 prompts" in shown.out
+    assert re.search(r"evaluations 18/18  prompt 3/3  .+ (images/s|s an image)  0 s left", shown.err)
     run(base, tmp_path, "--num_images", 2)
     assert (tmp_path / "00001" / "prompt_002" / "image_rank_001.jpg").exists()
 
