@@ -38,7 +38,13 @@ class Bucket(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a batch holds: example g is number g + shift of the bucket's order; `every` is the images of all buckets."""
+    """What a batch holds.
+
+    Attributes:
+        bucket: whose images.
+        shift: example g is number g + shift of the bucket's order.
+        every: the images of all buckets, for where this one has no usable ones.
+    """
 
     bucket: Bucket
     shift: int
@@ -186,7 +192,7 @@ def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray
     start = 0
     for part in source.parts():
         samples = range(start, start + part.samples)
-        places.setdefault(IndexFile("sizes", part.identity, part.stamp), []).append(samples)
+        places.setdefault(IndexFile.of("sizes", part.identity, part.stamp), []).append(samples)
         start = samples.stop
 
     indexes: dict[IndexFile, Index] = {}

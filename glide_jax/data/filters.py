@@ -20,9 +20,9 @@ _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
 
 class Facts(NamedTuple):
-    """What a source can tell of a sample, each read only when a rule asks; they raise `BadSample` if they cannot.
+    """What a source can tell of a sample: functions, so that only what a rule asks for is read.
 
-    The metadata of a sample without any are empty.
+    Each raises `BadSample` if the sample is damaged. Where there are no metadata, they are empty.
     """
 
     metadata: Callable[[], Mapping[str, Any]]

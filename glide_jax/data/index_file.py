@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,35 +31,28 @@ class Index(NamedTuple):
     unlabelled: int = 0
 
 
-class IndexFile:
+class IndexFile(NamedTuple):
     """One index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); a folder that cannot be written to only costs time.
 
     Attributes:
-        stamp: as given.
-
-    Args:
-        kind: subfolder.
-        identity: what the index is of and how samples were chosen, as JSON values.
+        path: of the file.
         stamp: integers that change when the data do, such as size and time of change.
     """
 
-    def __init__(self, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> None:
+    path: Path
+    stamp: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> Self:
+        """The file in the subfolder `kind`, by JSON values that say what it is of and how samples were chosen."""
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        self._path = cache_folder() / kind / f"{name}.npz"
-        self.stamp = tuple(stamp)
-        self._stamp = np.array([_VERSION, *stamp], np.int64)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, IndexFile) and (self._path, self.stamp) == (other._path, other.stamp)
-
-    def __hash__(self) -> int:
-        return hash(self._path)
+        return cls(cache_folder() / kind / f"{name}.npz", tuple(stamp))
 
     def load(self) -> Index | None:
         """The index, or None if there is none, it is damaged, or the data have changed since."""
         try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if np.array_equal(saved["stamp"], self._stamp):
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                if saved["stamp"].tolist() == [_VERSION, *self.stamp]:
                     return Index(saved["rows"], *json.loads(str(saved["rest"])))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             pass
@@ -68,8 +61,9 @@ class IndexFile:
     def save(self, index: Index) -> Index:
         """Writes the index and returns it."""
         try:
-            with written(self._path) as temporary, temporary.open("wb") as file:
-                np.savez(file, stamp=self._stamp, rows=index.rows, rest=np.array(json.dumps(index[1:])))
+            with written(self.path) as temporary, temporary.open("wb") as file:
+                stamp = np.array([_VERSION, *self.stamp], np.int64)
+                np.savez(file, stamp=stamp, rows=index.rows, rest=np.array(json.dumps(index[1:])))
         except GlideError:
             if self.load() is None:  # else another process wrote the same one at the same time
                 return index._replace(counts=index.counts | {"index not cached": 1})

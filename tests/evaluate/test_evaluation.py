@@ -18,6 +18,7 @@ from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.run_folder import ranked
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
+from glide_jax.tokenizer import ClipTokenizer
 from tests.programs import ROOT, call
 from tests.tiny.models import UPSAMPLER, save_clip, save_model
 
@@ -95,7 +96,7 @@ def test_the_best_pictures_are_those_that_the_pipeline_draws_and_the_clip_prefer
     images = Pipeline.from_checkpoints(base, batch_size=4)(
         PROMPTS[1], num_images=5, indices=range(5, 10), num_steps=3, seed=7
     ).images
-    text = jax.jit(loaded.model.encode_text)(loaded.params, *_tokens(PROMPTS[1]))[0]
+    text = jax.jit(loaded.model.encode_text)(loaded.params, *ClipTokenizer().padded([PROMPTS[1]]))[0]
     pictures = jnp.asarray(images / np.float32(127.5) - 1)
     features = jax.jit(loaded.model.encode_image)(loaded.params, pictures, jnp.zeros(5))
     cosines = np.asarray(features @ text)
@@ -105,12 +106,6 @@ def test_the_best_pictures_are_those_that_the_pipeline_draws_and_the_clip_prefer
     for rank, best in enumerate(np.argsort(-cosines)[:2], start=1):
         drawn = pixels(reranked / "prompt_001" / f"image_rank_{rank:03d}.png").astype(int)
         assert (np.abs(drawn - images[best]) <= 1).mean() > 0.999
-
-
-def _tokens(prompt):
-    from glide_jax.tokenizer import ClipTokenizer
-
-    return map(jnp.asarray, ClipTokenizer().padded([prompt]))
 
 
 def test_an_interrupted_run_goes_on_with_the_same_pictures(reranked, tmp_path, capsys):
@@ -264,14 +259,14 @@ def test_a_dry_run_writes_nothing(base, tmp_path, capsys):
     assert "nothing was generated or written" in out
 
 
-def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
+def test_a_prompt_file_has_a_prompt_a_line(base, tmp_path, capsys):
+    given = ["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--dry_run"]
     (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(7)) + "\n\n")
-    main(["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path),
-          "--num_steps", "3", "--batch_size", "4"])  # fmt: skip
-    assert len(list((tmp_path / "00000").glob("prompt_*"))) == 7
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(GlideError, match=r"--prompt_file .*empty\.txt is empty"):
-        main(["--checkpoint", base, "--prompt_file", str(tmp_path / "empty.txt")])
+    main(given)
+    assert "prompts: 7\n" in capsys.readouterr().out
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(GlideError, match=r"--prompt_file .*prompts\.txt is empty"):
+        main(given)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"prompt": "a dog"}'])

@@ -53,7 +53,7 @@ class Selection:
 
     def index_file(self, shard: Path) -> IndexFile:
         """Where the index of a shard under this selection is kept."""
-        return IndexFile("webdataset", self.identity(shard), stamp_of(shard))
+        return IndexFile.of("webdataset", self.identity(shard), stamp_of(shard))
 
     def identity(self, shard: Path) -> list[Any]:
         """What decides which samples a shard has, beside its content."""

@@ -82,7 +82,7 @@ class Tfds(Source):
 
     def _filtered(self, config: DataConfig) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""
-        file = IndexFile("tfds", self._identity, self._stamp)
+        file = IndexFile.of("tfds", self._identity, self._stamp)
         if not config.revalidate and (index := file.load()) is not None:
             return index
         return file.save(index_passing(Filters(config.filters), self._facts, len(self._records)))
