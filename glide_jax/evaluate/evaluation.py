@@ -1,7 +1,7 @@
 """What an evaluation generates, and the loop: generate, score, rank, write, prompt by prompt."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ from glide_jax.files import valid_unicode
 from glide_jax.sample import Pipeline, SampleOptions, upsampler_options
 
 SUFFIXES = {"jpg": ".jpg", "png": ".png"}
-# Told the index of the prompt at work, and how many evaluations of the models are done: new ones, and in all.
-Report = Callable[[int, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,9 @@ def evaluate(
     wanted = [index for index in range(len(job.prompts)) if not folder.done(index)]
     size = min(pipeline.batch_size, len(job.prompts) * job.num_images)
     batches = job.batches(size, wanted)
-    each, begun = pipeline.count_evaluations(1, job.options, job.upsampler_options), time.monotonic()
+    each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
     with progress.bar("evaluations", sum(map(len, batches)) * each) as bar:
-
-        def report(prompt_index: int, evaluations: int, done: int) -> None:
-            seconds = (time.monotonic() - begun) * each / done
-            rate = f"{1 / seconds:.1f} images/s" if seconds < 1 else f"{seconds:.1f} s an image"
-            bar.update(evaluations, f"prompt {prompt_index + 1}/{len(job.prompts)}  {rate}")
-
-        for index, images in _candidates(pipeline, job, batches, size, wanted, report):
+        for index, images in _candidates(pipeline, job, batches, size, wanted, bar):
             prompt = job.prompts[index]
             scores = None if scorer is None else score(scorer, images, prompt).tolist()
             candidates = ranked(job.numbers(index), job.seed, scores, job.keep or job.num_images, job.suffix)
@@ -116,22 +108,26 @@ def evaluate(
 
 
 def _candidates(
-    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], report: Report
+    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], bar: progress.Bar
 ) -> Iterator[tuple[int, Candidates]]:
     """The index of a wanted prompt and its candidates, as soon as the last one is there, in order."""
     numbers = [number for batch in batches for number in batch]
     held: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
-    finished = done = 0
+    finished, done, begun = 0, 0, time.monotonic()
+    each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
 
-    def on_steps(evaluations: int, _: Any) -> None:
+    def report(evaluations: int, _: Any) -> None:
         nonlocal done
         done += evaluations
-        report(batches[finished][0] // job.num_images, evaluations, done)
+        seconds = (time.monotonic() - begun) * each / done
+        rate = f"{1 / seconds:.1f} images/s" if seconds < 1 else f"{seconds:.1f} s an image"
+        prompt = batches[finished][0] // job.num_images + 1
+        bar.update(evaluations, f"prompt {prompt}/{len(job.prompts)}  {rate}")
 
     for samples in pipeline.batches(
         [job.prompts[number // job.num_images] for number in numbers], numbers, batch_size=size, seed=job.seed,
         negative_prompt=job.negative_prompt, options=job.options, upsampler_options=job.upsampler_options,
-        on_steps=on_steps,
+        on_steps=report,
     ):  # fmt: skip
         finished += 1
         for number, image in zip(samples.indices, samples.images, strict=True):

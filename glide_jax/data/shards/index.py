@@ -18,7 +18,7 @@ from glide_jax.data.shards.captions import CaptionLines, Choice, SampleFiles, ch
 from glide_jax.data.shards.presets import PRESETS, caption_keys, endings
 from glide_jax.data.shards.spans import Span, image_size_in
 from glide_jax.data.shards.tar import Member, scan_tar
-from glide_jax.data.source import BadSample
+from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.errors import GlideError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
@@ -67,7 +67,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     Of a shard that cannot be read to its end the samples before the damage are taken, and its reason is kept.
 
     Raises:
-        OSError: it cannot be read now.
+        OSError, Unavailable: it, or the captions beside it, cannot be read now.
     """
     counts, rows, unlabelled = Counter[str](), [], 0
     with shard.open("rb", buffering=0) as file:
@@ -77,6 +77,8 @@ def index_shard(shard: Path, selection: Selection) -> Index:
         for key, sample in grouped(members).items():
             try:
                 found = select(key, sample, partial(_content, file.fileno()), selection)
+            except Unavailable:
+                raise
             except BadSample as bad:
                 counts[str(bad)] += 1
                 continue

@@ -16,7 +16,7 @@ from glide_jax.data.shards.captions import captions_in
 from glide_jax.data.shards.index import COMPRESSED, Selection, index_shard, unread
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.shards.spans import Span, image_size_in, read_spans
-from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, listed
+from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, Unavailable, listed
 from glide_jax.errors import GlideError
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
@@ -100,7 +100,7 @@ def _index_all(
             for job in progress.tracked("checking shards", as_completed(jobs), len(jobs), _BAR_FROM):
                 try:
                     index = files[jobs[job]].save(job.result())
-                except OSError:  # which may be over the next time: nothing is kept of it
+                except (OSError, Unavailable):  # nothing is kept of what may be over the next time
                     index = unread("unreadable shard")
                 indexes[jobs[job]] = index
                 seen, passed = seen + Counter(index.counts), passed + len(index.rows)

@@ -11,7 +11,7 @@ import pytest
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.shards import index as shard_index
 from glide_jax.data.shards.index import Selection, index_shard
-from glide_jax.data.source import BadSample
+from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.data.sources import webdataset as ours
 from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
@@ -123,12 +123,13 @@ def test_compressed_shards_are_told_from_damaged_ones(write_shard, numbered, pac
     assert index_shard(path, Selection(DataConfig())).damage == "compressed shard"
 
 
-def test_a_shard_that_cannot_be_read_now_is_read_the_next_time(numbered_shards, monkeypatch, capfd):
+@pytest.mark.parametrize("error", [OSError("Input/output error"), Unavailable("missing shard")])
+def test_a_shard_that_cannot_be_read_now_is_read_the_next_time(numbered_shards, monkeypatch, capfd, error):
     scan = shard_index.scan_tar
 
     def away(path):
         if path.name == "set-001.tar":
-            raise OSError("Input/output error")
+            raise error
         return scan(path)
 
     with monkeypatch.context() as patch:
