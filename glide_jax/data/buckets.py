@@ -12,6 +12,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
@@ -203,11 +204,11 @@ def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray
             indexes[file] = index
         elif samples:
             pending[file] = samples
-    found = map_samples("measuring images", partial(_measured, source), list(pending.values()))
-    for file, samples in pending.items():
-        sizes, faults = zip(*islice(found, len(samples)), strict=True)
-        indexes[file] = Index(np.array(sizes, np.int32), dict(Counter(filter(None, faults))))
-        file.save(indexes[file])
+    with closing(map_samples("measuring images", partial(_measured, source), list(pending.values()))) as found:
+        for file, samples in pending.items():
+            sizes, faults = zip(*islice(found, len(samples)), strict=True)
+            indexes[file] = Index(np.array(sizes, np.int32), dict(Counter(filter(None, faults))))
+            file.save(indexes[file])
 
     every, left_out = np.zeros((len(source), 2), np.int32), Counter[str]()
     for file, index in indexes.items():

@@ -35,8 +35,8 @@ class Folder(Source):
     the same folder; one line is sampled at a time. With `filename` the caption is the name, its underscores read as
     spaces, without a first part that holds a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first there is.
 
-    Where two images share a folder and a stem, or two text files could belong to an image, that image is left
-    out and counted as `stem clash`.
+    Of images that share a folder and a stem the first by name is taken. The others, and an image to which several text
+    files could belong, are left out and counted as `stem clash`.
 
     Raises:
         GlideError: there is no such folder, or no usable image.
