@@ -9,6 +9,11 @@ class GlideError(Exception):
     """Bad input or a broken environment; the message says what is wrong, where, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says in its first line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs an entry point, then exits: 0 or its result, 2 and one line for `GlideError`, 130 for Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of captions and paths

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 
 # With a single slash if the name passed through a `Path`.
 _NAME = re.compile(r"hf://?([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?/?", re.ASCII)
@@ -94,7 +94,7 @@ def _library(name: Name, missing: str) -> Iterator[Any]:
     try:
         yield huggingface_hub
     except Exception as error:  # errors of its own, of its HTTP library, of the disk
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        said = first_line(error)[:200]
         reasons: dict[type[Exception], str] = {
             errors.RepositoryNotFoundError: "there is no such repository, or it is private (`hf auth login`)",
             errors.RevisionNotFoundError: "the repository has no such revision",

@@ -124,18 +124,22 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
         levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray((levels >> 8).astype(np.uint8))
-    if image.mode in ("1", "L") and not image.has_transparency_data:
-        return image.convert("L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.has_transparency_data:
+        return _converted(image, "RGBA")
+    return _converted(image, "L" if image.mode in ("1", "L") else "RGB")
 
 
 def on_white(image: Image.Image) -> Image.Image:
     """An image from `eight_bits` as RGB, white where transparent."""
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return _converted(image, "RGB")
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image.getchannel("A"))
     return flat
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which would copy what has the mode
 
 
 @contextmanager

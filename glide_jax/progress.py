@@ -108,6 +108,11 @@ def doing() -> str:
     return _phases[-1] if _phases else ""
 
 
+def console() -> Console:
+    """Standard output; on a terminal with a display, what prints above it."""
+    return _live.console if _live is not None and sys.stdout.isatty() else Console()
+
+
 def stop() -> None:
     """Removes the display from the terminal for good, before the process ends."""
     if _live is not None:
@@ -146,8 +151,8 @@ def _display(quiet: bool, transient: bool = False) -> Iterator[Progress | None]:
     A `transient` one disappears as a whole.
     """
     global _live  # noqa: PLW0603 - a terminal has room for one
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    terminal = Console(stderr=True)
+    if quiet or not terminal.is_terminal:
         yield None
     elif (live := _live) is not None:
         before = set(live.task_ids)
@@ -163,7 +168,7 @@ def _display(quiet: bool, transient: bool = False) -> Iterator[Progress | None]:
             TimeElapsedColumn(),
             _Left(),
         )
-        with Progress(*columns, console=console, transient=transient) as _live:
+        with Progress(*columns, console=terminal, transient=transient) as _live:
             try:
                 yield _live
             finally:

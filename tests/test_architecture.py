@@ -47,7 +47,7 @@ MAY_IMPORT = {
 
 # Libraries that may be imported only in the places named.
 CONFINED = {
-    "torch": ("convert", "glide_jax/evaluate/clip_score.py", "tests"),
+    "torch": ("convert", "glide_jax/evaluate/openclip.py", "glide_jax/evaluate/inception.py", "tests"),
     "torchvision": ("tests",),
     "tensorflow": (),
     "ml_collections": ("configs", "glide_jax/config.py", *ENTRY_POINTS, "tests"),

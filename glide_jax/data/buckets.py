@@ -8,29 +8,24 @@ arithmetic on the counts of images finds the batch at any position, and no table
 Without `data.buckets` there is one bucket, the square: a batch holds what comes next in its order.
 """
 
-import threading
 import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import closing
+from functools import partial
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt16, UInt32
 
-from glide_jax import progress
+from glide_jax.data.index_file import Index, IndexFile
 from glide_jax.data.order import Order, generator
-from glide_jax.data.shards.index import Index, IndexFile
-from glide_jax.data.source import PASSING, BadSample, Source, listed
+from glide_jax.data.source import BadSample, Source, Unavailable, listed
+from glide_jax.data.threads import map_samples
 from glide_jax.data.transforms import Size
-from glide_jax.errors import GlideError
-from glide_jax.images import UnreadableImage
-
-_CHUNK = 1000  # images that a thread measures at a time
-_BAR_FROM = 4  # chunks to measure for a progress bar to be worth showing
-_THREADS = 16
+from glide_jax.errors import GlideError, first_line
 
 Samples = Sequence[int] | UInt32[np.ndarray, " samples"]
 
@@ -44,7 +39,13 @@ class Bucket(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a batch holds: example g is number g + shift of the bucket's order; `every` is the images of all buckets."""
+    """What a batch holds.
+
+    Attributes:
+        bucket: whose images.
+        shift: example g is number g + shift of the bucket's order.
+        every: the images of all buckets, for where this one has no usable ones.
+    """
 
     bucket: Bucket
     shift: int
@@ -75,7 +76,7 @@ class Buckets:
         seed: int,
         left_out: Counter[str] | None = None,
     ) -> None:
-        self._sizes, self._assigned, self._seed = sizes, assigned, seed
+        self._assigned, self._seed = assigned, seed
         self.left_out = left_out or Counter[str]()
         self._every: Samples = range(count or 1)
         if assigned is None:
@@ -96,10 +97,6 @@ class Buckets:
             return {}
         counts = {str(size): count for size, count in self.counts.items()}
         return {"counts": counts, "crc32": zlib.crc32(self._assigned.tobytes())}
-
-    def size_of(self, sample: int) -> Size:
-        """What a sample of the source is made."""
-        return self._sizes[0 if self._assigned is None else int(self._assigned[sample])]
 
     def turn(self, position: int, batch_size: int, resampled: bool = False) -> Turn:
         """What the batch of the examples from `position` on holds.
@@ -191,70 +188,49 @@ def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray
     Raises:
         GlideError: an image cannot be read now.
     """
-    sizes, left_out, start = np.zeros((len(source), 2), np.int32), Counter[str](), 0
     # Where the samples of each part are: a part may come several times, as prior preservation repeats folders.
     places: dict[IndexFile, list[range]] = {}
+    start = 0
     for part in source.parts():
         samples = range(start, start + part.samples)
-        places.setdefault(IndexFile("sizes", part.identity, part.stamp), []).append(samples)
+        places.setdefault(IndexFile.of("sizes", part.identity, part.stamp), []).append(samples)
         start = samples.stop
 
-    def take(file: IndexFile, index: Index) -> None:
-        for samples in places[file]:
-            sizes[samples.start : samples.stop] = index.rows
-            left_out.update(index.counts)
-
-    pending: list[tuple[IndexFile, range]] = []
+    indexes: dict[IndexFile, Index] = {}
+    pending: dict[IndexFile, range] = {}
     for file, (samples, *_) in places.items():
         index = None if revalidate else file.load()
         if index is not None and len(index.rows) == len(samples):
-            take(file, index)
-        else:
-            pending.append((file, samples))
-    chunks = [(part, chunk) for part in pending for chunk in _chunks(part[1])]
-    stopped = threading.Event()
+            indexes[file] = index
+        elif samples:
+            pending[file] = samples
+    with closing(map_samples("measuring images", partial(_measured, source), list(pending.values()))) as found:
+        for file, samples in pending.items():
+            sizes, faults = zip(*islice(found, len(samples)), strict=True)
+            indexes[file] = Index(np.array(sizes, np.int32), dict(Counter(filter(None, faults))))
+            file.save(indexes[file])
 
-    def measure(chunk: range) -> Counter[str]:
-        reasons = Counter[str]()
-        for sample in chunk:
-            if stopped.is_set():
-                break
-            try:
-                width, height = source.image_size(sample)
-            except (BadSample, UnreadableImage) as bad:
-                reason = bad.reason if isinstance(bad, UnreadableImage) else str(bad)
-                if reason in PASSING:
-                    raise _unmeasured(sample, bad) from bad
-                reasons[reason] += 1
-            except Exception as error:  # whatever a file system or a library may raise
-                raise _unmeasured(sample, error) from error
-            else:
-                sizes[sample] = height, width
-        return reasons
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            found = pool.map(measure, (chunk for _, chunk in chunks))
-            reasons = Counter[str]()
-            for ((file, samples), chunk), more in progress.tracked(
-                "measuring images", zip(chunks, found, strict=True), len(chunks), _BAR_FROM
-            ):
-                reasons += more
-                if chunk.stop == samples.stop:
-                    index, reasons = Index(sizes[samples.start : samples.stop], dict(reasons)), Counter()
-                    file.save(index)
-                    take(file, index)
-        except BaseException:  # an interrupt too, which waits for no more than an image a thread
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return sizes, left_out
+    every, left_out = np.zeros((len(source), 2), np.int32), Counter[str]()
+    for file, index in indexes.items():
+        for samples in places[file]:
+            every[samples.start : samples.stop] = index.rows
+            left_out.update(index.counts)
+    return every, left_out
 
 
-def _chunks(samples: range) -> list[range]:
-    return [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
+def _measured(source: Source, sample: int) -> tuple[tuple[int, int], str]:
+    """Height and width of an image, 0 if it is damaged, and why."""
+    try:
+        width, height = source.image_size(sample)
+    except Unavailable as error:
+        raise _unmeasured(sample, error) from error
+    except BadSample as bad:
+        return (0, 0), str(bad)
+    except Exception as error:  # whatever a file system or a library may raise
+        raise _unmeasured(sample, error) from error
+    return (height, width), ""
 
 
 def _unmeasured(sample: int, error: Exception) -> GlideError:
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    why = first_line(error)
     return GlideError(f"data.buckets: cannot read the size of image {sample} now ({why}); see to it and start again")

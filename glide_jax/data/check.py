@@ -16,9 +16,9 @@ from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.examples import Shapes
 from glide_jax.data.loader import open_data, open_indexed
 from glide_jax.data.order import Order
-from glide_jax.data.source import BadSample, Source
+from glide_jax.data.source import BadSample, Source, image_size
 from glide_jax.errors import GlideError
-from glide_jax.images import Pixels, UnreadableImage, grid, image_size, save_png
+from glide_jax.images import Pixels, grid, save_png
 from glide_jax.options import Parser, add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -65,8 +65,8 @@ def survey(source: Source, seed: int = 0) -> Survey:
         try:
             sample = source[order[number]]
             width, height = image_size(sample.image)
-        except (BadSample, UnreadableImage) as bad:
-            found.faults[bad.reason if isinstance(bad, UnreadableImage) else str(bad)] += 1
+        except BadSample as bad:
+            found.faults[str(bad)] += 1
             continue
         found.widths.append(width)
         found.heights.append(height)
@@ -129,7 +129,7 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
             cannot be written.
     """
     for size in config.sizes or (None,):
-        Shapes(image_size, low_res_size, text_ctx, size)  # before minutes of reading
+        Shapes(image_size, text_ctx, low_res_size, size)  # before minutes of reading
     if sheet.is_dir():
         raise GlideError(f"--sheet {sheet} is a folder: give a file, as {sheet / 'sheet.png'}")
     source = open_indexed(config)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,15 +30,15 @@ class Shapes:
 
     Attributes:
         image_size: side of a square image in pixels.
+        text_ctx: tokens a caption.
         low_res_size: side of its low-resolution version, an upsampler's input, a divisor of `image_size`; None without
             one.
-        text_ctx: tokens a caption.
         bucket: size of images that are no such squares; their low-resolution versions are as many times smaller.
     """
 
     image_size: int
-    low_res_size: int | None
     text_ctx: int
+    low_res_size: int | None = None
     bucket: Size | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class CaptionedImage(NamedTuple):
 
 
 class Images:
-    """Reads and decodes the samples of a source, each to its size; safe to use from several threads.
+    """Reads and decodes the samples of a source; safe to use from several threads.
 
     All of them stay in memory if they fit into `cache_mb`; once one does not, none do: a part of a set that is read in
     random order would cost memory and save little.
@@ -142,14 +142,11 @@ class Images:
     Args:
         source: what to read from.
         config: the transforms.
-        size_of: the size of a sample.
         left_out: samples of the source that nobody will ask for, by reason.
     """
 
-    def __init__(
-        self, source: Source, config: DataConfig, size_of: Callable[[int], Size], left_out: Counter[str] | None = None
-    ) -> None:
-        self.source, self._config, self._size_of, self._left_out = source, config, size_of, left_out or Counter[str]()
+    def __init__(self, source: Source, config: DataConfig, left_out: Counter[str] | None = None) -> None:
+        self.source, self._config, self._left_out = source, config, left_out or Counter[str]()
         self._free = config.cache_mb * 10**6 if source.resumable else 0
         self._kept: dict[tuple[int, Size], tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
@@ -163,12 +160,8 @@ class Images:
         """Samples that are not left out; 0 for a stream."""
         return len(self) - self._left_out.total()
 
-    def __getitem__(self, index: int) -> CaptionedImage:
-        """Image `index` of the source in its size; raises `BadSample` as `made`."""
-        return self.made(index, self._size_of(index))
-
-    def made(self, index: int, size: Size, *, counted: bool = True) -> CaptionedImage:
-        """Image `index` of the source in some size.
+    def read(self, index: int, size: Size, *, counted: bool = True) -> CaptionedImage:
+        """Image `index` of the source, made a size.
 
         Raises:
             BadSample: it is unusable, which has been counted if it is to be.
@@ -179,7 +172,7 @@ class Images:
         if kept is not None:
             return CaptionedImage(Image.fromarray(kept[0]), kept[1])
         try:
-            return self._keep((index, size), self._read(index, size))
+            return self._keep((index, size), self._decoded(index, size))
         except GlideError:
             raise
         except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
@@ -209,7 +202,7 @@ class Images:
                 f"{self._config.bad_share:g} allows; repair the data or raise it"
             )
 
-    def _read(self, index: int, size: Size) -> CaptionedImage:
+    def _decoded(self, index: int, size: Size) -> CaptionedImage:
         sample, config = self.source[index], self._config
         image = transforms.prepare(sample.image, size, config.crop, config.resize_ratio, config.trim_white)
         return CaptionedImage(image, sample.captions)
@@ -262,7 +255,7 @@ class TrainingExamples:
         whole = len(samples) == len(turn.every)
         for attempt in range(_ATTEMPTS):
             try:
-                return self._images.made(int(samples[number]), size, counted=whole or not attempt)
+                return self._images.read(int(samples[number]), size, counted=whole or not attempt)
             except BadSample:
                 others = others or generator(self._seed, "redraw", example)
                 samples = samples if attempt + 1 < _ATTEMPTS // 2 else turn.every
@@ -296,7 +289,7 @@ class PlainExamples:
         """Writes the samples with these numbers into the rows from `first_row` on."""
         for row, example in enumerate(examples, start=first_row):
             try:
-                image, captions = self._images[example]
+                image, captions = self._images.read(example, batch.size)
             except BadSample:
                 continue
             batch.write(row, example, image, captions[0], self._low_res_filter)

@@ -5,28 +5,29 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple
 
-from glide_jax import progress
-from glide_jax.data.config import FilterConfig
-from glide_jax.data.source import BadSample
-from glide_jax.images import UnreadableImage, image_size
+import numpy as np
 
-_BAR_FROM = 1000  # samples to judge for a progress bar to be worth showing
+from glide_jax.data.config import FilterConfig
+from glide_jax.data.index_file import Index
+from glide_jax.data.source import BadSample
+from glide_jax.data.threads import map_samples
+
 _NO_NUMBER = (KeyError, TypeError, ValueError, OverflowError)
 _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
 
 class Facts(NamedTuple):
-    """What a source can tell of a sample, each read only when a rule asks; they raise `BadSample` if they cannot.
+    """What a source can tell of a sample: functions, so that only what a rule asks for is read.
 
-    The metadata of a sample without any are empty.
+    Each raises `BadSample` if the sample is damaged. Where there are no metadata, they are empty.
     """
 
     metadata: Callable[[], Mapping[str, Any]]
     captions: Callable[[], tuple[str, ...]]
-    image: Callable[[], bytes]
+    image_size: Callable[[], tuple[int, int]]
 
     def number(self, name: str) -> float:
         """A finite number of the metadata; raises `KeyError`, `TypeError` or `ValueError` if there is none."""
@@ -41,7 +42,7 @@ class Facts(NamedTuple):
             width, height = self.number("original_width"), self.number("original_height")
         except (*_NO_NUMBER, BadSample):
             width = height = 0.0
-        return (width, height) if width > 0 < height else image_size(self.image())
+        return (width, height) if width > 0 < height else self.image_size()
 
     def language(self) -> str:
         """The stated language in lower case; raises `KeyError` if there is none."""
@@ -50,6 +51,22 @@ class Facts(NamedTuple):
         if not stated:
             raise KeyError("language")
         return str(stated[0]).lower()
+
+
+def _label(facts: Facts) -> str | None:
+    label = facts.metadata().get("NSFW")
+    return None if label is None else str(label).lower()
+
+
+@cache
+def _lowered(words: tuple[str, ...]) -> set[str]:
+    return {word.lower() for word in words}
+
+
+@cache
+def _any_of(words: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """A search for any of the words as a whole word."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE).search
 
 
 class Rule(NamedTuple):
@@ -105,8 +122,6 @@ class Filters:
             return next((rule.reason for rule in self._rules if not rule.accepts(self._bounds, facts)), None)
         except BadSample as bad:
             return str(bad)
-        except UnreadableImage as error:
-            return error.reason
         except _NO_NUMBER:
             return "missing metadata"
 
@@ -122,26 +137,18 @@ class Filters:
         return f"; change {listed}" if changed else ""
 
 
-class Verdicts(NamedTuple):
-    """The numbers of samples that pass, why others do not, and how many that pass lack the NSFW label asked for."""
-
-    kept: list[int]
-    counts: Counter[str]
-    unlabelled: int
-
-
-def judge_all(filters: Filters, facts: Callable[[int], Facts], total: int) -> Verdicts:
-    """Judges the samples from 0 to `total` by what `facts` tells of each, many at a time."""
+def index_passing(filters: Filters, facts: Callable[[int], Facts], total: int) -> Index:
+    """The numbers of the samples below `total` that pass, by what `facts` tells of each; many are judged at a time."""
 
     def judge(number: int) -> tuple[str | None, bool]:
         sample = facts(number)
         reason = filters.rejection(sample)
         return reason, reason is None and filters.unlabelled(sample)
 
-    with ThreadPoolExecutor(16) as pool:
-        judged = list(progress.tracked("filtering samples", pool.map(judge, range(total)), total, _BAR_FROM))
-    kept = [number for number, (reason, _) in enumerate(judged) if reason is None]
-    return Verdicts(kept, Counter(reason for reason, _ in judged if reason), sum(without for _, without in judged))
+    judged = list(map_samples("filtering samples", judge, [range(total)]))
+    passing = [number for number, (reason, _) in enumerate(judged) if reason is None]
+    counts = Counter(reason for reason, _ in judged if reason)
+    return Index(np.array(passing, np.int64), dict(counts), unlabelled=sum(without for _, without in judged))
 
 
 def report_unlabelled(unlabelled: int, total: int) -> None:
@@ -150,17 +157,3 @@ def report_unlabelled(unlabelled: int, total: int) -> None:
         print("no NSFW labels in this data set: data.filters.nsfw_labels leaves nothing out", file=sys.stderr)
     elif unlabelled:
         print(f"{unlabelled} of {total} samples have no NSFW label and pass data.filters.nsfw_labels", file=sys.stderr)
-
-
-def _label(facts: Facts) -> str | None:
-    label = facts.metadata().get("NSFW")
-    return None if label is None else str(label).lower()
-
-
-def _lowered(words: tuple[str, ...]) -> set[str]:
-    return {word.lower() for word in words}
-
-
-def _any_of(words: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
-    """A search for any of the words as a whole word."""
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE).search

@@ -7,128 +7,26 @@ what it would have seen, with any number of processes; each makes its own slice 
 
 import math
 import os
-import queue
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 from glide_jax.data.buckets import Buckets, open_buckets
 from glide_jax.data.config import DataConfig
 from glide_jax.data.examples import Batch, Images, PlainExamples, Shapes, TrainingExamples, empty_batch
 from glide_jax.data.order import Order
+from glide_jax.data.prefetch import Prefetcher, Task
 from glide_jax.data.source import Share, Source, source_type
 from glide_jax.errors import GlideError
 
 _DEPTH = 3  # batches in the making at any time
 _MAX_THREADS = 16
 
-T = TypeVar("T")
-Task = Callable[[], None]
 # Shapes of a batch, what fills rows of it from some row on, and the examples to fill it with.
 Work = tuple[Shapes, Callable[[Batch, int, Sequence[int]], None], Sequence[int]]
-_Queue = queue.SimpleQueue[tuple["Future[None]", Task] | None]
-
-
-class Prefetcher(Generic[T]):
-    """Iterates over the results of jobs, in order, while threads work on the jobs after.
-
-    A job is a result and the tasks that must have run before it is handed out. An error inside a task is
-    raised by `__next__` at its turn. The threads are daemons, and also end when the iterator is dropped.
-
-    Args:
-        jobs: taken one at a time in the consumer's thread; may be endless.
-        threads: at least one.
-        depth: results in the making at any time, at least one.
-        stall_seconds: how long `__next__` waits before it raises `GlideError`.
-    """
-
-    def __init__(
-        self, jobs: Iterator[tuple[T, Sequence[Task]]], *, threads: int, depth: int, stall_seconds: float
-    ) -> None:
-        self._jobs, self._stall_seconds = jobs, stall_seconds
-        self._tasks: _Queue = queue.SimpleQueue()
-        self._ahead: deque[tuple[T, list[Future[None]]]] = deque()
-        self._threads = [
-            threading.Thread(target=_work, args=(self._tasks,), name=f"data-{i}", daemon=True) for i in range(threads)
-        ]
-        self._stop = weakref.finalize(self, _stop, self._tasks, threads)
-        for thread in self._threads:
-            thread.start()
-        for _ in range(depth):
-            self._begin()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        if not self._ahead or not self._stop.alive:
-            self.close()
-            raise StopIteration
-        result, futures = self._ahead.popleft()
-        try:
-            self._wait(futures)
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
-        return result
-
-    def close(self) -> None:
-        """Drops what is not yet begun and ends the threads, waiting at most a second for running tasks."""
-        self._stop()
-        self._ahead.clear()
-        deadline = time.monotonic() + 1.0
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _wait(self, futures: Sequence[Future[None]]) -> None:
-        done, unfinished = wait(futures, self._stall_seconds, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        if unfinished:
-            raise GlideError(
-                f"the data loader gave no batch for {self._stall_seconds:g} s; "
-                "check the disk that holds the shards, or raise data.stall_seconds"
-            )
-
-    def _begin(self) -> None:
-        job = next(self._jobs, None)
-        if job is None:
-            return
-        result, tasks = job
-        futures: list[Future[None]] = [Future() for _ in tasks]
-        self._ahead.append((result, futures))
-        for future, task in zip(futures, tasks, strict=True):
-            self._tasks.put((future, task))
-
-
-def _work(tasks: _Queue) -> None:
-    while (item := tasks.get()) is not None:
-        future, task = item
-        try:
-            task()
-        except BaseException as error:  # an error in a thread must not be lost
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-        del item, future, task  # so that an idle thread keeps no batch alive
-
-
-def _stop(tasks: _Queue, threads: int) -> None:
-    while not tasks.empty():
-        try:
-            tasks.get_nowait()
-        except queue.Empty:
-            break
-    for _ in range(threads):
-        tasks.put(None)
 
 
 def _load(work: Iterable[Work], rows: int, config: DataConfig) -> Prefetcher[Batch]:
@@ -231,12 +129,12 @@ def open_data(
             from `__next__`, if the share of unusable samples exceeds `config.bad_share` or no batch comes for
             `config.stall_seconds`.
     """
-    shapes, share = Shapes(image_size, low_res_size, text_ctx), Share(seed, position, process_index, process_count)
+    shapes, share = Shapes(image_size, text_ctx, low_res_size), Share(seed, position, process_index, process_count)
     rows, by_size = share.rows(batch_size), {size: replace(shapes, bucket=size) for size in config.sizes}
     by_size = by_size or {shapes.image: shapes}
     source = source_type(config.source)(config, share)
     buckets = open_buckets(source, list(by_size), seed, revalidate=config.revalidate)
-    images = Images(source, config, buckets.size_of, buckets.left_out)
+    images = Images(source, config, buckets.left_out)
     examples = TrainingExamples(images, config, seed)
 
     def work() -> Iterator[Work]:
@@ -290,9 +188,9 @@ def open_validation(
     """Opens the held-out data of `config.validation_path`; arguments, `sizes` among them, and errors as `open_data`."""
     if not config.validation_path:
         raise GlideError("no validation data given: add --config.data.validation_path=FOLDER")
-    config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**{"low_res_size": None} | sizes)
+    config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**sizes)
     rows = Share(process_index=process_index, process_count=process_count).rows(batch_size)
-    images = Images(open_indexed(config), config, lambda _: shapes.image)
+    images = Images(open_indexed(config), config)
     return ValidationData(images, config, shapes, batch_size, rows)
 
 
@@ -302,12 +200,12 @@ def fixed_examples(config: DataConfig, count: int, *, seed: int = 0, **sizes: An
     Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
     Of a stream they are the first that come. `sizes` and errors as `open_data`.
     """
-    config, shapes = config.plain(), Shapes(**{"low_res_size": None} | sizes)
+    config, shapes = config.plain(), Shapes(**sizes)
     if not source_type(config.source).resumable:
         config = replace(config, shuffle_buffer=1)
         with open_data(config, **sizes, batch_size=count, seed=seed) as stream:
             return next(stream)
-    images = Images(open_indexed(config), config, lambda _: shapes.image)
+    images = Images(open_indexed(config), config)
     examples, order = PlainExamples(images, config.low_res_filter), Order(len(images), seed)
     batch, row = empty_batch(shapes, count), 0
     for number in range(len(images)):

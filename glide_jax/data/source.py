@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from glide_jax import images
@@ -18,10 +19,6 @@ SOURCES = {
     "stream": ("stream", "ShardStream"),
 }
 
-# Reasons of unusable samples that may be gone the next time; all others are in what is written.
-PASSING = (
-    "missing file", "unreadable file", "missing shard", "unreadable shard", "changed shard", "truncated shard",
-)  # fmt: skip
 PART = 10_000  # samples of a part at most, where nothing else divides them
 
 
@@ -34,6 +31,10 @@ class Sample(NamedTuple):
 
 class BadSample(Exception):
     """A sample that cannot be used; its message is the reason under which it is counted."""
+
+
+class Unavailable(BadSample):
+    """A sample that cannot be read now, but may be another time."""
 
 
 class Part(NamedTuple):
@@ -113,9 +114,9 @@ class Source(ABC):
         """Width and height of an image in pixels, read without more of the sample than is needed.
 
         Raises:
-            BadSample, UnreadableImage: it cannot be read now, or is damaged.
+            BadSample: it is damaged, or cannot be read now.
         """
-        return images.image_size(self[index].image)
+        return image_size(self[index].image)
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
         """Ends what reads ahead, if anything does."""
@@ -125,6 +126,15 @@ def source_type(name: str) -> type[Source]:
     """The class of a source in `SOURCES`."""
     module, cls = SOURCES[name]
     return getattr(importlib.import_module(f"glide_jax.data.sources.{module}"), cls)
+
+
+def image_size(image: bytes | Path) -> tuple[int, int]:
+    """Width and height of an image in pixels by its header; raises `BadSample`."""
+    try:
+        return images.image_size(image)
+    except images.UnreadableImage as error:
+        kind = Unavailable if error.reason == "unreadable file" else BadSample
+        raise kind(error.reason) from error
 
 
 def usable_captions(value: Any) -> tuple[str, ...]:

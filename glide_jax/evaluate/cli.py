@@ -13,9 +13,10 @@ from glide_jax import hub
 from glide_jax.compute import HELP, ComputeType
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.evaluation import SUFFIXES, Job, evaluate
+from glide_jax.evaluate.reference import ClipFeatures, Extractor, check_reference
 from glide_jax.evaluate.run_folder import RunFolder, write_json
 from glide_jax.evaluate.scorer import NOISED, Scorer, scorer_loader
-from glide_jax.evaluate.scores import ClipFeatures, Extractor, check_reference, clip_scores, distance_scores
+from glide_jax.evaluate.scores import clip_scores, distance_scores
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.evaluate.view import View, device_facts
 from glide_jax.files import check_folder, keep_compiled_programs, lines, read_text
@@ -250,7 +251,10 @@ def _check_job(job: Job, pipeline: Pipeline, view: View) -> None:
 
 def _prompts(options: EvaluateOptions) -> tuple[str, ...]:
     if options.prompt_file is not None:
-        return tuple(lines(read_text(Path(options.prompt_file), "--prompt_file")))
+        prompts = tuple(lines(read_text(Path(options.prompt_file), "--prompt_file")))
+        if not prompts:
+            raise GlideError(f"--prompt_file {options.prompt_file} is empty: write one prompt a line")
+        return prompts
     prompts = tuple(prompt.strip() for prompt in options.prompts.split("|")) if options.prompts is not None else ()
     if not all(prompts):
         raise GlideError(f"--prompts {options.prompts!r} has an empty one: write them as 'a cat|a dog'")
@@ -266,9 +270,9 @@ def _absolute(options: EvaluateOptions) -> EvaluateOptions:
             named[name] = str(checkpoint_step(path))
     adapters = map(split_scale, options.lora)
     named["lora"] = tuple(f"{checkpoint_step(path)}:{scale}" for path, scale in adapters)
-    for name in ("clip_checkpoint", "inception_checkpoint"):
-        if path := getattr(options, name):
-            named[name] = str(Path(path).absolute())
+    for name in ("clip_checkpoint", "inception_checkpoint", "reference"):  # a pattern of shards stays as it is
+        if (path := getattr(options, name)) and Path(path).expanduser().exists():
+            named[name] = str(Path(path).expanduser().absolute())
     if options.clip is not None:
         text, image = options.clip
         named["clip"] = (str(checkpoint_step(text, "clip_text")), str(checkpoint_step(image, "clip_image")))
@@ -279,7 +283,7 @@ def _extractor(options: EvaluateOptions, scorer: Scorer | None) -> Extractor | N
     if options.reference is None:
         return None
     if options.features == "inception":
-        from glide_jax.evaluate.clip_score import InceptionFeatures  # noqa: PLC0415
+        from glide_jax.evaluate.inception import InceptionFeatures  # noqa: PLC0415
 
         return InceptionFeatures(Path(str(options.inception_checkpoint)), options.clip_batch_size)
     return None if scorer is None else ClipFeatures(scorer)

@@ -1,11 +1,13 @@
 """What an evaluation generates, and the loop: generate, score, rank, write, prompt by prompt."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from glide_jax import progress
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.run_folder import Candidates, PromptRecord, RunFolder, ranked
 from glide_jax.evaluate.scorer import Scorer, score
@@ -14,7 +16,6 @@ from glide_jax.files import valid_unicode
 from glide_jax.sample import Pipeline, SampleOptions, upsampler_options
 
 SUFFIXES = {"jpg": ".jpg", "png": ".png"}
-OnImages = Callable[[list[int], int], object]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def evaluate(
         folder: where to; prompts done in it are left alone, so the same call resumes where one was interrupted.
         scorer: ranks the candidates; without one they keep the order of their numbers.
         sampler: what the records say of how the images were generated.
-        view: shows progress and results.
+        view: shows results.
 
     Returns:
         The records of all prompts, those done before among them.
@@ -95,8 +96,8 @@ def evaluate(
     size = min(pipeline.batch_size, len(job.prompts) * job.num_images)
     batches = job.batches(size, wanted)
     each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
-    with view.generating(job.prompts, job.num_images, batches, each) as bars:
-        for index, images in _candidates(pipeline, job, batches, size, wanted, bars.advance):
+    with progress.bar("evaluations", sum(map(len, batches)) * each) as bar:
+        for index, images in _candidates(pipeline, job, batches, size, wanted, bar):
             prompt = job.prompts[index]
             scores = None if scorer is None else score(scorer, images, prompt).tolist()
             candidates = ranked(job.numbers(index), job.seed, scores, job.keep or job.num_images, job.suffix)
@@ -107,16 +108,21 @@ def evaluate(
 
 
 def _candidates(
-    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], on_images: OnImages
+    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], bar: progress.Bar
 ) -> Iterator[tuple[int, Candidates]]:
     """The index of a wanted prompt and its candidates, as soon as the last one is there, in order."""
     numbers = [number for batch in batches for number in batch]
     held: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
-    finished = 0
+    finished, done, begun = 0, 0, time.monotonic()
+    each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
 
     def report(evaluations: int, _: Any) -> None:
-        at_work = batches[finished]
-        on_images(at_work, evaluations // len(at_work))
+        nonlocal done
+        done += evaluations
+        seconds = (time.monotonic() - begun) * each / done
+        rate = f"{1 / seconds:.1f} images/s" if seconds < 1 else f"{seconds:.1f} s an image"
+        prompt = batches[finished][0] // job.num_images + 1
+        bar.update(evaluations, f"prompt {prompt}/{len(job.prompts)}  {rate}")
 
     for samples in pipeline.batches(
         [job.prompts[number // job.num_images] for number in numbers], numbers, batch_size=size, seed=job.seed,

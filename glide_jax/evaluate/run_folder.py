@@ -191,7 +191,7 @@ class RunFolder:
     def _record(self, path: Path) -> PromptRecord:
         try:
             return PromptRecord.from_json(read_json(path, str(path.parent)))
-        except (KeyError, TypeError):
+        except (GlideError, KeyError, TypeError):
             raise GlideError(
                 f"{path} is damaged: remove it, and --resume {self.path} generates the prompt again"
             ) from None

@@ -104,7 +104,7 @@ def scorer_loader(
         if clip is None:
             raise GlideError("--clip_model noised is the noised CLIP: give --clip TEXT IMAGE")
         return lambda: NoisedClipScorer(LoadedClip.from_checkpoints(*clip), batch_size)
-    from glide_jax.evaluate.clip_score import OpenClipScorer, find_model  # noqa: PLC0415
+    from glide_jax.evaluate.openclip import OpenClipScorer, find_model  # noqa: PLC0415
 
     name = find_model(model)
     if name.note is not None:

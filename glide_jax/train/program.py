@@ -117,7 +117,7 @@ class Program:
     def abstract_batch(self, size: Size | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch over all devices; a `size` of None is the model's square."""
         model = self.config.model
-        shapes = Shapes(model.image_size, model.low_res_size if model.super_res else None, model.text_ctx, size)
+        shapes = Shapes(model.image_size, model.text_ctx, model.low_res_size if model.super_res else None, size)
         sharding = batch_sharding(self.mesh)
         train = self.config.train
         arrays = empty_batch(shapes, train.batch_size).arrays

@@ -25,8 +25,9 @@ import webdataset
 from PIL import Image
 
 from glide_jax.data import DataConfig, open_data, transforms
+from glide_jax.data.index_file import Index
 from glide_jax.data.order import Order, generator
-from glide_jax.data.shards.index import ROW, Index, Selection
+from glide_jax.data.shards.index import ROW, Selection
 from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.tokenizer import GlideTokenizer
 

@@ -1,7 +1,5 @@
 """Aspect-ratio buckets: which image goes where, and batches that are a function of seed and position all the same."""
 
-import threading
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -12,12 +10,11 @@ from PIL import Image
 from glide_jax.data.buckets import Buckets, measured, nearest
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.loader import fixed_examples, open_data, open_indexed
-from glide_jax.data.shards import captions
-from glide_jax.data.source import BadSample
+from glide_jax.data.shards import spans as spans_module
+from glide_jax.data.source import Unavailable
 from glide_jax.data.sources.folder import Folder
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
-from glide_jax.images import UnreadableImage
 from tests.data.streams import AUGMENTED, CONTEXT, assert_same, take
 
 BUCKETS = ("8x8", "8x12", "12x6")
@@ -280,7 +277,7 @@ def test_an_image_that_cannot_be_read_now_is_measured_another_time(tmp_path, enc
         (tmp_path / f"{i}.png").write_bytes(encode(coloured(i, 8, 12)))
     opened = open_indexed(DataConfig(path=str(tmp_path), source="folder", caption_key="filename"))
     image_size = type(opened).image_size
-    for error in (UnreadableImage("unreadable file", "Stale file handle"), MemoryError(), BadSample("missing shard")):
+    for error in (Unavailable("unreadable file"), MemoryError()):
 
         def failing(source, index, error=error):
             if index == 3:
@@ -299,30 +296,6 @@ def test_an_image_that_cannot_be_read_now_is_measured_another_time(tmp_path, enc
     assert measured(opened)[0].tolist() == [[8, 12]] * 6
 
 
-def test_an_interrupt_waits_for_no_more_than_an_image_a_thread(shapes, monkeypatch):
-    monkeypatch.setattr("glide_jax.data.buckets._THREADS", 1)
-    monkeypatch.setattr("glide_jax.data.buckets._CHUNK", 10)
-    opened, seen, interrupted = open_indexed(DataConfig(path=shapes)), [], threading.Event()
-
-    def slow(source, index):
-        seen.append(index)
-        if index == 10:
-            interrupted.wait(10)
-            time.sleep(0.05)
-        return 8, 8
-
-    def tracked(label, items, *_):
-        yield next(items)
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(opened), "image_size", slow)
-    monkeypatch.setattr("glide_jax.data.buckets.progress.tracked", tracked)
-    with pytest.raises(KeyboardInterrupt):
-        measured(opened)
-    assert max(seen) <= 10  # of a chunk that ends with 18
-
-
 def test_of_a_png_in_a_shard_no_byte_is_read_twice(write_shard, encode, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
     opened = open_indexed(DataConfig(path=str(write_shard("a.tar", [{"png": encode(noise), "txt": "a"}]))))
@@ -330,7 +303,7 @@ def test_of_a_png_in_a_shard_no_byte_is_read_twice(write_shard, encode, monkeypa
 
     def read_spans(path, *spans, stamp):
         read.extend(spans)
-        return captions.read_spans(path, *spans, stamp=stamp)
+        return spans_module.read_spans(path, *spans, stamp=stamp)
 
     monkeypatch.setattr("glide_jax.data.sources.webdataset.read_spans", read_spans)
     assert opened.image_size(0) == (60, 90)

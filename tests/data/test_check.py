@@ -109,17 +109,6 @@ def test_the_command_measures_once_what_a_run_then_need_not(write_shard, numbere
     assert not measured
 
 
-def test_revalidation_looks_again(write_shard, numbered, tmp_path, cache_folder):
-    path = str(write_shard("a.tar", [numbered(i) for i in range(3)]))
-    check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)
-    (file,) = cache_folder.rglob("*.npz")
-    before = file.stat().st_mtime_ns
-    check(DataConfig(path=path), tmp_path / "sheet.png", 8, None, 16)
-    assert file.stat().st_mtime_ns == before
-    check(DataConfig(path=path, revalidate=True), tmp_path / "sheet.png", 8, None, 16)
-    assert file.stat().st_mtime_ns > before
-
-
 def test_a_survey_of_many_samples_reads_some(write_shard, numbered, monkeypatch):
     monkeypatch.setattr("glide_jax.data.check._SURVEYED", 5)
     source = open_indexed(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))

@@ -9,6 +9,7 @@ from PIL import Image
 from glide_jax.data.config import FilterConfig
 from glide_jax.data.filters import Facts, Filters
 from glide_jax.data.shards.captions import parse_metadata
+from glide_jax.data.source import image_size
 
 LAION = FilterConfig(
     min_size=256,
@@ -23,7 +24,7 @@ GOOD = {"original_width": 512, "original_height": 512, "similarity": 0.31, "NSFW
 
 def facts(metadata=None, caption="a caption", image=b""):
     data = json.dumps(metadata).encode() if isinstance(metadata, dict) else metadata
-    return Facts(dict if data is None else partial(parse_metadata, data), lambda: (caption,), lambda: image)
+    return Facts(dict if data is None else partial(parse_metadata, data), lambda: (caption,), lambda: image_size(image))
 
 
 def image(width, height, orientation=1):

@@ -62,15 +62,6 @@ def test_the_seed_fixes_everything_and_another_seed_changes_it(open_stream):
     assert first[0].captions != other[0].captions
 
 
-def test_neighbouring_seeds_do_not_share_epochs(open_stream):
-    orders = {
-        seed: [caption for batch in take(open_stream(seed=seed, batch_size=37), 3) for caption in batch.captions]
-        for seed in range(3)
-    }
-    epochs = [tuple(order[start : start + 37]) for order in orders.values() for start in (0, 37, 74)]
-    assert len(set(epochs)) == 9
-
-
 @pytest.mark.parametrize("consumed", [0, 1, 4, 9])
 def test_a_stream_goes_on_bit_for_bit_from_its_position(open_stream, consumed):
     whole = open_stream(**AUGMENTED)

@@ -1,4 +1,5 @@
 import itertools
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -65,8 +66,11 @@ def numbers(*key):
     return generator(*key).random(64).tolist()
 
 
-def test_a_generator_is_a_function_of_its_key():
-    assert numbers(5, "crop", 7) == numbers(5, "crop", 7)
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1])
+def test_a_generator_is_that_of_its_key_and_counter(seed):
+    key = seed << 32 | zlib.crc32(b"crop")
+    expected = np.random.Generator(np.random.Philox(key=key, counter=(10**15 + 7) << 128))
+    assert numbers(seed, "crop", 10**15 + 7) == expected.random(64).tolist()
 
 
 def test_seeds_streams_and_examples_never_share_numbers():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from glide_jax.data.loader import Prefetcher
+from glide_jax.data.prefetch import Prefetcher
 from glide_jax.errors import GlideError
 
 
@@ -115,7 +115,7 @@ def test_threads_end_when_the_iterator_is_dropped():
 def test_a_process_ends_while_its_loader_hangs():
     program = """
         import threading
-        from glide_jax.data.loader import Prefetcher
+        from glide_jax.data.prefetch import Prefetcher
         never = threading.Event()
         jobs = iter([(1, []), (2, [never.wait]), (3, [never.wait])])
         prefetcher = Prefetcher(jobs, threads=1, depth=3, stall_seconds=100.0)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.run_folder import ranked
 from glide_jax.evaluate.sheet import write_sheet
 from glide_jax.sample import LoadedClip, Pipeline
+from glide_jax.tokenizer import ClipTokenizer
 from tests.programs import ROOT, call
 from tests.tiny.models import UPSAMPLER, save_clip, save_model
 
@@ -68,7 +70,9 @@ def test_a_plain_run_has_the_layout_of_glide_finetune(base, tmp_path, capsys):
     assert data["prompts_count"] == 3
     assert data["config"]["seed"] == 7
     assert (folder / "prompt_001" / "prompt.txt").read_text() == "a dog\n"
-    assert "6 images of 3 prompts" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "6 images of 3 prompts" in shown.out
+    assert re.search(r"evaluations 18/18  prompt 3/3  .+ (images/s|s an image)  0 s left", shown.err)
     run(base, tmp_path, "--num_images", 2)
     assert (tmp_path / "00001" / "prompt_002" / "image_rank_001.jpg").exists()
 
@@ -92,7 +96,7 @@ def test_the_best_pictures_are_those_that_the_pipeline_draws_and_the_clip_prefer
     images = Pipeline.from_checkpoints(base, batch_size=4)(
         PROMPTS[1], num_images=5, indices=range(5, 10), num_steps=3, seed=7
     ).images
-    text = jax.jit(loaded.model.encode_text)(loaded.params, *_tokens(PROMPTS[1]))[0]
+    text = jax.jit(loaded.model.encode_text)(loaded.params, *ClipTokenizer().padded([PROMPTS[1]]))[0]
     pictures = jnp.asarray(images / np.float32(127.5) - 1)
     features = jax.jit(loaded.model.encode_image)(loaded.params, pictures, jnp.zeros(5))
     cosines = np.asarray(features @ text)
@@ -102,12 +106,6 @@ def test_the_best_pictures_are_those_that_the_pipeline_draws_and_the_clip_prefer
     for rank, best in enumerate(np.argsort(-cosines)[:2], start=1):
         drawn = pixels(reranked / "prompt_001" / f"image_rank_{rank:03d}.png").astype(int)
         assert (np.abs(drawn - images[best]) <= 1).mean() > 0.999
-
-
-def _tokens(prompt):
-    from glide_jax.tokenizer import ClipTokenizer
-
-    return map(jnp.asarray, ClipTokenizer().padded([prompt]))
 
 
 def test_an_interrupted_run_goes_on_with_the_same_pictures(reranked, tmp_path, capsys):
@@ -163,7 +161,7 @@ def test_resuming_with_other_settings_is_refused(reranked):
         main(["--resume", str(reranked), "--seed", "8"])
     with pytest.raises(GlideError, match=r"--guidance_scale is 3\.0 there"):
         main(["--resume", str(reranked), "--guidance_scale", "2"])
-    main(["--resume", str(reranked), "--guidance_scale", "3", "--sampler", "ddim", "--num_steps", "3"])
+    main(["--resume", str(reranked), "--guidance_scale", "3", "--sampler", "ddim", "--num_steps", "3", "--dry_run"])
     with pytest.raises(GlideError, match="cannot read"):
         main(["--resume", str(reranked / "prompt_000" / "nothing")])
     with pytest.raises(GlideError, match="not that of an evaluation"):
@@ -174,7 +172,7 @@ def test_a_step_of_a_run_is_evaluated_and_resumed_by_its_number(base, tmp_path):
     shutil.copytree(base, tmp_path / "run" / "checkpoints" / "3")
     named = f"{tmp_path / 'run'}@3"
     run(named, tmp_path, prompts="a cat")
-    main(["--resume", str(tmp_path / "00000"), "--checkpoint", named])
+    main(["--resume", str(tmp_path / "00000"), "--checkpoint", named, "--dry_run"])
     with pytest.raises(GlideError, match="--checkpoint is"):
         main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(base)])
 
@@ -187,7 +185,7 @@ def test_a_pipeline_brings_its_settings_and_is_resumed_by_its_name(base, tmp_pat
     config = read(tmp_path / "00000" / "metadata.json")["config"]
     assert (config["sampler"], config["num_steps"], config["guidance_scale"]) == ("ddpm", 3, 2.0)
     assert config["checkpoint"] == str(tmp_path / "mine" / "base")
-    main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(tmp_path / "mine")])
+    main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(tmp_path / "mine"), "--dry_run"])
     with pytest.raises(GlideError, match="--checkpoint is"):
         main(["--resume", str(tmp_path / "00000"), "--checkpoint", str(base)])
 
@@ -238,13 +236,13 @@ def test_the_contact_sheet_shows_all_pictures_and_escapes_captions(reranked):
     assert "a &lt;b&gt;hat&lt;/b&gt; &amp; &#x27;cup&#x27;" in page
 
 
-def test_the_grid_drops_no_picture(base, tmp_path):
-    run(base, tmp_path, "--num_images", 5, "--output_format", "png", prompts="a cat")
-    sheet = pixels(tmp_path / "00000" / "grid.png")
-    for rank in range(1, 6):
-        large = pixels(tmp_path / "00000" / "prompt_000" / f"image_rank_{rank:03d}.png").repeat(8, 0).repeat(8, 1)
+def test_the_grid_drops_no_picture(reranked):
+    sheet, files = pixels(reranked / "grid.png"), list(reranked.glob("prompt_*/image_rank_*.png"))
+    for file in files:
+        large = pixels(file).repeat(8, 0).repeat(8, 1)
         windows = np.lib.stride_tricks.sliding_window_view(sheet[..., 0], large.shape[:2])
         assert (windows == large[..., 0]).all((-1, -2)).any()
+    assert len(files) == 6
 
 
 def test_the_upsampler_draws_the_pictures_that_are_kept(base, tmp_path):
@@ -261,11 +259,23 @@ def test_a_dry_run_writes_nothing(base, tmp_path, capsys):
     assert "nothing was generated or written" in out
 
 
-def test_a_prompt_file_may_have_any_number_of_prompts(base, tmp_path):
+def test_a_prompt_file_has_a_prompt_a_line(base, tmp_path, capsys):
+    given = ["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--dry_run"]
     (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(7)) + "\n\n")
-    main(["--checkpoint", base, "--prompt_file", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path),
-          "--num_steps", "3", "--batch_size", "4"])  # fmt: skip
-    assert len(list((tmp_path / "00000").glob("prompt_*"))) == 7
+    main(given)
+    assert "prompts: 7\n" in capsys.readouterr().out
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(GlideError, match=r"--prompt_file .*prompts\.txt is empty"):
+        main(given)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"prompt": "a dog"}'])
+def test_a_damaged_record_says_what_to_remove(tmp_path, content):
+    folder = RunFolder.create(tmp_path, ["a cat"], {}, "cpu")
+    folder.prompt_folder(0).mkdir()
+    (folder.prompt_folder(0) / "metadata.json").write_text(content)
+    with pytest.raises(GlideError, match=r"is damaged: remove it, and --resume .* generates the prompt again"):
+        folder.records()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Reference sets from folders and shards, their cache, names of distances, and the scores of a whole run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
 from glide_jax.evaluate.distances import frechet, kernel
+from glide_jax.evaluate.reference import ClipFeatures, check_reference, reference_features
 from glide_jax.evaluate.scorer import NoisedClipScorer
-from glide_jax.evaluate.scores import ClipFeatures, check_reference, distance_names, reference_features
+from glide_jax.evaluate.scores import distance_names
 from glide_jax.sample import LoadedClip
 from tests.tiny.models import BASE, save_clip, save_model
 
@@ -125,6 +127,8 @@ def test_an_evaluation_writes_scores_that_can_be_computed_again(tmp_path, towers
         main([*common, *noised, *towers, "--reference", SHARD])
     main([*common, *noised, *towers, "--reference", SHARD, "--output_format", "png"])
     folder = tmp_path / "00000"
+    config = json.loads((folder / "metadata.json").read_text())["config"]
+    assert config["reference"] == str(Path(SHARD).absolute())  # for a resume from elsewhere
     scores = {entry["name"]: entry for entry in json.loads((folder / "scores.json").read_text())["scores"]}
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("prompt_*/metadata.json"))]
     everything = np.mean([candidate["clip_score"] for record in records for candidate in record["candidates"]])

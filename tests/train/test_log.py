@@ -173,5 +173,5 @@ def test_a_full_disk_is_one_line_and_another_error_than_too_many(tmp_path):
     (tmp_path / "skipped.jsonl").symlink_to("/dev/full")
     watch = SkipWatch(tmp_path, limit=0, count=0)
     with pytest.raises(GlideError, match=r"^cannot write to .*skipped\.jsonl: No space left on device$") as refusal:
-        watch.see(1, 1, float("nan"), 1.0, empty_batch(Shapes(4, None, 8), 1))
+        watch.see(1, 1, float("nan"), 1.0, empty_batch(Shapes(4, 8), 1))
     assert not isinstance(refusal.value, TooManySkipped)  # which all processes of a run find at once, and save

@@ -17,7 +17,7 @@ OPTIONS = SampleOptions.of(num_steps=2, guidance_scale=1.0)
 
 
 def examples(low_res):
-    batch = empty_batch(Shapes(SIDE, low_res, 8), 2)
+    batch = empty_batch(Shapes(SIDE, 8, low_res), 2)
     batch.arrays["image"][:] = np.random.RandomState(0).randint(0, 256, (2, SIDE, SIDE, 3))
     if low_res:
         batch.arrays["low_res"][:] = batch.arrays["image"][:, ::2, ::2]

@@ -2,45 +2,16 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glide_jax.data.shards.presets import CaptionKey
+from glide_jax.data.shards.spans import MOST_BYTES, Span, read_spans
 from glide_jax.data.shards.tar import SPARSE, Member
 from glide_jax.data.source import BadSample, usable_captions
 from glide_jax.errors import GlideError
-
-MOST_BYTES = 2**28  # of one image, caption or metadata file
-
-
-class Span(NamedTuple):
-    """Bytes of a file."""
-
-    offset: int
-    size: int
-
-
-def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> list[bytes]:
-    """Parts of a file that may have vanished or changed, with `stamp` since `stamp_of` it; raises `BadSample`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise BadSample("missing shard") from error
-    try:
-        found = os.fstat(descriptor)
-        if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp):
-            raise BadSample("changed shard")  # the bytes at these places may be another sample's
-        parts = [os.pread(descriptor, span.size, span.offset) for span in spans]
-    except OSError as error:
-        raise BadSample("unreadable shard") from error
-    finally:
-        os.close(descriptor)
-    if any(len(part) < span.size for part, span in zip(parts, spans, strict=True)):
-        raise BadSample("truncated shard")
-    return parts
 
 
 def parse_metadata(data: bytes) -> dict[str, Any]:

@@ -1,101 +1,32 @@
 """Where the usable samples of one shard are: which members belong together, which have a caption, which pass."""
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters
-from glide_jax.data.shards.captions import CaptionLines, Choice, SampleFiles, Span, choose_caption
+from glide_jax.data.index_file import Index, IndexFile, stamp_of
+from glide_jax.data.shards.captions import CaptionLines, Choice, SampleFiles, choose_caption
 from glide_jax.data.shards.presets import PRESETS, caption_keys, endings
+from glide_jax.data.shards.spans import Span, image_size_in
 from glide_jax.data.shards.tar import Member, scan_tar
-from glide_jax.data.source import BadSample
+from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.errors import GlideError
-from glide_jax.files import cache_folder, written
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
 COMPRESSED = "compressed shard"
-_VERSION = 4  # of the cache; raise it when the meaning of rows or counts changes
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and Zstandard begin
 
 # Positions and sizes in bytes, and which of the caption keys it was; packed, as there may be 10^9 of them.
 ROW = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<u4"), ("caption_size", "<u4"), ("key", "u1")])
-
-
-class Index(NamedTuple):
-    """The usable samples of a shard or set, and the reasons why others are not.
-
-    Attributes:
-        rows: one element a sample, as its source needs it.
-        counts: samples left out, by reason.
-        damage: why the shard could not be read to its end; empty if it could.
-        unlabelled: usable samples without the NSFW label that a filter asks for.
-    """
-
-    rows: np.ndarray
-    counts: dict[str, int]
-    damage: str = ""
-    unlabelled: int = 0
-
-
-class IndexFile:
-    """One index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); a folder that cannot be written to only costs time.
-
-    Attributes:
-        stamp: as given.
-
-    Args:
-        kind: subfolder.
-        identity: what the index is of and how samples were chosen, as JSON values.
-        stamp: integers that change when the data do, such as size and time of change.
-    """
-
-    def __init__(self, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> None:
-        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        self._path = cache_folder() / kind / f"{name}.npz"
-        self.stamp = tuple(stamp)
-        self._stamp = np.array([_VERSION, *stamp], np.int64)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, IndexFile) and (self._path, self.stamp) == (other._path, other.stamp)
-
-    def __hash__(self) -> int:
-        return hash(self._path)
-
-    def load(self) -> Index | None:
-        """The index, or None if there is none, it is damaged, or the data have changed since."""
-        try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if np.array_equal(saved["stamp"], self._stamp):
-                    return Index(saved["rows"], *json.loads(str(saved["rest"])))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass
-        return None
-
-    def save(self, index: Index) -> Index:
-        """Writes the index and returns it."""
-        try:
-            with written(self._path) as temporary, temporary.open("wb") as file:
-                np.savez(file, stamp=self._stamp, rows=index.rows, rest=np.array(json.dumps(index[1:])))
-        except GlideError:
-            if self.load() is None:  # else another process wrote the same one at the same time
-                return index._replace(counts=index.counts | {"index not cached": 1})
-        return index
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change of a file."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 class Selection:
@@ -122,7 +53,7 @@ class Selection:
 
     def index_file(self, shard: Path) -> IndexFile:
         """Where the index of a shard under this selection is kept."""
-        return IndexFile("webdataset", self.identity(shard), stamp_of(shard))
+        return IndexFile.of("webdataset", self.identity(shard), stamp_of(shard))
 
     def identity(self, shard: Path) -> list[Any]:
         """What decides which samples a shard has, beside its content."""
@@ -134,25 +65,32 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     """Reads the headers of one shard to its end, and the members that captions and filters need.
 
     Of a shard that cannot be read to its end the samples before the damage are taken, and its reason is kept.
+
+    Raises:
+        OSError, Unavailable: it, or the captions beside it, cannot be read now.
     """
     counts, rows, unlabelled = Counter[str](), [], 0
-    try:
-        with shard.open("rb", buffering=0) as file:
-            if file.read(2) == b"\x1f\x8b":
-                return Index(np.empty(0, ROW), {}, COMPRESSED)
-            members, damage = scan_tar(shard)
-            for key, sample in grouped(members).items():
-                try:
-                    found = select(key, sample, partial(_content, file.fileno()), selection)
-                except BadSample as bad:
-                    counts[str(bad)] += 1
-                    continue
-                image, caption = found.image, found.caption
-                rows.append((image.offset, caption.span.offset, image.size, caption.span.size, caption.key))
-                unlabelled += found.unlabelled
-    except OSError:
-        return Index(np.empty(0, ROW), {}, "unreadable shard")
+    with shard.open("rb", buffering=0) as file:
+        if file.read(6).startswith(_COMPRESSED):
+            return unread(COMPRESSED)
+        members, damage = scan_tar(shard)
+        for key, sample in grouped(members).items():
+            try:
+                found = select(key, sample, partial(_content, file.fileno()), selection)
+            except Unavailable:
+                raise
+            except BadSample as bad:
+                counts[str(bad)] += 1
+                continue
+            image, caption = found.image, found.caption
+            rows.append((image.offset, caption.span.offset, image.size, caption.span.size, caption.key))
+            unlabelled += found.unlabelled
     return Index(np.array(rows, ROW), dict(counts), damage or "", unlabelled)
+
+
+def unread(why: str) -> Index:
+    """The index of a shard of which nothing could be read."""
+    return Index(np.empty(0, ROW), {}, why)
 
 
 class Found(NamedTuple):
@@ -180,7 +118,7 @@ def select(key: str, members: Mapping[str, Member], read: Callable[[Span], bytes
     facts = Facts(
         metadata=lambda: files.record("json") | caption.record,
         captions=caption.captions,
-        image=lambda: read(image),
+        image_size=lambda: image_size_in(image, read),
     )
     if reason := selection.filters.rejection(facts):
         raise BadSample(reason)

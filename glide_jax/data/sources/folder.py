@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
-from glide_jax.data.shards.index import stamp_of
-from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
+from glide_jax.data.filters import Facts, Filters, index_passing, report_unlabelled
+from glide_jax.data.index_file import stamp_of
+from glide_jax.data.source import (
+    PART,
+    WHOLE,
+    Part,
+    Sample,
+    Share,
+    Source,
+    Unavailable,
+    image_size,
+    listed,
+    usable_captions,
+)
 from glide_jax.errors import GlideError
 from glide_jax.files import lines
-from glide_jax.images import SUFFIXES, image_size
+from glide_jax.images import SUFFIXES
 
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
@@ -24,8 +35,8 @@ class Folder(Source):
     the same folder; one line is sampled at a time. With `filename` the caption is the name, its underscores read as
     spaces, without a first part that holds a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first there is.
 
-    Where two images share a folder and a stem, or two text files could belong to an image, that image is left
-    out and counted as `stem clash`.
+    Of images that share a folder and a stem the first by name is taken. The others, and an image to which several text
+    files could belong, are left out and counted as `stem clash`.
 
     Raises:
         GlideError: there is no such folder, or no usable image.
@@ -41,11 +52,11 @@ class Folder(Source):
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
         if filters := Filters(config.filters):
-            kept, counts, unlabelled = judge_all(filters, self._facts, len(self))
-            chosen = {self._pairs[number] for number in kept}
+            index = index_passing(filters, self._facts, len(self))
+            chosen = {self._pairs[number] for number in index.rows}
             self._below = {root: [pair for pair in pairs if pair in chosen] for root, pairs in self._below.items()}
-            self.counts += counts
-            report_unlabelled(unlabelled, len(kept))
+            self.counts.update(index.counts)
+            report_unlabelled(index.unlabelled, len(index.rows))
         self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
             found = listed(self.counts) or "it holds none"
@@ -69,7 +80,7 @@ class Folder(Source):
 
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
-        return Facts(dict, lambda: _captions(image, text), lambda: _read(image))
+        return Facts(dict, lambda: _captions(image, text), lambda: image_size(image))
 
     def _advice(self, config: DataConfig) -> str:
         if "missing caption" in self.counts and "filename" not in self._from:
@@ -146,6 +157,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BadSample("missing file") from error
+        raise Unavailable("missing file") from error
     except OSError as error:
-        raise BadSample("unreadable file") from error
+        raise Unavailable("unreadable file") from error

@@ -18,9 +18,9 @@ from typing import IO
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.order import Order, generator
-from glide_jax.data.shards.captions import MOST_BYTES, Span
 from glide_jax.data.shards.index import Selection, key_and_ending, select
 from glide_jax.data.shards.patterns import find_streams
+from glide_jax.data.shards.spans import MOST_BYTES, Span
 from glide_jax.data.shards.tar import Member
 from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
@@ -91,17 +91,17 @@ class ShardStream(Source):
     def _endless(self, seed: int, position: int) -> Iterator[Sample]:
         order = Order(len(self._shards), seed)
         start = int(generator(seed, "stream", position).integers(2**40))
-        since = 0  # shards read since the last sample
+        barren = 0  # shards in a row that gave no sample
         for number in count(start):
             shard = self._shards[order[number]]
+            barren += 1
             try:
                 for sample in self._samples_of(shard):
-                    since = 0
+                    barren = 0
                     yield sample
             except Exception as error:  # a server, a command or a damaged tar may raise nearly anything
                 self.counts["truncated shard" if isinstance(error, tarfile.TarError) else "unreadable shard"] += 1
-            since += 1
-            if since > len(self._shards):
+            if barren >= 2 * len(self._shards) - 1:  # so many hold a whole epoch, wherever they begin
                 raise GlideError(f"no usable sample in a pass over {len(self._shards)} shards ({listed(self.counts)})")
 
     def _samples_of(self, shard: str) -> Iterator[Sample]:

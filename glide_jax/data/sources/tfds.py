@@ -11,10 +11,21 @@ import numpy as np
 from jaxtyping import Int64
 
 from glide_jax.data.config import DataConfig
-from glide_jax.data.filters import Facts, Filters, judge_all, report_unlabelled
-from glide_jax.data.shards.index import Index, IndexFile, stamp_of
-from glide_jax.data.source import PART, WHOLE, BadSample, Part, Sample, Share, Source, listed, usable_captions
-from glide_jax.errors import GlideError
+from glide_jax.data.filters import Facts, Filters, index_passing, report_unlabelled
+from glide_jax.data.index_file import Index, IndexFile, stamp_of
+from glide_jax.data.source import (
+    PART,
+    WHOLE,
+    BadSample,
+    Part,
+    Sample,
+    Share,
+    Source,
+    image_size,
+    listed,
+    usable_captions,
+)
+from glide_jax.errors import GlideError, first_line
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
 
@@ -71,19 +82,17 @@ class Tfds(Source):
 
     def _filtered(self, config: DataConfig) -> Index:
         """The numbers of the records that pass; every record is read, once for these filters."""
-        file = IndexFile("tfds", self._identity, self._stamp)
-        return (None if config.revalidate else file.load()) or file.save(self._judged(Filters(config.filters)))
-
-    def _judged(self, filters: Filters) -> Index:
-        kept, counts, unlabelled = judge_all(filters, self._facts, len(self._records))
-        return Index(np.array(kept, np.int64), dict(counts), unlabelled=unlabelled)
+        file = IndexFile.of("tfds", self._identity, self._stamp)
+        if not config.revalidate and (index := file.load()) is not None:
+            return index
+        return file.save(index_passing(Filters(config.filters), self._facts, len(self._records)))
 
     def _facts(self, number: int) -> Facts:
         record = self._records[number]
         return Facts(
             metadata=lambda: {name: _plain(value) for name, value in record.items()},
             captions=lambda: self._captions(_at(record, self._caption)),
-            image=lambda: record[self._image],
+            image_size=lambda: image_size(record[self._image]),
         )
 
 
@@ -98,7 +107,7 @@ def _builder(path: str) -> tuple[Any, str]:
     try:
         found = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
     except Exception as error:  # it raises nearly anything, over many lines
-        raise GlideError(f"no TFDS data set {name!r}: {_first_line(error)}") from error
+        raise GlideError(f"no TFDS data set {name!r}: {first_line(error)}") from error
     if not Path(found.data_path).is_dir():
         raise GlideError(f"{name} is not prepared in {found.data_path}: run download_and_prepare with array_record")
     return found, split or "train"
@@ -110,7 +119,7 @@ def _data_source(builder: Any, split: str, image: str) -> Any:
     try:
         return builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
     except Exception as error:
-        raise GlideError(f"cannot read {builder.info.full_name}@{split}: {_first_line(error)}") from error
+        raise GlideError(f"cannot read {builder.info.full_name}@{split}: {first_line(error)}") from error
 
 
 def _caption_feature(key: str, features: Any, path: str) -> tuple[list[str], Any | None]:
@@ -147,7 +156,3 @@ def _label_captions(feature: Any, templates: Sequence[str]) -> Callable[[Any], t
 
 def _plain(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

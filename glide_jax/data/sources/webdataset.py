@@ -4,7 +4,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,17 @@ import numpy as np
 from glide_jax import progress
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
-from glide_jax.data.shards.captions import Span, captions_in, read_spans
-from glide_jax.data.shards.index import COMPRESSED, Index, IndexFile, Selection, index_shard, stamp_of
+from glide_jax.data.index_file import Index, IndexFile, stamp_of
+from glide_jax.data.shards.captions import captions_in
+from glide_jax.data.shards.index import COMPRESSED, Selection, index_shard, unread
 from glide_jax.data.shards.patterns import find_shards
-from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, listed
+from glide_jax.data.shards.spans import Span, image_size_in, read_spans
+from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, Unavailable, listed
 from glide_jax.errors import GlideError
-from glide_jax.images import UnreadableImage, image_size
 
 _BAR_FROM = 8  # shards to read for a progress bar to be worth showing
 _GIVE_UP_AFTER = 50_000  # samples of which not one passed
 _LISTED = 10  # damaged shards named
-_JPEG, _JPEG_HEADER = b"\xff\xd8", 2**13  # how a JPEG begins, and most bytes that its size is likely to be in
 
 
 class WebDataset(Source):
@@ -73,15 +72,10 @@ class WebDataset(Source):
         return [Part(self._selection.identity(shard), stamp, len(rows)) for shard, stamp, rows in shards]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """As the header says: the beginning is enough for most JPEGs, all else is read whole."""
+        """As the header says."""
         position, (offset, _, size, *_) = self._row(index)
         shard, stamp = self._shards[position], self._stamps[position]
-        (start,) = read_spans(shard, Span(offset, min(size, _JPEG_HEADER)), stamp=stamp)
-        if start.startswith(_JPEG):  # other formats may have their orientation at the end
-            with suppress(UnreadableImage):
-                return image_size(start)
-        (rest,) = read_spans(shard, Span(offset + len(start), size - len(start)), stamp=stamp)
-        return image_size(start + rest)
+        return image_size_in(Span(offset, size), lambda span: read_spans(shard, span, stamp=stamp)[0])
 
     def _row(self, index: int) -> tuple[int, tuple[int, ...]]:
         """The number of a sample's shard, and its row in the index of that."""
@@ -104,8 +98,11 @@ def _index_all(
         seen, passed = Counter[str](), 0
         try:
             for job in progress.tracked("checking shards", as_completed(jobs), len(jobs), _BAR_FROM):
-                index = job.result()
-                indexes[jobs[job]] = files[jobs[job]].save(index)
+                try:
+                    index = files[jobs[job]].save(job.result())
+                except (OSError, Unavailable):  # nothing is kept of what may be over the next time
+                    index = unread("unreadable shard")
+                indexes[jobs[job]] = index
                 seen, passed = seen + Counter(index.counts), passed + len(index.rows)
                 if not passed and seen.total() >= _GIVE_UP_AFTER:
                     raise _nothing_usable(len(shards), seen, selection)

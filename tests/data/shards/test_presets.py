@@ -7,7 +7,6 @@ import pytest
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.shards import captions as captions_module
 from glide_jax.data.shards.captions import parse_metadata
-from glide_jax.data.shards.presets import PRESETS
 from glide_jax.data.source import BadSample
 from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
@@ -194,12 +193,6 @@ def test_a_preset_without_its_jsonl_is_refused(write, tmp_path, lines):
             captions(path, preset="datacomp-clip", captions_jsonl=jsonl)
     with pytest.raises(GlideError, match=r"no line of data\.captions_jsonl"):
         captions(path, preset="datacomp-clip", captions_jsonl=lines(["{}"]))
-
-
-def test_the_table_has_the_known_presets():
-    assert set(PRESETS) == {
-        "simple", "laion", "alamy", "synthetic", "datacomp-synthetic", "datacomp-real", "datacomp-clip"
-    }  # fmt: skip
 
 
 def test_a_json_field_may_be_named_by_hand(write):

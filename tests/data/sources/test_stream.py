@@ -16,6 +16,7 @@ import pytest
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.loader import fixed_examples, open_data
 from glide_jax.data.shards.patterns import find_streams
+from glide_jax.data.source import Share
 from glide_jax.data.sources.stream import ShardStream
 from glide_jax.errors import GlideError
 
@@ -82,7 +83,7 @@ def test_shards_are_read_from_a_web_server(open_stream, numbered_shards, tmp_pat
         assert set(numbers(stream, 15)) == set(range(37))
         stream.close()
         gone = open_stream(f"{host}/none.tar", batch_size=1)
-        with pytest.raises(GlideError, match=r"no usable sample in a pass over 1 shards \(unreadable shard: 2\)"):
+        with pytest.raises(GlideError, match=r"no usable sample in a pass over 1 shards \(unreadable shard: 1\)"):
             next(gone)
         server.shutdown()
 
@@ -134,6 +135,17 @@ def test_faulty_shards_and_samples_are_counted_and_passed_over(open_stream, tmp_
 def test_nothing_readable_ends_with_the_counts(open_stream):
     with pytest.raises(GlideError, match=r"no usable sample in a pass over 2 shards \(unreadable shard: 3\)"):
         next(open_stream("pipe:exit 1::pipe:exit 2"))
+
+
+def test_one_shard_with_samples_among_empty_ones_is_found_from_any_start(write_shard, numbered, tmp_path):
+    for name in ("empty-0.tar", "empty-1.tar"):
+        write_shard(name, [])
+    write_shard("full.tar", [numbered(0)])
+    config = DataConfig(source="stream", path=str(tmp_path), shuffle_buffer=1)
+    for position in range(20):
+        stream = ShardStream(config, Share(position=position))
+        assert stream[0].captions == ("number 0",)
+        stream.close()
 
 
 def test_a_command_that_hangs_raises_within_the_stated_time(open_stream):

@@ -1,4 +1,6 @@
+import bz2
 import gzip
+import lzma
 import os
 import tarfile
 import threading
@@ -9,7 +11,7 @@ import pytest
 from glide_jax.data.config import DataConfig, FilterConfig
 from glide_jax.data.shards import index as shard_index
 from glide_jax.data.shards.index import Selection, index_shard
-from glide_jax.data.source import BadSample
+from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.data.sources import webdataset as ours
 from glide_jax.data.sources.webdataset import WebDataset
 from glide_jax.errors import GlideError
@@ -112,6 +114,29 @@ def test_only_invalid_shards_are_an_error(write_shard, numbered, tmp_path, how):
     remedy = "decompress them" if how == "compressed shard" else "copy them again"
     with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}, 0 samples .*; {remedy}"):
         WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
+
+
+@pytest.mark.parametrize("packed", [gzip, bz2, lzma])
+def test_compressed_shards_are_told_from_damaged_ones(write_shard, numbered, packed):
+    path = write_shard("a.tar", [numbered(0)])
+    path.write_bytes(packed.compress(path.read_bytes()))
+    assert index_shard(path, Selection(DataConfig())).damage == "compressed shard"
+
+
+@pytest.mark.parametrize("error", [OSError("Input/output error"), Unavailable("missing shard")])
+def test_a_shard_that_cannot_be_read_now_is_read_the_next_time(numbered_shards, monkeypatch, capfd, error):
+    scan = shard_index.scan_tar
+
+    def away(path):
+        if path.name == "set-001.tar":
+            raise error
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_index, "scan_tar", away)
+        assert len(WebDataset(DataConfig(path=numbered_shards))) == 22
+    assert "set-001.tar: unreadable shard, 0 samples before it" in capfd.readouterr().err
+    assert len(WebDataset(DataConfig(path=numbered_shards))) == 37
 
 
 def test_a_repaired_shard_is_back(numbered_shards, tmp_path):
@@ -239,15 +264,6 @@ def test_many_shards_are_indexed_in_parallel_and_kept_in_order(write_shard, tmp_
     source = WebDataset(DataConfig(path=str(tmp_path)))
     assert [sample.captions for sample in source] == [(str(shard),) for shard in range(12)]
     assert "checking shards 12/12" in capfd.readouterr().err
-
-
-def test_rows_are_positions_in_bytes(numbered_shards, numbered, tmp_path):
-    found = index_shard(tmp_path / "set-000.tar", Selection(DataConfig()))
-    image_at, caption_at, image_size, caption_size, key = found.rows[3].item()
-    assert key == 0
-    data = (tmp_path / "set-000.tar").read_bytes()
-    assert data[image_at : image_at + image_size] == numbered(3)["png"]
-    assert data[caption_at : caption_at + caption_size] == b"number 3"
 
 
 def test_a_shard_rewritten_in_another_order_gives_no_wrong_pair(write_shard, numbered):

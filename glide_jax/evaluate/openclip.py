@@ -1,4 +1,4 @@
-"""OpenCLIP models as scorers, through `open_clip_torch`: the one place of this package that knows torch."""
+"""OpenCLIP models as scorers, through `open_clip_torch`."""
 
 import contextlib
 import difflib
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 from glide_jax.evaluate.scorer import Images
 
 _HELP = "give a local file with --clip_checkpoint FILE"
@@ -109,7 +109,7 @@ class OpenClipScorer:
             with _quiet():
                 self._model, self._preprocess, self._tokenize = _load(name.model, weights, self._device)
         except Exception as error:  # whatever a hub, a file system or a pickle throws
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+            reason = first_line(error).split(". ")[0]
             remedy = "it must be a state dict of this model" if checkpoint else _HELP
             raise GlideError(f"cannot load {self.name}: {reason[:200]}; {remedy}") from error
         self._check()
@@ -139,47 +139,6 @@ class OpenClipScorer:
             raise GlideError(f"{self.name} gives features that are not numbers: its weights are damaged")
 
 
-class InceptionFeatures:
-    """The Inception-v3 of FID as TorchScript, `inception-2015-12-05.pt`: 2048 features of images it resizes itself.
-
-    Args:
-        checkpoint: the file; it is called as `net(images, return_features=True)` with uint8 [n, 3, height, width].
-        batch_size: images at once.
-
-    Raises:
-        GlideError: torch is missing, or the file is no such network.
-    """
-
-    inception = True
-    name = "Inception"
-
-    def __init__(self, checkpoint: Path, batch_size: int = 16) -> None:
-        try:
-            import torch  # noqa: PLC0415
-        except ImportError as error:
-            raise GlideError("Inception features need torch: install the extra with `uv sync --extra torch`") from error
-        self._torch, self._batch = torch, batch_size
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self._network = torch.jit.load(str(checkpoint), map_location=self._device).eval()
-            self.image_features(np.full((2, 64, 64, 3), 128, np.uint8))
-        except Exception as error:
-            raise GlideError(
-                f"--inception_checkpoint {checkpoint} must be the TorchScript file inception-2015-12-05.pt:"
-                f" {str(error).strip().splitlines()[0][:200]}"
-            ) from error
-
-    def image_features(self, images: Images) -> Float[np.ndarray, "n features"]:
-        """See `Extractor`."""
-        features = []
-        for first in range(0, len(images), self._batch):
-            pixels = self._torch.from_numpy(np.stack(list(images[first : first + self._batch]))).permute(0, 3, 1, 2)
-            with self._torch.inference_mode():
-                out = self._network(pixels.contiguous().to(self._device), return_features=True)
-            features.append(out.float().cpu().numpy())
-        return np.concatenate(features)
-
-
 def _load(model: str, weights: str | None, device: str) -> tuple[Any, Callable[[Image.Image], Any], Any]:
     open_clip = _import()
     # Some weights were trained with OpenAI's approximate GELU: their tag says so, and the architecture's name does not.
@@ -194,10 +153,9 @@ def _import() -> Any:
     try:
         import open_clip  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit its torch
-        reason = str(error).splitlines()[0]
         raise GlideError(
-            f"--clip_rerank needs OpenCLIP: install the extra with `uv sync --extra clip`, or rank with"
-            f" --clip_model noised ({reason})"
+            f"OpenCLIP is not installed: install the extra with `uv sync --extra clip`, or give"
+            f" --clip_model noised ({first_line(error)})"
         ) from error
     return open_clip
 

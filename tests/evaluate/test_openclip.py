@@ -11,7 +11,8 @@ from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.evaluate.cli import main
-from glide_jax.evaluate.clip_score import InceptionFeatures, ModelName, OpenClipScorer, find_model, parse_name
+from glide_jax.evaluate.inception import InceptionFeatures
+from glide_jax.evaluate.openclip import ModelName, OpenClipScorer, find_model, parse_name
 from glide_jax.evaluate.scorer import score
 from tests.tiny.models import save_model
 

@@ -1,0 +1,76 @@
+"""What was found out about a data set, kept until the data change: an index a shard, or a part of another source."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from zipfile import BadZipFile
+
+import numpy as np
+
+from glide_jax.errors import GlideError
+from glide_jax.files import cache_folder, written
+
+_VERSION = 4  # raise it when the meaning of rows or counts changes
+
+
+class Index(NamedTuple):
+    """The usable samples of a shard or set, and the reasons why others are not.
+
+    Attributes:
+        rows: one element a sample, as its source needs it.
+        counts: samples left out, by reason.
+        damage: why the shard could not be read to its end; empty if it could.
+        unlabelled: usable samples without the NSFW label that a filter asks for.
+    """
+
+    rows: np.ndarray
+    counts: dict[str, int]
+    damage: str = ""
+    unlabelled: int = 0
+
+
+class IndexFile(NamedTuple):
+    """One index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); a folder that cannot be written to only costs time.
+
+    Attributes:
+        path: of the file.
+        stamp: integers that change when the data do, such as size and time of change.
+    """
+
+    path: Path
+    stamp: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> Self:
+        """The file in the subfolder `kind`, by JSON values that say what it is of and how samples were chosen."""
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        return cls(cache_folder() / kind / f"{name}.npz", tuple(stamp))
+
+    def load(self) -> Index | None:
+        """The index, or None if there is none, it is damaged, or the data have changed since."""
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                if saved["stamp"].tolist() == [_VERSION, *self.stamp]:
+                    return Index(saved["rows"], *json.loads(str(saved["rest"])))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass
+        return None
+
+    def save(self, index: Index) -> Index:
+        """Writes the index and returns it."""
+        try:
+            with written(self.path) as temporary, temporary.open("wb") as file:
+                stamp = np.array([_VERSION, *self.stamp], np.int64)
+                np.savez(file, stamp=stamp, rows=index.rows, rest=np.array(json.dumps(index[1:])))
+        except GlideError:
+            if self.load() is None:  # else another process wrote the same one at the same time
+                return index._replace(counts=index.counts | {"index not cached": 1})
+        return index
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change of a file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
