@@ -104,6 +104,13 @@ def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
         parsed(["train.py", "--config", "configs/emoji.py", "--config.data.paths=x"])
 
 
+@pytest.mark.parametrize("given", ["emoji_finetun", "emoji_finetune", "configs/emojifinetune.py:emoji"])
+def test_the_page_that_was_meant_is_named(given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(GlideError, match=r"no such Python file; did you mean configs/emoji_finetune\.py\?$"):
+        read_page(given)
+
+
 @pytest.mark.parametrize(
     ("words", "trim_white", "max_steps"),
     [
