@@ -2,10 +2,12 @@
 
 import argparse
 import signal
+import sys
 import time
 from collections.abc import Sequence
 
 from glide_jax.errors import GlideError, run_cli
+from glide_jax.options import Parser
 
 _EXAMPLES = """\
 examples:
@@ -19,8 +21,9 @@ docs/options.md lists all options of a page.
 
 def parser() -> argparse.ArgumentParser:
     """All options of `train.py` but those of the page."""
-    parse = argparse.ArgumentParser(
+    parse = Parser(
         prog="train.py",
+        unknown="options of a page are written --config.NAME=VALUE",
         description="Trains or fine-tunes a model as a page of configs/ says.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         GlideError: impossible options, or what training cannot start from.
     """
     begun = time.monotonic()
-    args, rest = parser().parse_known_args(argv)
-    changes = overrides(rest)
+    args, changes = parsed(sys.argv[1:] if argv is None else argv)
     if args.config is None:
         raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
     # They take seconds to import; mistakes in flags and --help need not wait for them.
@@ -64,23 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return dry_run(config) if args.dry_run else Trainer(config, begun).run()
 
 
-def overrides(rest: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`; raises `GlideError` at anything else.
+def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str | None]]]:
+    """The flags of `parser`, and names and values of `--config.NAME=VALUE` or `--config.NAME VALUE`.
 
     What is on or off may be `--config.NAME`, whose value is None, or `--noconfig.NAME`.
+
+    Raises:
+        GlideError: anything else.
     """
-    found: list[tuple[str, str | None]] = []
-    for i, word in enumerate(rest):
+    own: list[str] = []
+    changes: list[tuple[str, str | None]] = []
+    waiting = False  # whether the next word may be the value of the option before it
+    for word in words:
         name, equals, value = word.partition("=")
         if name.startswith("--noconfig.") and not equals:
-            found.append((name.removeprefix("--noconfig."), "false"))
+            changes.append((name.removeprefix("--noconfig."), "false"))
         elif name.startswith("--config."):
-            found.append((name.removeprefix("--config."), value if equals else None))
-        elif i and not word.startswith("--") and found and found[-1][1] is None:
-            found[-1] = (found[-1][0], word)
+            changes.append((name.removeprefix("--config."), value if equals else None))
+        elif waiting and not word.startswith("--"):
+            changes[-1] = (changes[-1][0], word)
         else:
-            raise GlideError(f"unexpected argument {word!r}; options of a page are written --config.NAME=VALUE")
-    return found
+            own.append(word)
+        waiting = name.startswith("--config.") and not equals
+    return parser().parse_known_args(own)[0], changes
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From `ml_collections` pages to the packages' frozen dataclasses."""
 
 import dataclasses
+import difflib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,15 @@ def read_page(page: str) -> ConfigDict:
         page: path of a Python file, followed by `:ARGUMENT` if its `get_config` takes one.
 
     Raises:
-        GlideError: there is no such file, or it is not a config page.
+        GlideError: there is no such file (the page of `configs/` perhaps meant is named), or it is not a config page.
     """
     path, colon, argument = page.partition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise GlideError(f"--config {path}: no such Python file")
+        pages = {each.stem: each for each in Path("configs").glob("*.py")}
+        near = difflib.get_close_matches(Path(path).stem, pages, n=1)
+        meant = f"; did you mean {pages[near[0]]}?" if near else ""
+        raise GlideError(f"--config {path}: no such Python file{meant}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -263,12 +263,14 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         unnamed: the option that a word without an option probably belongs to, as "--prompt".
+        unknown: what to say about an unknown option that resembles none.
         **options: for `argparse.ArgumentParser`.
     """
 
-    def __init__(self, *, unnamed: str = "", **options: Any) -> None:
+    def __init__(self, *, unnamed: str = "", unknown: str = "", **options: Any) -> None:
         super().__init__(**options)
         self._unnamed = unnamed
+        self._unknown = unknown
 
     def error(self, message: str) -> NoReturn:
         """Raises `GlideError` with what is wrong; argparse would print a page of usage first."""
@@ -291,7 +293,7 @@ class Parser(argparse.ArgumentParser):
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
         if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1):
             raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
-        self.error(f"unknown option {flag}")
+        self.error(f"unknown option {flag}" + (f": {self._unknown}" if self._unknown else ""))
 
 
 def add_arguments(

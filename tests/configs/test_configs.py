@@ -44,9 +44,9 @@ def commands(name):
 
 def parsed(words):
     """The configuration that train.py would make of its arguments."""
-    args, rest = train.parser().parse_known_args(words[1:])
+    args, changes = train.parsed(words[1:])
     config = read_page(args.config)
-    for key, text in train.overrides(rest):
+    for key, text in changes:
         override(config, key, text)
     return from_ml_collections(config)
 
@@ -104,6 +104,13 @@ def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
         parsed(["train.py", "--config", "configs/emoji.py", "--config.data.paths=x"])
 
 
+@pytest.mark.parametrize("given", ["emoji_finetun", "emoji_finetune", "configs/emojifinetune.py:emoji"])
+def test_the_page_that_was_meant_is_named(given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(GlideError, match=r"no such Python file; did you mean configs/emoji_finetune\.py\?$"):
+        read_page(given)
+
+
 @pytest.mark.parametrize(
     ("words", "trim_white", "max_steps"),
     [
@@ -125,7 +132,10 @@ def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, 
     [
         (["--config.run_dir"], r"--config\.run_dir needs a value"),
         (["--config.run_dir=a", "b"], "unexpected argument 'b'"),
-        (["--noconfig.run_dir=a"], "unexpected argument"),
+        (["--noconfig.run_dir=a"], r"unknown option --noconfig\.run_dir: "),
+        (["--dry_rum"], r"^unknown option --dry_rum; did you mean --dry_run\?$"),
+        (["--batch_size=8"], r"^unknown option --batch_size: options of a page are written --config\.NAME=VALUE; "),
+        (["--num_processes=two"], r"^argument --num_processes: invalid int value: 'two'; train\.py --help lists"),
         (["--noconfig.train.max_steps"], "train.max_steps cannot be False: it takes int"),
         (["--config.train.seed.x=1"], "seed has no options of its own"),
         (["--config.train=1"], "is a group of options"),
