@@ -1,7 +1,7 @@
-"""What a checkpoint is of: its architecture, recorded with it or inferred from a `state_dict` and a user's options.
+"""The architecture of a checkpoint: recorded with it, or inferred from a `state_dict` and a user's options.
 
-Every dimension is read from many tensors at once and the majority wins, so that a missing or damaged tensor does not
-spoil it, but is found when the tensors are compared with the architecture. What no tensor tells is as in the published
+Every dimension is read from many tensors and the majority wins, so that a missing or damaged tensor does not mislead,
+but is found when the tensors are compared with the architecture. What no tensor reveals is taken from the published
 models, unless a user says otherwise.
 """
 
@@ -31,7 +31,7 @@ _VARIANTS = {3: (False, False), 7: (True, False), 6: (False, True), 10: (True, T
 _IMAGE_SIZES = (64, 128, 256)
 _LEAST_TENSORS = 10  # of a block; higher numbers than so many tensors explain are reported as unexpected
 _MOST_BLOCKS = 100  # of one kind; the published models have 16
-# The axis of one tensor that alone tells an option; the image tower has a token a patch and one more.
+# Options that only the axis of a single tensor reveals; the image tower has one token per patch and one more.
 _CLIP_AXES = {
     "text": {"n_vocab": ("input.w_voc", 0), "max_text_len": ("input.w_pos", 0), "n_embd": ("output.f.w", 0)},
     "image": {
@@ -41,7 +41,7 @@ _CLIP_AXES = {
         "n_embd": ("output.f.w", 0),
     },
 }
-# Options of the reference on how a model is run, not what it is.
+# Options of the reference about running a model, not about its architecture.
 _IGNORED = {"timestep_respacing", "use_fp16", "cache_text_emb", "beta_schedule", "logit_scale"}
 _LISTS = ("channel_mult", "attention_resolutions")
 _RECORDED: dict[str, type[ModelConfig] | type[ClipTextConfig] | type[ClipImageConfig]] = {
@@ -50,13 +50,13 @@ _RECORDED: dict[str, type[ModelConfig] | type[ClipTextConfig] | type[ClipImageCo
 
 
 class Architecture(NamedTuple):
-    """One model with both names of every parameter.
+    """A model, with both names of every parameter.
 
     Attributes:
         kind: one of the four GLIDE variants, "clip/text-enc" or "clip/image-enc".
         record: a checkpoint's entries on it: "model", "diffusion" and maybe "sampling"; or "clip_text" or "clip_image".
         params: abstract parameters.
-        keymap: an entry a parameter, in the reference's order.
+        keymap: one entry per parameter, in the reference's order.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Architecture(NamedTuple):
 
     @property
     def torch_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the `state_dict`."""
+        """The shape of every tensor in the `state_dict`."""
         params = flatten_dict(self.params)
         return {entry.torch: entry.torch_shape(params[entry.path].shape) for entry in self.keymap}
 
@@ -91,7 +91,7 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
     """The architecture that a checkpoint's record tells; its own `record` keeps how images are to be sampled.
 
     Raises:
-        GlideError: it tells none, or a larger one than the checkpoint has arrays of.
+        GlideError: there is none, or it is larger than the checkpoint's arrays.
     """
     if "lora" in record:
         raise GlideError(f"{checkpoint} has adapters, not whole weights: join them first, by python -m convert merge")
@@ -113,7 +113,7 @@ def recorded_options(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_options(path: Path) -> Options:
-    """The options in a JSON file: an object of them, or one that holds them under "options" or "config".
+    """The options in a JSON file: an object of options, or one that holds them under "options" or "config".
 
     Raises:
         GlideError: the file cannot be read or holds something else.
@@ -130,10 +130,10 @@ def read_options(path: Path) -> Options:
 
 
 def parse_options(content: Options) -> dict[str, Any]:
-    """Options as ours are; the reference writes lists as "32,16,8" and a model without text as None.
+    """Options in our form; the reference writes lists as "32,16,8", and None for a model without text.
 
     Raises:
-        GlideError: a list that is none.
+        GlideError: a list is malformed.
     """
     options = {name: value for name, value in content.items() if name not in _IGNORED}
     if options.get("xf_width", 0) is None:
@@ -146,14 +146,14 @@ def parse_options(content: Options) -> dict[str, Any]:
 
 
 def infer(shapes: Shapes, options: Options) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture, and what had to be assumed of it: options that neither tensors nor user tell.
+    """The architecture, and the options that had to be assumed, as neither tensors nor user tell them.
 
     Args:
         shapes: of every tensor.
-        options: what the user says, under the reference's names.
+        options: the user's options, under the reference's names.
 
     Raises:
-        GlideError: these are no such tensors, or an option is unknown or contradicts them.
+        GlideError: the tensors are of no known model, or an option is unknown or contradicts them.
     """
     if _numbers(shapes, r"output_blocks\.(\d+)\."):
         values, assumed = _infer_glide(shapes, _checked(options, ModelConfig, DiffusionConfig))
@@ -172,7 +172,7 @@ def infer(shapes: Shapes, options: Options) -> tuple[Architecture, dict[str, Any
 
 
 def _checked(options: Options, *classes: type) -> dict[str, Any]:
-    """Options that fields of `classes` have the names and types of."""
+    """Options checked by the names and types of the fields of `classes`."""
     known = {name: field.hint for each in classes for name, field in fields(each).items()}
     for name in options:
         if name not in known:
@@ -193,13 +193,13 @@ def _infer_glide(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def _read_unet(shapes: Shapes) -> tuple[dict[str, Any], list[int]]:
-    """What the UNet's tensors tell, and the levels (0 is the largest) that have attention."""
+    """Options from the UNet's tensors, and the levels with attention (0 is the largest)."""
     width = max(_majority(shapes, r"(input|output)_blocks\.\d+\.\d\.emb_layers\.1\.weight", 1) // 4, 1)
     count = 1 + max(_numbers(shapes, r"output_blocks\.(\d+)\."))
     upsampling = _numbers(shapes, r"output_blocks\.(\d+)\.[12]\.(?:in_layers|conv)\.")
     per_level = 1 + min(upsampling, default=count - 1)
     attending = _numbers(shapes, r"output_blocks\.(\d+)\.1\.qkv\.")
-    # The way up starts at the smallest level.
+    # The up path starts at the smallest level.
     levels = [range(start, min(start + per_level, count)) for start in range(0, count, per_level)][::-1]
     widths = [
         _majority(shapes, rf"output_blocks\.({'|'.join(map(str, level))})\.0\.out_layers\..*", 0) for level in levels
@@ -232,7 +232,7 @@ def _read_text(shapes: Shapes) -> dict[str, Any]:
 
 
 def _published(known: Options) -> dict[str, Any]:
-    """All options of the published model of a kind, in the image size that fits the levels' widths."""
+    """All options of the published model of a kind, at the image size that fits the levels' widths."""
     super_res = known.get("super_res", False)
     size = 256 if super_res else 64
     fitting = [s for s in (size, *_IMAGE_SIZES) if ModelConfig(image_size=s).channel_mult == known["channel_mult"]]
@@ -241,7 +241,7 @@ def _published(known: Options) -> dict[str, Any]:
 
 
 def _comparable(options: dict[str, Any], inferred: Options, size: int) -> dict[str, Any]:
-    """Options without what only repeats a default of the reference or never takes effect."""
+    """Options without those that repeat a default of the reference or have no effect."""
     reached = {size >> level for level in range(len(inferred["channel_mult"]))}
     options = {name: value for name, value in options.items() if name != "channel_mult" or value}
     if "attention_resolutions" in options:
@@ -269,7 +269,7 @@ def _infer_clip(shapes: Shapes, options: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def _read_clip(shapes: Shapes, side: str, otherwise: Options) -> dict[str, Any]:
-    """What a tower's tensors tell; `otherwise` has options that some of it must be read with."""
+    """Options from a tower's tensors; reading some needs the options in `otherwise`."""
     axes = {name: (shapes.get(f"blocks.{key}", ()), axis) for name, (key, axis) in _CLIP_AXES[side].items()}
     inferred: dict[str, Any] = {name: shape[axis] for name, (shape, axis) in axes.items() if len(shape) > axis}
     if "tokens" in inferred:
@@ -279,7 +279,7 @@ def _read_clip(shapes: Shapes, side: str, otherwise: Options) -> dict[str, Any]:
 
 
 def _complete(inferred: Options, published: Options, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All options with their values, and those of them that are assumptions: neither inferred nor given."""
+    """All options with their values, and those that are assumed, being neither inferred nor given."""
     contradictions = [
         f"{name} is {value} in the tensors, {options[name]} in the options"
         for name, value in inferred.items()
@@ -300,7 +300,7 @@ def _majority(shapes: Shapes, pattern: str, axis: int) -> int:
 
 
 def _numbers(shapes: Shapes, pattern: str) -> set[int]:
-    """The numbers in the pattern's group among the keys that start with it, as far as there can be such blocks."""
+    """The numbers in the pattern's group among the keys that start with it, up to the possible number of blocks."""
     texts = {found[1] for key in shapes if (found := re.match(pattern, key))}
     numbers = {int(text) for text in texts if len(text) < 6}
     numbers = {number for number in numbers if number <= len(shapes) // _LEAST_TENSORS}

@@ -1,4 +1,4 @@
-"""A pipeline as one folder of safetensors files, which PyTorch reads too."""
+"""A pipeline as a folder of safetensors files, which PyTorch can read as well."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +10,12 @@ from glide_jax.sample.pretrained import new_folder, write_index
 
 
 def bundle(pipeline: Pipeline, folder: Path, dtype: str) -> None:
-    """Writes what `Pipeline.save_pretrained` does, with models as files; empties its models.
+    """Like `Pipeline.save_pretrained`, with models as safetensors files; empties the pipeline's models.
 
     Args:
         pipeline: models and settings; the noised CLIP is left out.
         folder: a new one.
-        dtype: of the stored weights, a key of `DTYPES`.
+        dtype: type of the stored weights, a key of `DTYPES`.
 
     Raises:
         GlideError: the files cannot be written.

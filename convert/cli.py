@@ -1,4 +1,4 @@
-"""Checkpoints between PyTorch and Flax, on the command line."""
+"""The command line for converting checkpoints between PyTorch and Flax."""
 
 import argparse
 from collections import Counter
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command.
 
     Raises:
-        GlideError: what is wrong, in one line.
+        GlideError: says what is wrong, in one line.
     """
     parser = _parser()
     given = parser.parse_args(arguments)
@@ -150,7 +150,7 @@ def _bundle(given: argparse.Namespace) -> None:
     require_new(given.output)
     pipeline = Pipeline.from_checkpoints(base, upsampler, lora=given.lora)
     pipeline.settings = settings
-    pipeline.count_evaluations(1)  # complains of steps that the models do not have
+    pipeline.count_evaluations(1)  # refuses steps that the models do not have
     if given.safetensors:
         bundle(pipeline, given.output, given.dtype)
     else:

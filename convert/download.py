@@ -1,4 +1,4 @@
-"""Files to convert: local ones, and the published checkpoints by name, downloaded into the cache."""
+"""Files to convert: local ones, and published checkpoints by name, which are downloaded into the cache."""
 
 import contextlib
 import fcntl
@@ -32,7 +32,7 @@ _TIMEOUT = 30.0
 
 
 class Source(NamedTuple):
-    """A file of tensors: its published name or file name, where it is, and the sha256 of its bytes in hexadecimal."""
+    """A file of tensors: its published name or file name, its path, and the sha256 of its bytes in hexadecimal."""
 
     name: str
     path: Path
@@ -40,13 +40,13 @@ class Source(NamedTuple):
 
 
 def open_source(source: str) -> Source:
-    """The file of a path, whatever its suffix, or of a published name; downloaded if it is not in the cache.
+    """The file at a path, with any suffix, or of a published name; downloaded if it is not in the cache.
 
-    The sha256 of a published file is recorded beside it when it is first used; one line says so, as nobody has
-    published the right one.
+    The sha256 of a published file is recorded next to it on first use, and a line says so, as no official ones are
+    published.
 
     Raises:
-        GlideError: there is no such file, it cannot be downloaded or read, or a published one has changed since.
+        GlideError: there is no such file, it cannot be downloaded or read, or a published one has changed.
     """
     if source in PUBLISHED:
         path = cache_folder() / PUBLISHED[source]
@@ -65,7 +65,7 @@ def open_source(source: str) -> Source:
 
 
 def _local(source: str) -> Path:
-    with contextlib.suppress(OSError, RuntimeError):  # a name too long, or of no user's home
+    with contextlib.suppress(OSError, RuntimeError):  # a name that is too long, or an unknown user's home
         path = Path(source).expanduser()
         if path.is_dir():
             raise GlideError(f"{source} is a folder: give a PyTorch or safetensors file")
@@ -77,12 +77,12 @@ def _local(source: str) -> Path:
 def _compare_with_first_use(path: Path, sha256: str) -> None:
     note = path.with_name(f"{path.name}.sha256")
     if not note.exists():
-        line = f"{sha256}  {path.name}"  # as sha256sum writes and checks it
+        line = f"{sha256}  {path.name}"  # in sha256sum's format
         told = f"recorded in {note.name}: {line}"
         try:
             with written(note) as partial:
                 partial.write_text(f"{line}\n")
-        except GlideError as error:  # a cache that others keep may be read-only
+        except GlideError as error:  # a shared cache may be read-only
             told = f"its sha256 is not recorded: {error}"
         print(f"nothing vouches for {path}, used for the first time; {told}")
         return
@@ -94,14 +94,14 @@ def _compare_with_first_use(path: Path, sha256: str) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Downloads a checkpoint whole or not at all; one cut short is resumed where it stopped, now or later.
+    """Downloads a checkpoint atomically; an interrupted download is resumed where it stopped, now or later.
 
-    The bytes gather under a temporary name that carries the server's version of the file (its ETag), so that
-    two versions never mix. Of several processes that want the same file one downloads it and the others wait.
+    The data is collected under a temporary name that includes the server's version of the file (its ETag), so that two
+    versions never mix. If several processes want the same file, one downloads it and the others wait.
 
     Raises:
-        GlideError: the server cannot be reached, has no such file, does not tell its size, stops short, or sends
-            something else: nothing, a web page, another version than the one begun with.
+        GlideError: the server cannot be reached, has no such file, does not tell its size, stops early, or sends
+            something else: nothing, a web page, or another version than before.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def download(url: str, path: Path) -> None:
 
 
 def _describe(url: str) -> tuple[int, str]:
-    """The size of a file on a server, and its version."""
+    """The size and version of a file on a server."""
     with _answer(urllib.request.Request(url, method="HEAD")) as response:
         length = response.headers.get("Content-Length")
         if length is None:
@@ -148,9 +148,9 @@ def _describe(url: str) -> tuple[int, str]:
 
 
 def _append(url: str, size: int, version: str, file: IO[bytes], progress: Bar) -> None:
-    """Asks for what is missing, and writes as much of it as comes."""
+    """Requests the missing part, and writes as much of it as arrives."""
     headers = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
-    if headers and version.startswith('"'):  # only a strong ETag may be asked for
+    if headers and version.startswith('"'):  # only strong ETags may be requested
         headers["If-Range"] = version
     with _answer(urllib.request.Request(url, headers=headers)) as response:
         span, _, total = response.headers.get("Content-Range", "").partition("/")
@@ -162,7 +162,7 @@ def _append(url: str, size: int, version: str, file: IO[bytes], progress: Bar) -
         if not resumed:
             file.truncate(0)
             file.seek(0)
-        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # asked for again, if it brought any
+        with contextlib.suppress(ConnectionError, TimeoutError, IncompleteRead):  # requested again, if any arrived
             while chunk := response.read(_CHUNK):
                 before = file.tell() >> 20
                 file.write(chunk)
@@ -179,7 +179,7 @@ def _answer(request: urllib.request.Request) -> Iterator[Any]:
 
 
 def _version(headers: Any) -> str:
-    """What changes with a file; "" where the server tells nothing of the kind."""
+    """A text that changes with the file; "" if the server provides none."""
     return " ".join((headers.get("ETag") or headers.get("Last-Modified") or "").split())
 
 

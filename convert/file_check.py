@@ -1,6 +1,6 @@
-"""Before a file of weights is loaded: what it really is, and whether its pickle does no harm.
+"""Checks before a file of weights is loaded: its real format, and whether its pickle is harmless.
 
-Names come from people and from servers, so content decides. A pickle of few bytes can unfold into work without end.
+Names come from users and servers, so the content decides. A pickle of few bytes can unfold into endless work.
 """
 
 import codecs
@@ -19,7 +19,7 @@ SAFETENSORS = "a safetensors file"
 _UNPACK = "unpack it first"
 _AGAIN = "download or copy it again"
 _NAMED = "give a file of named tensors"
-# By their first bytes: what else is found under the names of checkpoints, and what to do with it.
+# By their first bytes: other things found under the names of checkpoints, and what to do about them.
 _OTHERS = {
     b"version https://git-lfs": ("a git-lfs pointer", "fetch the file that it stands for with `git lfs pull`"),
     b"\x1f\x8b": ("a gzip archive", _UNPACK),
@@ -32,32 +32,32 @@ _OTHERS = {
     b"\x89HDF": ("an HDF5 file", _NAMED),
     b"GGUF": ("a GGUF file", _NAMED),
 }
-_LONGEST_HEADER = 100_000_000  # of a safetensors file, as its format says
+_LONGEST_HEADER = 100_000_000  # of a safetensors file, from its specification
 
 LONGEST_PICKLE = 1 << 26  # bytes; that of a published model would have 96,000
-MOST_WORK = 8_000_000  # some seconds of it; a training state with EMA and Adam's moments takes 440,000
+MOST_WORK = 8_000_000  # some seconds of work; a training state with EMA and Adam's moments needs 440,000
 _MOST_IN_A_ROW = 5  # pickles that begin a file of the older format
 
 _TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
           "APPEND": 1, "SETITEM": 2, "BUILD": 1}  # fmt: skip
 _TAKES_TO_MARK = ("TUPLE", "APPENDS", "SETITEMS")
-_FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # what lies below; they leave nothing of their own
+_FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # the stack below; they leave nothing of their own
 _PUTS = ("BINPUT", "LONG_BINPUT")
 _GETS = ("BINGET", "LONG_BINGET")
 
 
 def file_kind(path: Path) -> str:
-    """`TORCH` or `SAFETENSORS`, whatever the file is called.
+    """`TORCH` or `SAFETENSORS`, whatever the file's name.
 
     Raises:
-        GlideError: it cannot be read, or is neither; what it is then, is named.
+        GlideError: it cannot be read, or is neither; the message says what it is.
     """
     try:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
         raise GlideError(f"cannot read {path}: {error.strerror or error}") from error
-    # The size of a header comes first and may look like any of the others.
+    # The size of a header comes first, and may look like any of the others.
     if 0 < int.from_bytes(head[:8], "little") <= _LONGEST_HEADER and head[8:9] == b"{":
         return SAFETENSORS
     if head.startswith(b"\x80"):  # a pickle, as `torch.save` wrote it before it wrote zip archives
@@ -73,13 +73,13 @@ def _zip_of_others(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception:  # cut short or damaged, which is told when it is read
+    except Exception:  # truncated or damaged, which is reported when it is read
         return None
     names = [member.filename for member in members]
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program", "give a file of its state_dict"
     if any(name.endswith("/data.pkl") for name in names):
-        # torch would unpack a pickle of any size, and take compressed tensors for their values.
+        # torch would unpack a pickle of any size, and take compressed tensors for values.
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         return ("a PyTorch file compressed afterwards", "save it again with torch.save") if packed else None
     listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
@@ -103,7 +103,7 @@ def _text_kind(head: bytes) -> tuple[str, str] | None:
         return "an HTML page", "download the file itself"
     if start.startswith(b"<?xml"):
         return "an XML document", "download the file itself"
-    try:  # incrementally: a character cut at the end is no matter
+    try:  # incrementally, so that a character cut off at the end does not matter
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).strip()
     except UnicodeDecodeError:
         return None
@@ -115,24 +115,24 @@ def _text_kind(head: bytes) -> tuple[str, str] | None:
 
 
 def check_zipped(path: Path) -> None:
-    """Looks through the pickle in a zip archive of `torch.save`.
+    """Checks the pickle in a zip archive of `torch.save`.
 
     Raises:
-        GlideError: it is too long, or loading it would take too much work.
-        Exception: of any kind, where it is damaged.
+        GlideError: it is too long, or would take too much work to load.
+        Exception: of any kind, if it is damaged.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        # torch does not heed upper and lower case.
+        # torch ignores case here.
         for member in [each for each in archive.infolist() if each.filename.lower().endswith("data.pkl")]:
             _check_length(path, member.file_size)
-            # Read past the checksum, which torch.save may be told to leave out.
+            # Without the checksum, which torch.save may be told to omit.
             file.seek(member.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
             _check_work(path, io.BytesIO(file.read(member.file_size)))
 
 
 def check_plain(path: Path) -> None:
-    """As `check_zipped`, for a file that begins with pickles."""
+    """Like `check_zipped`, for a file that begins with pickles."""
     with path.open("rb") as file:
         content = file.read(LONGEST_PICKLE + 1)
     pickles = io.BytesIO(content)
@@ -140,8 +140,8 @@ def check_plain(path: Path) -> None:
         try:
             _check_work(path, pickles)
         except (ValueError, IndexError, KeyError):
-            _check_length(path, pickles.tell())  # it may be cut short by the limit alone
-            return  # else torch finds it damaged at the same place
+            _check_length(path, pickles.tell())  # it may be truncated only by the limit
+            return  # otherwise torch finds the same damage
 
 
 def _check_length(path: Path, length: int) -> None:
@@ -150,7 +150,7 @@ def _check_length(path: Path, length: int) -> None:
 
 
 def _check_work(path: Path, pickle: io.BytesIO) -> None:
-    """Counts operations, and what a tuple holds each time that it is used: hashing one looks at all of it."""
+    """Counts operations, and the content of a tuple at each use, because hashing it visits all of it."""
     work = 0
     stack: list[int] = []
     marks: list[int] = []

@@ -1,4 +1,4 @@
-"""The one table between PyTorch's parameter names and layouts and ours; both directions read it."""
+"""The table between PyTorch's parameter names and layouts and ours, used in both directions."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ _AXES: dict[Layout, tuple[int, ...]] = {"dense": (1, 0), "pointwise": (1, 0), "c
 
 
 class Entry(NamedTuple):
-    """One parameter under both names.
+    """A parameter under both names.
 
     Attributes:
         torch: key in the `state_dict`.
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     layout: Layout
 
     def to_flax(self, array: np.ndarray) -> np.ndarray:
-        """Brings an array from PyTorch's layout into ours; no value is touched."""
+        """Converts an array from PyTorch's layout to ours; no value changes."""
         if self.layout == "same":
             return array
         array = array[..., 0] if self.layout == "pointwise" else array
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
         return array[..., None] if self.layout == "pointwise" else array
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in PyTorch's layout of a parameter whose shape in ours is `shape`."""
+        """The shape in PyTorch's layout of a parameter with shape `shape` in ours."""
         if self.layout == "same":
             return shape
         permuted = tuple(shape[axis] for axis in np.argsort(_AXES[self.layout]))
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
 
 def glide_keymap(params: dict[str, Any]) -> list[Entry]:
-    """The table of one GLIDE model, in the reference's `state_dict` order.
+    """The table for a GLIDE model, in the reference's `state_dict` order.
 
     Args:
         params: (abstract) parameters of the model; only their structure is read.
@@ -57,7 +57,7 @@ def glide_keymap(params: dict[str, Any]) -> list[Entry]:
 
 
 def clip_keymap(params: dict[str, Any]) -> list[Entry]:
-    """The table of one tower of the noised CLIP, in the reference's `state_dict` order.
+    """The table for a tower of the noised CLIP, in the reference's `state_dict` order.
 
     Args:
         params: (abstract) parameters, {"text": ...} or {"image": ...}; only their structure is read.
@@ -124,7 +124,7 @@ def _unet(unet: dict[str, Any]) -> Iterator[Entry]:
     yield from _weights("input_blocks.0.0", ("unet", "input_conv"), "conv")
     for i in range(len(unet["down"])):
         yield from _stage(f"input_blocks.{i + 1}", ("unet", "down", str(i)), unet["down"][str(i)], "op")
-    # The reference's middle block is one sequence: residual block, attention, residual block.
+    # The reference's middle block is a single sequence: residual block, attention, residual block.
     yield from _stage("middle_block", ("unet", "middle", "0"), unet["middle"]["0"])
     yield from _res_block("middle_block.2", ("unet", "middle", "1", "res"), unet["middle"]["1"]["res"])
     for i in range(len(unet["up"])):

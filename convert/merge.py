@@ -1,4 +1,4 @@
-"""Adapters baked into the weights they belong to: a checkpoint like any other."""
+"""Merges adapters into the weights they belong to, as an ordinary checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architec
     """Writes weights with adapters added, in float32.
 
     Args:
-        checkpoint: a model; or a run that trained adapters, whose own are then added too.
+        checkpoint: a model, or a run that trained adapters, which are then added as well.
         lora: further adapters, each as PATH or PATH:SCALE.
         output: folder of the new checkpoint, which must not exist.
 

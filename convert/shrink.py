@@ -1,4 +1,4 @@
-"""A checkpoint to publish: its EMA weights alone, in bfloat16."""
+"""Makes a checkpoint to publish: only the EMA weights, in bfloat16."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +20,19 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
     """Writes the weights of a model in bfloat16, rounded to the nearest.
 
     Args:
-        checkpoint: a run folder, one of its steps or converted weights; its EMA weights where there are any.
+        checkpoint: a run folder, one of its steps or converted weights; EMA weights are used if there are any.
         output: folder of the new checkpoint, which must not exist.
-        captions: text file of the captions that the model was trained on. Tokens in none of them get a row of zeros
-            in the table of token embeddings, which compresses to nothing; images of the others stay the same.
+        captions: text file of the captions the model was trained on. Tokens in none of them get a row of zeros in the
+            table of token embeddings, which compresses to nothing; images from other captions stay the same.
 
     Returns:
         The architecture, and the bytes written.
 
     Raises:
-        GlideError: the checkpoint or the captions cannot be read or are of no use, or `output` cannot be written.
+        GlideError: the checkpoint or the captions cannot be read or used, or `output` cannot be written.
     """
     require_new(output)
-    texts = None if captions is None else ["", *lines(read_text(captions, "the captions in"))]  # padding is a token too
+    texts = None if captions is None else ["", *lines(read_text(captions, "the captions in"))]  # "" is the padding
     architecture = recorded_architecture(read_record(checkpoint), checkpoint)
     if texts is not None and not architecture.record.get("model", {}).get("xf_width"):
         raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")

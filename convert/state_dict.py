@@ -1,6 +1,6 @@
 """State dicts in PyTorch's and safetensors files, as NumPy arrays: the one place that needs torch, for the former.
 
-Training programs save weights beside optimiser states and step counts, under names of their own and those of wrappers:
+Training programs save weights together with optimiser states and step counts, under names of their own and of wrappers:
 `find_state_dict` finds the raw or the EMA weights among them.
 """
 
@@ -28,18 +28,18 @@ SOURCE_DTYPES = DTYPES | {"float64": np.dtype(np.float64)}
 
 _RAW = ("state_dict", "model_state_dict", "model", "module", "online_model")
 _EMA = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model")
-_DEEPEST = 3  # dicts in each other; one may hold itself
-# What data parallelism, torch.compile and training frameworks put before the names of the module they wrap.
+_DEEPEST = 3  # levels of nested dicts; one may contain itself
+# Prefixes that data parallelism, torch.compile and training frameworks add to the names of the module they wrap.
 _WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod)\.)*")
 _COMPILED = "_orig_mod."
-_AVERAGED_COUNT = "n_averaged"  # stands beside the tensors of torch's AveragedModel
+_AVERAGED_COUNT = "n_averaged"  # stored with the tensors of torch's AveragedModel
 _MOST_TENSORS = 10_000  # the published models have 797
 _LONGEST_NAME = 500
-_ENFORCED = re.compile(r"^\[enforce fail at [^]]*\] \. ")  # stands before what torch says
+_ENFORCED = re.compile(r"^\[enforce fail at [^]]*\] \. ")  # the beginning of torch's message
 
-_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # begins what torch.save wrote before zip archives
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the beginning of torch.save's format before zip archives
 
-# What training programs keep beside weights, and what is read of it: nothing. None of these is made or run.
+# What training programs store next to weights. Nothing of it is read: none of these objects is created or run.
 _IGNORED = (
     *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
@@ -49,7 +49,7 @@ _IGNORED = (
 
 
 class _Ignored:
-    """Stands in for an object of one of these names, whatever it would have been made of."""
+    """Replaces an object of one of these names, whatever its arguments."""
 
     def __new__(cls, *_: Any) -> Self:
         return super().__new__(cls)
@@ -59,13 +59,13 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-_STAND_INS = [  # torch knows a class by its module and name
+_STAND_INS = [  # torch identifies a class by its module and name
     type(name, (_Ignored,), {"__module__": module}) for module, _, name in (each.rpartition(".") for each in _IGNORED)
 ]
 
 
 class Found(NamedTuple):
-    """A `state_dict`, its name in the file ("" for the file as a whole), and remarks for the user."""
+    """A `state_dict`, its name in the file ("" for the whole file), and remarks for the user."""
 
     tensors: dict[str, Any]
     entry: str
@@ -75,12 +75,12 @@ class Found(NamedTuple):
 def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     """The `state_dict` in a safetensors file or in a file of `torch.save`, notes apart by their content.
 
-    It may lie beside optimiser states and the like; a line printed says where it was found, and what float64 will cost.
+    It may be stored with optimiser states and the like; a printed line says where it was found, and what float64 loses.
     Nothing stored in the file is executed.
 
     Args:
         path: the file.
-        ema: whether to read the EMA weights of a file that holds raw ones too.
+        ema: whether to read the EMA weights of a file that also holds raw ones.
 
     Returns:
         Arrays in the order and dtypes of the file; of PyTorch's, views that are read when they are used.
@@ -99,7 +99,7 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
         content = _load_pickle(path)
         found = find_state_dict(content, lambda value: isinstance(value, torch.Tensor), str(path), ema=ema)
         arrays = {key: _to_numpy(path, key, tensor) for key, tensor in found.tensors.items()}
-    # A few stored numbers may be spread over a tensor of any shape, which takes room only when it is used.
+    # A few stored numbers may be expanded to a tensor of any shape, which takes memory only when used.
     size, stored = sum(array.nbytes for array in arrays.values()), path.stat().st_size
     if size > stored:
         raise GlideError(f"{path} tells of {size} bytes of tensors, and has only {stored}: it is no checkpoint")
@@ -130,7 +130,7 @@ def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def holds(dtype: np.dtype, array: np.ndarray) -> bool:
-    """Whether `dtype` can hold the values of a floating array exactly."""
+    """Whether `dtype` represents the values of a floating-point array exactly."""
     with np.errstate(over="ignore", invalid="ignore"):
         return dtype == array.dtype or bool(np.array_equal(array.astype(dtype).astype(array.dtype), array))
 
@@ -144,10 +144,10 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool], where: str, 
     """Finds the weights among optimiser states, step counts and the like.
 
     Args:
-        content: what the file holds.
-        is_tensor: tells tensors from other values.
-        where: names the file.
-        ema: whether the EMA weights are wanted; else the raw ones are, and EMA weights only if there are no others.
+        content: the file's content.
+        is_tensor: whether a value is a tensor.
+        where: the file's name.
+        ema: whether to take the EMA weights; otherwise raw ones are taken, or EMA weights if there are no others.
 
     Raises:
         GlideError: there are no such weights, or several.
@@ -177,7 +177,7 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool], where: str, 
 
 
 def _grouped(content: dict[Any, Any]) -> dict[Any, Any]:
-    """A flat dict in which the first word of the names tells raw from EMA weights becomes one of dicts."""
+    """Splits a flat dict, in which the first word of the names distinguishes raw and EMA weights, into nested dicts."""
     groups: dict[Any, dict[str, Any]] = {}
     others = {}
     for key, value in content.items():
@@ -190,7 +190,7 @@ def _grouped(content: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _holds_tensors(value: Any, is_tensor: Callable[[Any], bool]) -> bool:
-    """Whether there are any in a dict or the dicts in it; each is looked at once, in however many places it stands."""
+    """Whether a dict or the dicts in it hold any tensor; each is visited once, even if it occurs in several places."""
     level = [value]
     for _ in range(_DEEPEST):
         inside = [inner for each in level if isinstance(each, dict) for inner in each.values()]
@@ -230,7 +230,7 @@ def _unwrapped(tensors: dict[Any, Any], where: str) -> tuple[dict[str, Any], lis
 
 
 def _common_wrapper(keys: list[str]) -> str:
-    """The longest prefix of all keys that is made of whole names of wrappers."""
+    """The longest prefix of all keys that consists of whole wrapper names."""
     match = _WRAPPERS.match(keys[0]) if keys else None
     prefix = match[0] if match else ""
     while not all(key.startswith(prefix) for key in keys):
@@ -261,7 +261,8 @@ def _load_pickle(path: Path) -> Any:
         with path.open("rb") as file, allowed, warnings.catch_warnings(action="ignore"):
             head = file.read(32)
             file.seek(0)
-            # Older files cannot be mapped; by this suffix, or at a path that is no text, torch maps none.
+            # Older files cannot be memory-mapped; nor does torch map files with this suffix or at a path that is not
+            # text.
             mapped = head.startswith(b"PK") and path.suffix != safetensors_file.SUFFIX and is_unicode(path)
             check_zipped(path) if head.startswith(b"PK") else check_plain(path)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
@@ -280,7 +281,7 @@ def _load_pickle(path: Path) -> Any:
 def _to_numpy(path: Path, key: str, tensor: "torch.Tensor") -> np.ndarray:
     torch = _torch()
     try:
-        if tensor.dtype == torch.bfloat16:  # unknown to NumPy: goes by its bits
+        if tensor.dtype == torch.bfloat16:  # unknown to NumPy: passed as bits
             return tensor.detach().view(torch.int16).numpy().view(BFLOAT16)
         return tensor.detach().numpy()
     except (TypeError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""PyTorch to Flax: a `state_dict` becomes a checkpoint of weights."""
+"""From PyTorch to Flax: a `state_dict` becomes a checkpoint of weights."""
 
 from pathlib import Path
 
@@ -20,18 +20,18 @@ from glide_jax.progress import tracked
 def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False) -> tuple[Architecture, Options]:
     """Converts a file of tensors into a checkpoint at `output`, parameters in float32.
 
-    The record tells the architecture and, under "source", the name, sha256, keys in their order and dtypes,
-    so that `to_torch` can give back the same `state_dict`. Tensors of float64 that float32 does not hold exactly
-    are rounded, and are float32 from then on.
+    The record has the architecture and, under "source", the file's name and sha256, and the keys in order with dtypes,
+    so that `to_torch` can restore the same `state_dict`. Float64 tensors that float32 cannot represent are rounded, and
+    stay float32.
 
     Args:
         source: the file.
         output: the new checkpoint, which must not exist.
-        options: of the architecture, where neither tensors nor a header of ours tell them.
-        ema: whether to take the EMA weights of a file that holds raw ones too.
+        options: options of the architecture that neither the tensors nor a header of ours tell.
+        ema: whether to take the EMA weights of a file that also holds raw ones.
 
     Returns:
-        The architecture, and what of it was assumed.
+        The architecture, and the options that were assumed.
 
     Raises:
         GlideError: the file cannot be read or does not fit, or `output` exists, cannot be written or is not in UTF-8.
@@ -53,13 +53,13 @@ def to_flax(source: Source, output: Path, options: Options, *, ema: bool = False
 
 
 def architecture_of(path: Path, arrays: dict[str, np.ndarray], options: Options) -> tuple[Architecture, Options]:
-    """What the tensors of a file are of, and what of it was assumed.
+    """The architecture of a file's tensors, and the options that were assumed.
 
     The header of a safetensors file of ours has the options that a user would have to give of another; where both
     give one, the user's counts. Neither can make the model larger than its tensors are.
 
     Raises:
-        GlideError: options or header contradict the tensors, or these are of no architecture.
+        GlideError: options or header contradict the tensors, or these are of no known architecture.
     """
     shapes = {key: array.shape for key, array in arrays.items()}
     header = safetensors_file.find_header(path) if file_kind(path) == SAFETENSORS else None
@@ -79,8 +79,8 @@ def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, whe
     """Compares tensors with those of an architecture.
 
     Raises:
-        GlideError: one line that lists every tensor that is missing, unexpected, of another shape, of a dtype
-            that is not known, or not finite in float32.
+        GlideError: one line that lists every tensor that is missing, unexpected, of another shape, of an unknown dtype,
+            or not finite in float32.
     """
     shapes = architecture.torch_shapes
     known = {key: array for key, array in arrays.items() if key in shapes}
@@ -103,15 +103,15 @@ def check_tensors(arrays: dict[str, np.ndarray], architecture: Architecture, whe
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    with np.errstate(invalid="ignore", over="ignore"):  # raised for bfloat16's signalling NaN, and large float64
+    with np.errstate(invalid="ignore", over="ignore"):  # by bfloat16's signalling NaNs and large float64
         return bool(np.isfinite(array.astype(np.float32) if array.dtype == np.float64 else array).all())
 
 
 def convert_arrays(arrays: dict[str, np.ndarray], architecture: Architecture) -> Params:
-    """Empties `arrays` into parameters: float32 copies under our names and in our layouts."""
+    """Converts `arrays`, emptying them, to parameters: float32 copies under our names and in our layouts."""
     params = {}
     for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap)):
         array = entry.to_flax(arrays.pop(entry.torch))
-        # A copy even where nothing changes: a view would keep the whole source file in memory.
+        # A copy even if nothing changes, because a view would keep the whole source file in memory.
         params[entry.path] = jnp.asarray(array.astype(np.float32, copy=entry.layout == "same"))
     return unflatten_dict(params)

@@ -1,4 +1,4 @@
-"""Adapters to one safetensors file, under the names and in the layouts that such files have since kohya's."""
+"""Writes adapters as a safetensors file with the names and layouts introduced by kohya."""
 
 import json
 from collections.abc import Iterator
@@ -20,25 +20,25 @@ from glide_jax.models.lora import GROUP
 from glide_jax.options import build
 from glide_jax.sample.lora import Adapters
 
-# The rest of a tensor's name, and ours of that part of an adapter.
+# The end of a tensor's name, and our name for that part of an adapter.
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude", ALPHA: ALPHA}
 _REFERENCE = "https://github.com/openai/glide-text2im"
 
 
 def to_kohya(checkpoint: str | Path, output: Path) -> int:
-    """Writes the adapters of a run, their EMA weights in float32.
+    """Writes a run's adapters, with their EMA weights, in float32.
 
-    The header tells by hash which weights they belong to, and where these are only if that is on the Hub.
+    The header identifies the weights they belong to by hash, and gives their location only if that is on the Hub.
 
     Args:
         checkpoint: a run that trained adapters, or one of its steps.
         output: the file, which must not exist.
 
     Returns:
-        How many layers have adapters.
+        The number of layers with adapters.
 
     Raises:
-        GlideError: the checkpoint cannot be read or is of a whole model, or the file cannot be written.
+        GlideError: the checkpoint cannot be read or holds a whole model, or the file cannot be written.
     """
     if output.suffix != SUFFIX:
         raise GlideError(f"--output {output} must end in {SUFFIX}")
@@ -52,7 +52,7 @@ def to_kohya(checkpoint: str | Path, output: Path) -> int:
         raise GlideError(f"{checkpoint} has adapters of layers that have no name in PyTorch")
     tensors = {(entry, part): tensor for entry in entries for part, tensor in _tensors(entry, thin, adapters.config)}
     keys = {(entry, part): f"{kohya_name(entry)}.{part}" for entry, part in tensors}
-    base = adapters.base if hub.is_name(adapters.base) else ""  # a path of this machine is nothing to others
+    base = adapters.base if hub.is_name(adapters.base) else ""  # a local path is useless to others
     header: Header = {
         "record": {name: record[name] for name in ("model", "diffusion", "sampling") if name in record}
         | {"lora": record["lora"] | {"base": base}},
@@ -72,7 +72,7 @@ def kohya_name(entry: Entry) -> str:
 def _tensors(
     entry: Entry, thin: dict[tuple[str, ...], np.ndarray], config: LoraConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """In PyTorch's layouts: both products are layers of the kind of the kernel's, the second of one tap."""
+    """In PyTorch's layouts: both factors are layers of the kernel's kind, the second with a width of 1."""
     taps = (1,) * (thin[*entry.path[:-1], "down"].ndim - 2)
     for key, part in _PARTS.items():
         array = thin.get((*entry.path[:-1], part))
@@ -83,7 +83,7 @@ def _tensors(
 
 
 def _others_metadata(architecture: Architecture, config: LoraConfig, base: str, title: str) -> dict[str, str]:
-    """What programs that list such files show of them: kohya's entries (ss_), LyCORIS' for DoRA, and ModelSpec's."""
+    """Metadata shown by programs that list such files: kohya's entries (ss_), LyCORIS' for DoRA, and ModelSpec's."""
     rank, alpha = str(config.rank), str(config.alpha or float(config.rank))
     arguments: dict[str, Any] = {"conv_dim": rank, "conv_alpha": alpha}
     if config.dora:

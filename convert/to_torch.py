@@ -1,4 +1,4 @@
-"""Flax to PyTorch: the parameters of a checkpoint become a `state_dict`, which the reference loads."""
+"""From Flax to PyTorch: the parameters of a checkpoint become a `state_dict`, which the reference loads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +22,14 @@ Weights = Literal["ema", "params"]
 def to_torch(
     checkpoint: str | Path, output: Path, weights: Weights | None = None, dtype: str | None = None
 ) -> tuple[Architecture, Weights]:
-    """Writes the weights of any checkpoint as a .pt or .safetensors file; the latter tells what it is of.
+    """Writes the weights of any checkpoint as a .pt file or as a .safetensors file with the architecture in its header.
 
     Args:
         checkpoint: a run folder, one of its steps or converted weights.
-        output: the file, which must not exist; named .pt it is for the reference, whose model it must be.
-        weights: the EMA or the raw weights; by default the EMA weights where there are any.
-        dtype: a key of `DTYPES` for all tensors. By default those of the source that the weights were
-            converted from, if these hold every value exactly, and float32 otherwise.
+        output: the file, which must not exist; a .pt file is for the reference, which must have this architecture.
+        weights: EMA or raw weights; by default EMA weights if there are any.
+        dtype: a key of `DTYPES` for all tensors. By default the dtypes of the source that the weights were converted
+            from, if they represent every value exactly, and float32 otherwise.
 
     Returns:
         The architecture, and which weights were written.
@@ -60,11 +60,11 @@ def write_model(
     dtype: str | None = None,
     source: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Empties `params` into a file, as `to_torch` does.
+    """Writes `params` to a file, as `to_torch` does, and empties them.
 
     Args:
         params: on the host or a device.
-        architecture: theirs.
+        architecture: their architecture.
         output: the file.
         dtype: a key of `DTYPES`; None as for `to_torch`.
         source: that entry of the record of the checkpoint that they come from: the keys and dtypes of a file.
@@ -88,9 +88,9 @@ def _require_reference(architecture: Architecture, checkpoint: str | Path) -> No
 
 
 def convert_params(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:
-    """Empties `params` into float32 tensors under the reference's names, in its layouts and order."""
+    """Converts `params`, emptying them, to float32 tensors under the reference's names, in its layouts and order."""
     flat = flatten_dict(params)
-    params.clear()  # each array is freed once it is converted
+    params.clear()  # frees each array once it is converted
     return {
         entry.torch: entry.to_torch(np.asarray(flat.pop(entry.path)))
         for entry in tracked("converting tensors", architecture.keymap, len(architecture.keymap))
@@ -98,7 +98,7 @@ def convert_params(params: Params, architecture: Architecture) -> dict[str, np.n
 
 
 def _restored(arrays: dict[str, np.ndarray], source: Mapping[str, Any], dtype: str | None) -> dict[str, np.ndarray]:
-    """In the key order of the source, if there is one, and in the wanted dtypes."""
+    """The tensors in the source's key order, if there is a source, and in the wanted dtypes."""
     order = source.get("keys", list(arrays))
     wanted = source.get("dtypes", {})
     dtypes = {key: SOURCE_DTYPES[dtype or wanted.get(key, "float32")] for key in order}

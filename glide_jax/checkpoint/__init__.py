@@ -1,10 +1,10 @@
-"""The one checkpoint format: Orbax arrays and a JSON record, for training state and for plain weights.
+"""The checkpoint format: Orbax arrays and a JSON record, for training states and for plain weights.
 
-    RUN/checkpoints/<step>/   one complete checkpoint; a partial one never bears this name
+    RUN/checkpoints/<step>/   one complete checkpoint; a partial one never has this name
         state/                the arrays: a dict with "params" and, in training, "ema", "opt", "step", ...
-        record/data.json      free-form: configuration, data position, counters, goodput, ...
+        record/data.json      configuration, data position, counters, goodput, ...
         arrays/data.json      shape and dtype of every array, by name
-        hashes.json           size and CRC-32 of every file, compared before anything is loaded
+        hashes.json           size and CRC-32 of every file, checked before anything is loaded
 
 Plain weights are one such step folder under a name of their own, or a safetensors file (`safetensors_file`).
 Everything that takes a path takes a run folder, its checkpoints folder (either with @STEP for another step than the

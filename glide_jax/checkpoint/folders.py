@@ -1,4 +1,4 @@
-"""Which checkpoints there are, which one a path means, and which one a run can resume from."""
+"""Finds checkpoints: those that exist, the one a path refers to, and the one a run can resume from."""
 
 import re
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from glide_jax.checkpoint import safetensors_file
 from glide_jax.checkpoint.step_format import TEMPORARY_SUFFIX, DamagedError, check, is_step, require_complete
 from glide_jax.errors import GlideError
 
-# A zip archive, as which torch saves, and a pickle, as which it did.
+# A zip archive, torch's format, and a pickle, its former one.
 _TORCH_BEGINS = (b"PK", b"\x80")
-# Folders in which the documents put what `python -m convert` knows under these names.
+# Folders where the documentation puts the models that `python -m convert` knows by these names.
 _PUBLISHED = {name: name for name in ("base", "upsample", "base-inpaint", "upsample-inpaint")} | {
     "clip-text": "clip/text-enc",
     "clip-image": "clip/image-enc",
@@ -22,11 +22,11 @@ _WITH_STEP = re.compile(r"(.+)@([0-9]{1,18})/?")
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest step that is as it was written.
+    """The newest intact step.
 
     Attributes:
-        step: its number; None where there are no steps at all.
-        damaged: the newer ones, and what is wrong with each.
+        step: its number; None if there are no steps.
+        damaged: newer steps, and what is wrong with each.
     """
 
     step: int | None
@@ -34,12 +34,12 @@ class Newest:
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """The steps of a checkpoints folder that were written to their end, ascending."""
+    """The completely written steps in a checkpoints folder, ascending."""
     return [step for step in _numbered(directory) if is_step(directory / str(step))]
 
 
 def newest_intact(directory: Path) -> Newest:
-    """The step of a checkpoints folder to resume from; every file of it is read.
+    """The step in a checkpoints folder to resume from; all of its files are read.
 
     Raises:
         GlideError: all steps are damaged, or one cannot be read.
@@ -61,23 +61,23 @@ def newest_intact(directory: Path) -> Newest:
 
 
 def unfinished(directory: Path) -> list[Path]:
-    """What interrupted saves and deletions left in a checkpoints folder."""
+    """Leftovers of interrupted saves and deletions in a checkpoints folder."""
     return [folder for folder in directory.iterdir() if TEMPORARY_SUFFIX in folder.name]
 
 
 def lasting(path: Path) -> Path:
-    """A checkpoint's path from any folder; a file keeps its name, which what it links to may not have."""
+    """A checkpoint's absolute path; a file's link is not followed, as its target may lack the suffix."""
     return path.absolute() if path.is_file() else path.resolve()
 
 
 def resolve(path: str | PathLike[str], step: int | None = None) -> Path:
-    """What `path` means: the folder of one complete step, or a safetensors file.
+    """What `path` refers to: the folder of a complete step, or a safetensors file.
 
     Args:
         path: a run folder, its checkpoints folder or one step's; PATH@STEP names a step of the first two. Or a
             safetensors file. hf://USER/NAME@REVISION/PART is such a folder or file in a repository of the Hugging Face
             Hub, downloaded if it is not yet.
-        step: which step, by default the newest; of no use with a path that is one already.
+        step: the step, by default the newest; not with a path that already is a step.
 
     Raises:
         GlideError: there is no such checkpoint, it cannot be looked at, or a part of it is missing.
@@ -108,7 +108,7 @@ def _resolved(path: str | PathLike[str], step: int | None) -> Path:
 
 
 def _nothing(path: str | PathLike[str], found: Path) -> str:
-    """Why there is no checkpoint at a path, and what to do."""
+    """An error on why there is no checkpoint at a path, and what to do."""
     if found.is_file():
         if _begins(found).startswith(_TORCH_BEGINS):
             return f"{path} is a PyTorch file: convert it first, python -m convert to-flax {path} --output DIR"
@@ -128,7 +128,7 @@ def _begins(file: Path) -> bytes:
 
 
 def step_folder(directory: Path, step: int | None = None) -> Path:
-    """The folder of step `step` in a checkpoints folder, by default of the newest.
+    """The folder of a step in a checkpoints folder, by default the newest.
 
     Raises:
         GlideError: there is no such step, or a part of it is missing.

@@ -1,7 +1,7 @@
-"""One step's folder, written and read through Orbax; nothing else in the project imports Orbax.
+"""A step's folder, written and read through Orbax; nothing else in the project imports Orbax.
 
-The size and CRC-32 of every file are listed beside them, so that damage is found before anything is made of it. Files,
-not arrays, are what is hashed: that covers all of a step, and holds on any mesh and number of processes.
+Size and CRC-32 of every file are stored with them, so that damage is found before anything is used. Hashing files
+rather than arrays covers everything in a step, and works for any mesh and number of processes.
 """
 
 import json
@@ -31,16 +31,16 @@ HASHES = "hashes.json"
 _BLOCK = 2**22
 _MOST_IN_A_BYTE = 100  # numbers; of the bundled models, most rows of whose token tables are zeros, there are 1.7
 
-# Orbax writes a step under its name with this suffix and renames it when all of it is there.
+# Orbax writes a step under its name with this suffix, and renames it when it is complete.
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
 
-# Writes that were under way when a save failed make its folder anew: so many seconds must pass without one.
+# Writes still in progress when a save fails recreate its folder: wait until none comes for this many seconds.
 _SETTLED_SECONDS = 0.5
 _MOST_SECONDS = 30.0
 
 
 class DamagedError(GlideError):
-    """A checkpoint is not what was written, or lacks a part: `found` says so without what to do."""
+    """A checkpoint was changed after writing, or lacks a part; `found` is the message without the advice."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         self.found = f"checkpoint {folder} is damaged: {reason}"
@@ -48,7 +48,7 @@ class DamagedError(GlideError):
 
 
 class _RaisedAnyway(logging.Filter):
-    """Drops the tracebacks that Orbax's threads log of exceptions which they also hand on to the caller."""
+    """Drops tracebacks that Orbax's threads log for exceptions that they also pass on to the caller."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "_SignalingThread" not in str(record.msg)
@@ -58,7 +58,7 @@ logging.getLogger("absl").addFilter(_RaisedAnyway())
 
 
 class PendingSave:
-    """A step being written in the background; `finish` waits for it."""
+    """A step being written in the background, which `finish` waits for."""
 
     def __init__(self, folder: Path, response: ocp.AsyncResponse) -> None:
         self._folder, self._response = folder, response
@@ -67,7 +67,7 @@ class PendingSave:
         """Waits until the step is complete under its final name, on all processes.
 
         Raises:
-            GlideError: it could not be written; what there is of it is removed.
+            GlideError: it could not be written; its remains are removed.
         """
         with _writing(self._folder):
             self._response.result()
@@ -83,33 +83,33 @@ class PendingSave:
 
 
 def begin_saving(folder: Path, state: PyTree[Array], record: Record, *, compress: bool = False) -> PendingSave:
-    """Copies `state` to the host and starts writing it, with `record`, as the new step `folder`.
+    """Copies `state` to the host, and starts writing it and `record` as the new step `folder`.
 
-    `compress` (zstd) takes 8 % off trained float32 weights, and doubles the time.
+    `compress` (zstd) saves 8 % of trained float32 weights, and doubles the time.
 
-    On return `state` may be donated and `record` changed.
+    After the call, `state` may be donated and `record` changed.
 
     Raises:
-        GlideError: the step cannot be created in the folder above, which must be there.
+        GlideError: the step cannot be created in its parent folder, which must exist.
         TypeError: `record` is not JSON.
     """
     # Of NumPy's arrays, Orbax lets threads print a traceback each when the disk is full.
     state = jax.tree.map(jnp.asarray, state)
-    # Orbax writes the record later: it gets a copy of its own.
+    # Orbax writes the record later, so it gets its own copy.
     contents = {"state": state, "record": json.loads(json.dumps(record)), "arrays": describe(state)}
     with _writing(folder), _orbax_context(compress):
         return PendingSave(folder, ocp.save_checkpointables_async(folder.absolute(), contents))
 
 
 def write_hashes(folder: Path) -> None:
-    """Reads all files of a step that was written to its end, and lists them in its `hashes.json`.
+    """Reads all files of a complete step, and lists them in its `hashes.json`.
 
     Raises:
-        OSError: one cannot be read, or the list not be written.
+        OSError: a file cannot be read, or the list cannot be written.
     """
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", HASHES))]
     hashes = {path.relative_to(folder).as_posix(): _hash(path) for path in files}
-    # Not by `files.written`, which would make anew a folder that was moved away in the meantime.
+    # Not with `files.written`, which would recreate a folder that was moved away in the meantime.
     partial = folder / f"{HASHES}.tmp"
     with partial.open("w") as file:
         json.dump(hashes, file, indent=0, sort_keys=True)
@@ -119,10 +119,10 @@ def write_hashes(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Reads every file of a step to see that it is as it was written; one without hashes passes.
+    """Reads every file of a step to check that it is unchanged; a step without hashes passes.
 
     Raises:
-        DamagedError: it is not.
+        DamagedError: a file has changed.
         GlideError: the folder cannot be read.
     """
     with _checking(folder):
@@ -144,10 +144,10 @@ def require_stored(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
 
 
 def read_state(folder: Path, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
-    """The arrays of `abstract_state`, which may be a part of the saved tree, in its dtypes and shardings.
+    """Reads the arrays of `abstract_state`, which may be part of the saved tree, in its dtypes and shardings.
 
-    Leaves without a sharding go to the first device. Shapes are the caller's to check beforehand, and so are hashes
-    (`check`): Orbax itself does not notice a wrong bit.
+    Leaves without a sharding go to the first device. The caller has to check shapes and hashes (`check`) beforehand:
+    Orbax itself does not notice a wrong bit.
 
     Raises:
         GlideError: the folder cannot be read.
@@ -156,14 +156,14 @@ def read_state(folder: Path, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> Py
     try:
         with _orbax_context():
             return ocp.load_checkpointables(folder.absolute(), target)["state"]
-    except Exception as error:  # whatever Orbax makes of a step without hashes that is damaged
+    except Exception as error:  # Orbax raises nearly anything on a damaged step without hashes
         raise GlideError(
             f"cannot read checkpoint {folder}: {_reason(error)}; if it is damaged, use another step (RUN@STEP)"
         ) from error
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a step; errors are those of `check`."""
+    """The record of a step; errors as for `check`."""
     record = _read_json(folder, "record")
     if not isinstance(record, dict):
         raise DamagedError(folder, "record/data.json is no record")
@@ -171,7 +171,7 @@ def read_record(folder: Path) -> Record:
 
 
 def read_arrays(folder: Path) -> dict[str, ArraySpec]:
-    """Shape and dtype of every array of a step, by name; errors are those of `check`."""
+    """Shape and dtype of every array in a step, by name; errors as for `check`."""
     arrays = _read_json(folder, "arrays")
     if not is_description(arrays):
         raise DamagedError(folder, "arrays/data.json is no list of arrays")
@@ -179,26 +179,26 @@ def read_arrays(folder: Path) -> dict[str, ArraySpec]:
 
 
 def delete(folder: Path) -> None:
-    """Removes a step; raises OSError where that cannot be."""
-    # Renamed first: a deletion that is interrupted must not leave half a step under its name.
+    """Deletes a step; raises OSError on failure."""
+    # Renamed first, so that an interrupted deletion does not leave half a step under its name.
     doomed = folder.with_name(f"{folder.name}.deleted{TEMPORARY_SUFFIX}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def is_step(folder: Path) -> bool:
-    """Whether `folder` is one complete step."""
+    """Whether `folder` is a complete step."""
     return TEMPORARY_SUFFIX not in folder.name and _json_file(folder, "record").is_file()
 
 
 def require_complete(folder: Path) -> None:
-    """Raises `DamagedError` where a step's folder is only a part of one: saves and deletions leave no such."""
+    """Raises `DamagedError` if a step's folder lacks parts; saves and deletions never leave one like that."""
     if not is_step(folder):
         raise DamagedError(folder, f"{_json_file(folder, 'record').relative_to(folder)} is missing")
 
 
 def _json_file(folder: Path, name: str) -> Path:
-    return folder / name / "data.json"  # where Orbax's JsonHandler puts it
+    return folder / name / "data.json"  # as Orbax's JsonHandler names it
 
 
 def _orbax_context(compress: bool = False) -> ocp.Context:
@@ -209,7 +209,7 @@ def _orbax_context(compress: bool = False) -> ocp.Context:
     context.checkpointables.registry = registry
     context.pytree.loading.partial_load = True
     context.array.saving.use_compression = compress
-    # Otherwise a folder that cannot be created is found out late, by threads that wait for it.
+    # Otherwise the failure to create a folder shows late, in threads that wait for it.
     context.asynchronous.create_directories_asynchronously = False
     return context
 
@@ -221,12 +221,12 @@ def _read_json(folder: Path, name: str) -> Any:
 
 
 def _check_hashes(folder: Path, below: str = "") -> None:
-    """Compares the files of a step, or of its subfolder `below`, with its `hashes.json`.
+    """Compares the files in a step, or in its subfolder `below`, with its `hashes.json`.
 
-    A step without one passes: it was written before there were any.
+    A step without one passes, as it is from before hashes were introduced.
 
     Raises:
-        ValueError: a file differs or is missing, or the list itself is damaged.
+        ValueError: a file has changed or is missing, or the list itself is damaged.
         OSError: one cannot be read.
     """
     if not (folder / HASHES).exists():
@@ -240,7 +240,7 @@ def _check_hashes(folder: Path, below: str = "") -> None:
     listed = {name: entry for name, entry in hashes.items() if name.startswith(below)}
     if not listed:
         raise ValueError(f"{HASHES} lists nothing in {below or 'it'}")
-    # Sizes first: they cost nothing.
+    # Sizes first, because they cost nothing.
     for name, (size, _) in listed.items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
@@ -281,7 +281,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes what a failed save wrote, and what its threads still write."""
+    """Removes what a failed save wrote, and what its threads are still writing."""
     unfinished = Path(f"{folder}{TEMPORARY_SUFFIX}")
     begun = absent_since = time.monotonic()
     while time.monotonic() < min(absent_since + _SETTLED_SECONDS, begun + _MOST_SECONDS):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, thinned out, restored."""
+"""The checkpoints of a run: saving in the background, thinning out, restoring."""
 
 import errno
 import fcntl
@@ -32,13 +32,13 @@ from glide_jax.errors import GlideError
 
 
 class CheckpointStore:
-    """The checkpoints folder of one run, open for writing; a context manager, used by all processes together.
+    """The checkpoints folder of a run, open for writing; a context manager, used by all processes together.
 
     Args:
-        directory: the checkpoints folder; created if need be. What interrupted saves left there is removed.
+        directory: the checkpoints folder, created if necessary. Leftovers of interrupted saves are removed.
         keep_last: how many of the newest steps are kept, at least 1.
-        keep_every: steps divisible by this are kept too.
-        keep_best: so many of the steps with the lowest "validation_mse" in their records are kept too.
+        keep_every: steps divisible by this are kept as well.
+        keep_best: this many steps with the lowest "validation_mse" in their records are kept as well.
 
     Raises:
         GlideError: the folder cannot be written to, or another run has it open.
@@ -66,18 +66,18 @@ class CheckpointStore:
         self.close()
 
     def save(self, step: int, state: PyTree[Array], record: Record) -> None:
-        """Starts writing a checkpoint and returns once `state` is copied off the devices.
+        """Starts writing a checkpoint, and returns once `state` has been copied from the devices.
 
-        Waits for the one before, if that is still being written. A step that is already there stays as it is.
+        Waits for the previous one, if that is still being written. A step that exists already is left as it is.
 
         Args:
             step: its number.
             state: a dict of trees of arrays, with "params" among its keys; may be donated after the call.
-            record: what else is needed to continue, as JSON.
+            record: everything else needed to continue, as JSON.
 
         Raises:
-            GlideError: this checkpoint, or the one before, cannot be written, or the folder is no longer the one that
-                was opened, and none is made in its place; earlier ones are untouched.
+            GlideError: this checkpoint or the previous one cannot be written, or the folder is no longer the one
+                opened, which is not recreated; earlier checkpoints are untouched.
         """
         self.wait()
         self._require_folder()
@@ -95,12 +95,12 @@ class CheckpointStore:
             try:
                 self._pending.result()
             finally:
-                # Interrupted by Ctrl-C, the save still runs and is waited for again by `close`.
+                # After a Ctrl-C here the save still runs, and `close` waits for it again.
                 if self._pending.done():
                     self._pending = None
 
     def close(self) -> None:
-        """Waits for the last save and lets other runs write here."""
+        """Waits for the last save, and lets other runs write here."""
         try:
             self.wait()
         finally:
@@ -110,11 +110,11 @@ class CheckpointStore:
                 self._lock = None
 
     def steps(self) -> list[int]:
-        """The complete steps, ascending; the same on every process."""
+        """The complete steps, ascending; the same in every process."""
         steps = complete_steps(self.directory)
         if jax.process_count() == 1:
             return steps
-        # A shared file system may show a new folder to one host before the other: process 0 decides.
+        # On a shared file system one host may see a new folder before another, so process 0 decides.
         count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
         if count == 0:
             return []
@@ -126,10 +126,10 @@ class CheckpointStore:
         return max(self.steps(), default=None)
 
     def set_aside(self, steps: Iterable[int]) -> None:
-        """Renames damaged steps STEP.damaged: they count no more, and may be written again.
+        """Renames damaged steps to STEP.damaged: they no longer count, and may be written again.
 
         Raises:
-            GlideError: that cannot be done.
+            GlideError: a step cannot be renamed.
         """
         if jax.process_index() != 0:
             return
@@ -145,15 +145,15 @@ class CheckpointStore:
     def restore(
         self, abstract_state: PyTree[jax.ShapeDtypeStruct], step: int | None = None, *, checked: bool = False
     ) -> tuple[PyTree[Array], Record]:
-        """The state, bit for bit as it was saved but in the shardings of `abstract_state`, and its record.
+        """The state, bit for bit as saved but with the shardings of `abstract_state`, and its record.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with shardings (`glide_jax.parallel.with_shardings`).
             step: by default the newest.
-            checked: `newest_intact` has just read all of it, which need not be done again.
+            checked: whether `newest_intact` has just checked all of it.
 
         Raises:
-            GlideError: there is no such step, it is damaged, cannot be read, or shapes, dtypes or names differ.
+            GlideError: there is no such step, it is damaged or cannot be read, or shapes, dtypes or names differ.
         """
         folder = step_folder(self.directory, self.latest() if step is None else step)
         if not checked:
@@ -169,7 +169,7 @@ class CheckpointStore:
             raise GlideError(self._gone)
 
     def _is_there(self) -> bool:
-        """Whether the path still leads to the folder that process 0 holds the lock of."""
+        """Whether the path still leads to the folder that process 0 has locked."""
         if self._lock is None:
             return True
         try:
@@ -183,7 +183,7 @@ class CheckpointStore:
         except GlideError as error:
             if self._is_there():
                 raise
-            with suppress(OSError):  # what the save's threads made anew; where it is not empty, it is somebody's
+            with suppress(OSError):  # recreated by the save's threads; if not empty, somebody else's
                 self.directory.rmdir()
                 self.directory.parent.rmdir()
             raise GlideError(self._gone) from error
@@ -204,12 +204,12 @@ class CheckpointStore:
 
 
 def steps_to_keep(steps: Iterable[int], keep_last: int, keep_every: int | None) -> set[int]:
-    """The newest `keep_last` of `steps`, and all that `keep_every` divides."""
+    """The newest `keep_last` steps, and those divisible by `keep_every`."""
     return set(sorted(steps)[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
 
 
 def best_steps(losses: Mapping[int, float | None], keep_best: int) -> set[int]:
-    """The `keep_best` steps of lowest loss, of equal ones the newer; those without a finite one do not count."""
+    """The `keep_best` steps of lowest finite loss, the newer of equal ones."""
     known = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
     return set(sorted(known, key=lambda step: (known[step], -step))[:keep_best])
 
@@ -217,13 +217,13 @@ def best_steps(losses: Mapping[int, float | None], keep_best: int) -> set[int]:
 def _loss(folder: Path) -> float | None:
     try:
         loss = read_record(folder).get("validation_mse")
-    except GlideError:  # a damaged one is none to keep, and no reason to stop
+    except GlideError:  # a damaged step is not worth keeping, nor a reason to stop
         return None
     return loss if isinstance(loss, int | float) else None
 
 
 def _open_for_writing(directory: Path) -> int | None:
-    """Creates, locks and cleans the folder; returns the lock's descriptor (None but on process 0)."""
+    """Creates, locks and cleans the folder; returns the lock's descriptor (None except in process 0)."""
     if jax.process_index() != 0:
         return None
     try:
@@ -239,7 +239,7 @@ def _open_for_writing(directory: Path) -> int | None:
 
 
 def _lock(directory: Path) -> int:
-    """Held until it is closed or the process ends, however it ends."""
+    """A lock held until it is closed or the process ends in any way."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

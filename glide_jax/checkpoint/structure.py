@@ -1,4 +1,4 @@
-"""What arrays a checkpoint holds, and whether they fit what is asked for."""
+"""The arrays in a checkpoint, and whether they fit those asked for."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -12,14 +12,14 @@ _LISTED = 3
 
 
 class ArraySpec(TypedDict):
-    """Shape and dtype of one array, as JSON has them."""
+    """Shape and dtype of an array, as in JSON."""
 
     shape: list[int]
     dtype: str
 
 
 def describe(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> dict[str, ArraySpec]:
-    """The arrays of a tree by name ("params/unet/...", the path joined by slashes)."""
+    """The arrays of a tree by name, the path joined by slashes ("params/unet/...")."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": [*leaf.shape], "dtype": str(leaf.dtype)}
@@ -28,7 +28,7 @@ def describe(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> dict[str, ArraySpec]
 
 
 def is_description(value: Any) -> bool:
-    """Whether `value`, read from JSON, is what `describe` gives."""
+    """Whether `value`, read from JSON, has the form of `describe`'s result."""
     return isinstance(value, dict) and all(
         isinstance(spec, dict)
         and isinstance(spec.get("dtype"), str)
@@ -41,11 +41,11 @@ def is_description(value: Any) -> bool:
 def check_fits(
     saved: Mapping[str, ArraySpec], wanted: Mapping[str, ArraySpec], where: str, *, same_dtypes: bool
 ) -> None:
-    """Compares the arrays of a checkpoint with those to be filled from it.
+    """Compares the arrays in a checkpoint with those to be filled from it.
 
     Raises:
-        GlideError: in one line, the first few arrays that differ in shape (or dtype, if `same_dtypes`), are
-            missing or are too many, and how many more there are.
+        GlideError: one line with the first few arrays that differ in shape (or dtype, if `same_dtypes`), are missing or
+            are unknown, and the number of others.
     """
     text = _shape_and_dtype if same_dtypes else _shape
     differing = [

@@ -1,4 +1,4 @@
-"""Weights alone: out of any checkpoint, or as a checkpoint of their own."""
+"""Weights alone: read from any checkpoint, or written as a checkpoint of their own."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from glide_jax.files import require_new
 
 
 def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
-    """The record saved with a checkpoint.
+    """The record stored with a checkpoint.
 
     Args:
         path: a run folder, its checkpoints folder, either with @STEP, one step's folder or a folder of plain weights;
@@ -33,7 +33,7 @@ def read_record(path: str | PathLike[str], step: int | None = None) -> Record:
 
 
 def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]:
-    """Which of "params" and "ema" a checkpoint holds; arguments and errors are those of `read_record`."""
+    """Which of "params" and "ema" a checkpoint holds; arguments and errors as for `read_record`."""
     found = resolve(path, step)
     if found.is_file():
         return {"params"}
@@ -42,15 +42,15 @@ def held_weights(path: str | PathLike[str], step: int | None = None) -> set[str]
 
 
 def require_blocks(path: str | PathLike[str], blocks: Mapping[str, int], *, unseen: int = 0) -> None:
-    """Compares how many blocks a checkpoint's record claims with its arrays; to lay out hundreds would take minutes.
+    """Compares the number of blocks in a checkpoint's record with its arrays: building hundreds would take minutes.
 
     Args:
         path: as for `read_record`.
-        blocks: how many the record claims, by the name that their parameters share, as {"unet/up": 16}.
+        blocks: the numbers in the record, by the name their parameters share, as {"unet/up": 16}.
         unseen: how many may be claimed without an array of theirs, since adapters are of some layers only.
 
     Raises:
-        GlideError: there are fewer; or as `read_record`.
+        GlideError: there are fewer; or as for `read_record`.
     """
     found = resolve(path)
     names = safetensors_file.read_names(found) if found.is_file() else step_format.read_arrays(found)
@@ -67,12 +67,12 @@ def load_weights(
     prefer: Literal["ema", "params"] = "ema",
     step: int | None = None,
 ) -> PyTree[Array]:
-    """The model parameters of a checkpoint, read without the rest of its state.
+    """The model parameters in a checkpoint, read without the rest of its state.
 
     Args:
         path: as for `read_record`.
-        abstract_params: shapes, with the dtypes and shardings wanted; by default on one device.
-        prefer: the EMA or the raw weights; where there are no EMA weights, the raw ones.
+        abstract_params: their shapes, with the wanted dtypes and shardings; by default on one device.
+        prefer: EMA or raw weights; without EMA weights, the raw ones.
         step: by default the newest.
 
     Raises:
@@ -91,10 +91,10 @@ def load_weights(
 
 
 def save_weights(path: str | PathLike[str], params: PyTree[Array], record: Record, *, compress: bool = False) -> None:
-    """Writes parameters as a checkpoint without training state, at `path` itself; `compress` for fewer bytes.
+    """Writes parameters at `path` as a checkpoint without training state; `compress` makes it smaller.
 
     Raises:
-        GlideError: something is at `path` already, or it cannot be written.
+        GlideError: `path` exists already, or it cannot be written.
     """
     folder = Path(path).expanduser()
     require_new(folder)

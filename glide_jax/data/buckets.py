@@ -1,11 +1,11 @@
-"""Aspect-ratio buckets: which images are made which size, and which of them a batch holds.
+"""Aspect-ratio buckets: the size each image is brought to, and the images of each batch.
 
-A batch has one size, so it holds images of one bucket. In epoch e a bucket of n images has the batches from
-floor(e n / B) to floor((e + 1) n / B) of its own endless order, where B is the batch size: what fills no batch waits
-for the next epoch, and all images come equally often. A permutation of the epoch mixes the batches of all buckets. So
-arithmetic on the counts of images finds the batch at any position, and no table of batches is kept.
+A batch has one size, so it holds images of one bucket. In epoch e, a bucket of n images provides the batches from
+floor(e n / B) to floor((e + 1) n / B) of its own endless order, where B is the batch size: images that do not fill a
+batch wait for the next epoch, and all images come equally often. A permutation of the epoch mixes the batches of all
+buckets. The batch at any position therefore follows from the counts of images, without a table of batches.
 
-Without `data.buckets` there is one bucket, the square: a batch holds what comes next in its order.
+Without `data.buckets` there is a single bucket, the square, and batches follow its order.
 """
 
 import zlib
@@ -31,7 +31,7 @@ Samples = Sequence[int] | UInt32[np.ndarray, " samples"]
 
 
 class Bucket(NamedTuple):
-    """Images that are made one size: that size, their numbers in the source, and their order."""
+    """The images of one size: the size, their numbers in the source, and their order."""
 
     size: Size
     samples: Samples
@@ -53,19 +53,19 @@ class Turn(NamedTuple):
 
 
 class Buckets:
-    """All buckets of a source, and whose turn it is at each position.
+    """All buckets of a source, and the one that provides the batch at each position.
 
     Attributes:
         counts: the number of images of each size; 1 for a stream.
-        left_out: samples that are in no bucket, by reason.
+        left_out: samples in no bucket, by reason.
 
     Args:
         sizes: at least one.
-        assigned: for each sample the number of its size, or `len(sizes)` if it is left out; None where there is but
-            one size, of all samples.
-        count: samples of the source; 0 for a stream, whose length nobody knows.
+        assigned: for each sample the number of its size, or `len(sizes)` if it is left out; None if all samples have
+            the only size.
+        count: samples in the source; 0 for a stream, whose length is unknown.
         seed: keys the orders.
-        left_out: as the attribute.
+        left_out: see the attribute.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class Buckets:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What, beside the seed, decides where each image comes, as JSON values; empty where there is one size."""
+        """Everything besides the seed that decides the order of images, as JSON values; empty for a single size."""
         if self._assigned is None:
             return {}
         counts = {str(size): count for size, count in self.counts.items()}
         return {"counts": counts, "crc32": zlib.crc32(self._assigned.tobytes())}
 
     def turn(self, position: int, batch_size: int, resampled: bool = False) -> Turn:
-        """What the batch of the examples from `position` on holds.
+        """The content of the batch of examples from `position` on.
 
         Args:
-            position: with several buckets, that of the `position // batch_size`-th batch of a run.
-            batch_size: examples of a batch, over all processes.
-            resampled: the bucket is drawn, in proportion to its images.
+            position: with several buckets, it stands for the `position // batch_size`-th batch of a run.
+            batch_size: examples per batch, over all processes.
+            resampled: whether to draw the bucket at random, in proportion to its images.
         """
         if self._assigned is None:
             return Turn(self._buckets[0], 0, self._every)
@@ -116,7 +116,7 @@ class Buckets:
         return Turn(bucket, number * batch_size - position, self._every)
 
     def _scheduled(self, batch: int, batch_size: int) -> tuple[Bucket, int]:
-        """The bucket of a run's batch, and the number of the batch among that bucket's own."""
+        """The bucket of a run's batch, and the batch's number within that bucket."""
         epoch = self._epoch_of(batch, batch_size)
         before, after = (self._batches_before(e, batch_size) for e in (epoch, epoch + 1))
         total = sum(after) - sum(before)
@@ -130,7 +130,7 @@ class Buckets:
     def _epoch_of(self, batch: int, batch_size: int) -> int:
         """The last epoch before which there are no more than `batch` batches.
 
-        Before epoch e there are e images / batch_size of them at most, and not as much as one a bucket fewer.
+        Before epoch e there are at most e images / batch_size of them, and less than one per bucket fewer.
         """
         images = len(self._every)
         first = batch * batch_size // images
@@ -138,21 +138,21 @@ class Buckets:
         return epochs[bisect_right(epochs, batch, key=lambda e: sum(self._batches_before(e, batch_size))) - 1]
 
     def _batches_before(self, epoch: int, batch_size: int) -> list[int]:
-        """Batches that each bucket has had before an epoch."""
+        """The batches of each bucket before an epoch."""
         return [epoch * count // batch_size for count in self.counts.values()]
 
 
 def open_buckets(source: Source, sizes: Sequence[Size], seed: int, *, revalidate: bool = False) -> Buckets:
-    """The buckets of a source; with several sizes the header of each image is read, unless the cache has its size.
+    """The buckets of a source; with several sizes, every image's header is read, unless its size is cached.
 
     Args:
         source: the samples.
-        sizes: of the buckets, no two of one aspect ratio.
+        sizes: sizes of the buckets, no two with the same aspect ratio.
         seed: keys the orders.
-        revalidate: reads all headers anew.
+        revalidate: whether to read all headers again.
 
     Raises:
-        GlideError: as `measured`, or no image has a size.
+        GlideError: as for `measured`, or no image has a size.
     """
     if len(sizes) == 1:
         return Buckets(sizes, None, len(source), seed)
@@ -166,29 +166,29 @@ def open_buckets(source: Source, sizes: Sequence[Size], seed: int, *, revalidate
 
 
 def nearest(sizes: Sequence[Size], images: Int32[np.ndarray, "samples 2"]) -> UInt16[np.ndarray, " samples"]:
-    """For each image the number of the size whose aspect ratio is nearest by its logarithm; of two equally near the
-    higher one. An image without a size gets `len(sizes)`.
+    """For each image, the number of the size with the nearest aspect ratio on a log scale, the higher of two equally
+    near ones; `len(sizes)` for an image without a size.
 
     Args:
         sizes: of increasing width / height.
-        images: height and width of each; 0 where it has no size.
+        images: height and width of each, 0 if unknown.
     """
     heights, widths = images.T.astype(np.int64)
-    # Compared are squares of aspect ratios, quotients of integers, so that rounding decides nothing.
+    # Compares squares of aspect ratios, which are quotients of integers, so that rounding cannot decide.
     borders = [(a.width * b.width) / (a.height * b.height) for a, b in pairwise(sizes)]
     squares = np.divide(widths**2, heights**2, out=np.ones(len(images)), where=heights > 0)
     return np.where(heights > 0, np.searchsorted(borders, squares), len(sizes)).astype(np.uint16)
 
 
 def measured(source: Source, revalidate: bool = False) -> tuple[Int32[np.ndarray, "samples 2"], Counter[str]]:
-    """Height and width of each image by its header, kept beside the shards' indexes.
+    """Height and width of each image according to its header, cached next to the shards' indexes.
 
-    Of a damaged image they are 0; the reasons are counted. What one interrupted call has found the next one takes on.
+    They are 0 for a damaged image, and the reasons are counted. An interrupted call's results are reused by the next.
 
     Raises:
         GlideError: an image cannot be read now.
     """
-    # Where the samples of each part are: a part may come several times, as prior preservation repeats folders.
+    # The samples of each part; a part may occur several times, as prior preservation repeats folders.
     places: dict[IndexFile, list[range]] = {}
     start = 0
     for part in source.parts():
@@ -226,7 +226,7 @@ def _measured(source: Source, sample: int) -> tuple[tuple[int, int], str]:
         raise _unmeasured(sample, error) from error
     except BadSample as bad:
         return (0, 0), str(bad)
-    except Exception as error:  # whatever a file system or a library may raise
+    except Exception as error:  # file systems and libraries raise nearly anything
         raise _unmeasured(sample, error) from error
     return (height, width), ""
 

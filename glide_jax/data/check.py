@@ -1,4 +1,4 @@
-"""What is in a data set, before any training: counts, sizes, captions, and a sheet of what the model will see."""
+"""Inspects a data set before training: counts, sizes, captions, and a sheet of what the model will see."""
 
 import argparse
 from collections import Counter
@@ -22,8 +22,8 @@ from glide_jax.images import Pixels, grid, save_png
 from glide_jax.options import Parser, add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
-_SURVEYED = 1000  # samples, chosen at random, that statistics are taken from
-_TOKENIZED = 10_000  # characters of a caption
+_SURVEYED = 1000  # samples, chosen at random, for the statistics
+_TOKENIZED = 10_000  # characters shown of a caption
 _SHEET = 64
 _SHEET_TEXT_CTX = 128
 _CELL = 96
@@ -37,12 +37,12 @@ _OPTIONS = (
 
 @dataclass(slots=True)
 class Survey:
-    """Figures of samples chosen at random.
+    """Statistics of samples chosen at random.
 
     Attributes:
-        widths, heights: images in pixels.
-        characters, tokens: captions' lengths.
-        faults: unusable samples among those read, by reason.
+        widths, heights: of images, in pixels.
+        characters, tokens: lengths of captions.
+        faults: unusable samples, by reason.
     """
 
     widths: list[int] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Survey:
 
     @property
     def read(self) -> int:
-        """Samples read, usable or not."""
+        """The number of samples read, usable or not."""
         return len(self.widths) + self.faults.total()
 
 
 def survey(source: Source, seed: int = 0) -> Survey:
-    """Reads up to 1000 samples of a source, and the headers of their images."""
+    """Reads up to 1000 samples of a source with the headers of their images."""
     found, count = Survey(), min(_SURVEYED, len(source))
     order, tokenizer = Order(len(source), seed), GlideTokenizer()
     for number in progress.tracked("reading samples", range(count), count, shown_from=_SURVEYED):
@@ -76,7 +76,7 @@ def survey(source: Source, seed: int = 0) -> Survey:
 
 
 def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
-    """Lines for a person to read."""
+    """The report, line by line."""
     lines = [f"{len(source)} usable samples"]
     lines += [f"  left out, {reason}: {count}" for reason, count in source.counts.most_common()]
     lines.append(f"{found.read} of them read")
@@ -105,8 +105,8 @@ def _percentiles(
 def contact_sheet(
     config: DataConfig, image_size: int, low_res_size: int | None = None, seed: int = 0, count: int = _SHEET
 ) -> Pixels:
-    """Some training examples as the model will see them, with their captions; an upsampler's beside its input."""
-    size = 1 if len(config.sizes) > 1 else count  # one of several sizes would fill a sheet alone
+    """Some training examples as the model will see them, with captions; for an upsampler, next to their inputs."""
+    size = 1 if len(config.sizes) > 1 else count  # a batch has only one of several sizes
     with open_data(
         replace(config, cache_mb=0), image_size=image_size, low_res_size=low_res_size, text_ctx=_SHEET_TEXT_CTX,
         batch_size=size, seed=seed,
@@ -122,10 +122,10 @@ def contact_sheet(
 
 
 def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
-    """Checks a data set, writes its contact sheet, and returns what there is to say.
+    """Checks a data set, writes its contact sheet, and returns the report.
 
     Raises:
-        GlideError: sizes that do not fit together, the data set cannot be opened, nothing in it is usable, or the sheet
+        GlideError: sizes do not fit together, the data set cannot be opened or has no usable sample, or the sheet
             cannot be written.
     """
     for size in config.sizes or (None,):

@@ -1,4 +1,4 @@
-"""What to train on, which samples to leave out, and how an image file becomes a training image."""
+"""The data to train on, which samples to leave out, and how image files become training images."""
 
 import math
 import re
@@ -18,10 +18,10 @@ Crop = Literal["center", "random", "squash"]
 
 @dataclass(frozen=True, slots=True)
 class FilterConfig(Options):
-    """Bounds on a sample's metadata, caption and image size; the defaults accept everything and read nothing.
+    """Bounds on a sample's metadata, caption and image size; the defaults accept everything without reading it.
 
-    Sizes are those of `original_width` and `original_height`, as img2dataset writes them, or else the image's own; a
-    language is stated as `lc`, `LANGUAGE`, `language` or `lang`; LAION's `NSFW` is UNLIKELY, UNSURE or NSFW.
+    Sizes come from `original_width` and `original_height`, as written by img2dataset, or else from the image; languages
+    from `lc`, `LANGUAGE`, `language` or `lang`; LAION's `NSFW` is UNLIKELY, UNSURE or NSFW.
     """
 
     min_size: Annotated[int, option("least shorter side in pixels", low=0)] = 0
@@ -54,30 +54,29 @@ class FilterConfig(Options):
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def over(self, base: Mapping[str, Any]) -> "FilterConfig":
-        """These bounds where they differ from the defaults, elsewhere those of `base`."""
+        """These bounds where they differ from the defaults, otherwise those of `base`."""
         return FilterConfig(**{**base, **self.changed})
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig(Options):
-    """A data set and its transforms; impossible values raise `GlideError` at once.
+    """A data set and its transforms; invalid values raise `GlideError` immediately.
 
     `path` for each `source`:
 
-    - webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file that
-      lists such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
-    - folder: folders of image files.
-    - tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`).
-    - stream: shards as above, `pipe:COMMAND` and URLs.
+    - webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file with
+      such patterns; several are joined by `::` or given as a tuple; `~` is expanded. - folder: folders of image files.
+      - tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`). - stream: shards as above, `pipe:COMMAND` and
+      URLs.
 
-    `image_key` and `caption_key` list member endings inside a shard, alternatives joined by `;`, the best first;
+    `image_key` and `caption_key` list endings of members in a shard, as alternatives joined by `;`, the best first;
     `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
-    or `filename`; a TFDS's are features, as `captions/text`. Empty means the preset's; filters too are
-    the preset's where they are not set. A random crop is torch's `RandomResizedCrop`, `resize_ratio` a fraction of the
-    largest box of the shape wanted; `bicubic` is how the input of GLIDE's upsampler was made.
+    or `filename`; for TFDS, both are features, as `captions/text`. Empty keys, and filters that are not set, come from
+    the preset. A random crop is torch's `RandomResizedCrop`, with `resize_ratio` as a fraction of the largest box of
+    the wanted shape; `bicubic` is how the inputs of GLIDE's upsampler were made.
 
-    Each image is made the size of `buckets` (height x width) whose aspect ratio is nearest, and a batch holds images of
-    one size; see `glide_jax.data.buckets`.
+    With `buckets` (height x width), each image is brought to the size of nearest aspect ratio, and a batch holds images
+    of one size; see `glide_jax.data.buckets`.
     """
 
     source: Annotated[str, option("kind of data set", choices=tuple(SOURCES))] = "webdataset"
@@ -130,11 +129,11 @@ class DataConfig(Options):
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """Those of `buckets`; raises `GlideError` if one is none."""
+        """The sizes in `buckets`; raises `GlideError` for an invalid one."""
         return tuple(map(_size, self.buckets))
 
     def plain(self) -> "DataConfig":
-        """The same data as they stand: centred squares, neither mirrored nor without captions."""
+        """The same data without augmentation: centred squares, never mirrored, always with captions."""
         return replace(self, crop="center", buckets=(), hflip_p=0.0, uncond_p=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Samples to examples to batches: decoded images by number, and examples as a pure function of (seed, number)."""
+"""From samples to examples to batches: decoded images by number, and examples as a pure function of (seed, number)."""
 
 import threading
 from collections import Counter
@@ -21,19 +21,18 @@ from glide_jax.images import MOST_SIDE
 from glide_jax.tokenizer import GlideTokenizer
 
 _ATTEMPTS = 32  # unusable samples in a row before giving up
-_BAD_SHARE_FROM = 100  # samples read before the share of bad ones means anything
+_BAD_SHARE_FROM = 100  # samples to read before the share of bad ones is meaningful
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What a model takes; sizes that do not fit together raise `GlideError`.
+    """Shapes of a model's inputs; sizes that do not fit together raise `GlideError`.
 
     Attributes:
-        image_size: side of a square image in pixels.
+        image_size: side of the square images in pixels.
         text_ctx: tokens a caption.
-        low_res_size: side of its low-resolution version, an upsampler's input, a divisor of `image_size`; None without
-            one.
-        bucket: size of images that are no such squares; their low-resolution versions are as many times smaller.
+        low_res_size: side of their low-resolution versions, an upsampler's input; a divisor of `image_size`, or None.
+        bucket: size of images that are not this square; their low-resolution versions are smaller by the same factor.
     """
 
     image_size: int
@@ -66,15 +65,15 @@ class Shapes:
 
 
 class Batch(NamedTuple):
-    """Examples side by side.
+    """A batch of examples.
 
     Attributes:
         arrays: by name,
             `image` uint8 [batch, height, width, 3];
             `low_res` uint8 [batch, low_height, low_width, 3], for an upsampler only;
-            `tokens` int32 and `mask` bool [batch, text_ctx], the mask all False for a dropped caption;
-            `index` int32 [batch], the global example index modulo 2^31, which keys the example's noise;
-            `weight` float32 [batch], 1 for an example and 0 for a row that only fills up the shape.
+            `tokens` int32 and `mask` bool [batch, text_ctx], with a mask of False for a dropped caption;
+            `index` int32 [batch], the global example index modulo 2^31, the key of the example's noise;
+            `weight` float32 [batch], 1 for an example and 0 for a padding row.
         captions: each image's own caption, dropped or not; "" in rows of weight 0.
     """
 
@@ -87,7 +86,7 @@ class Batch(NamedTuple):
         return Size(*self.arrays["image"].shape[1:3])
 
     def write(self, row: int, index: int, image: Image.Image, caption: str, low_res_filter: str) -> None:
-        """Writes an example's finished image, and its low-resolution input where the batch has one."""
+        """Writes an example's finished image, and its low-resolution input if the batch has one."""
         self.arrays["image"][row] = image
         if "low_res" in self.arrays:
             low_res = self.arrays["low_res"]
@@ -97,14 +96,14 @@ class Batch(NamedTuple):
         self.captions[row] = caption
 
     def write_texts(self, first_row: int, texts: Sequence[str]) -> None:
-        """Writes the tokens of texts into the rows from `first_row` on."""
+        """Writes the tokens of texts into rows, beginning with `first_row`."""
         rows = slice(first_row, first_row + len(texts))
         tokens, mask = GlideTokenizer().padded(texts, self.arrays["tokens"].shape[1])
         self.arrays["tokens"][rows], self.arrays["mask"][rows] = tokens, mask
 
 
 def empty_batch(shapes: Shapes, size: int) -> Batch:
-    """A batch of `size` black rows without text, of weight 0."""
+    """A batch of `size` padding rows: black images without text, of weight 0."""
     tokens, mask = GlideTokenizer().padded([""] * size, shapes.text_ctx)
     arrays = {
         "image": _black(size, shapes.image),
@@ -123,7 +122,7 @@ def _black(count: int, size: Size) -> UInt8[np.ndarray, "count height width 3"]:
 
 
 class CaptionedImage(NamedTuple):
-    """An RGB image as far as it can be made without random numbers (`transforms.prepare`), and its captions."""
+    """An RGB image, processed as far as possible without random numbers (`transforms.prepare`), and its captions."""
 
     image: Image.Image
     captions: tuple[str, ...]
@@ -132,17 +131,17 @@ class CaptionedImage(NamedTuple):
 class Images:
     """Reads and decodes the samples of a source; safe to use from several threads.
 
-    All of them stay in memory if they fit into `cache_mb`; once one does not, none do: a part of a set that is read in
-    random order would cost memory and save little.
+    They are cached in memory if all of them fit into `cache_mb`; otherwise none are, because a part of a set that is
+    read in random order would cost memory and save little.
 
     Attributes:
         source: as given.
-        counts: `read`, the samples asked for since the start, and the unusable ones among them by reason.
+        counts: `read`, the samples requested since the start, and the unusable ones among them by reason.
 
     Args:
         source: what to read from.
         config: the transforms.
-        left_out: samples of the source that nobody will ask for, by reason.
+        left_out: samples of the source that will not be requested, by reason.
     """
 
     def __init__(self, source: Source, config: DataConfig, left_out: Counter[str] | None = None) -> None:
@@ -157,14 +156,14 @@ class Images:
 
     @property
     def usable(self) -> int:
-        """Samples that are not left out; 0 for a stream."""
+        """The number of samples not left out; 0 for a stream."""
         return len(self) - self._left_out.total()
 
     def read(self, index: int, size: Size, *, counted: bool = True) -> CaptionedImage:
         """Image `index` of the source, made a size.
 
         Raises:
-            BadSample: it is unusable, which has been counted if it is to be.
+            BadSample: it is unusable, which has been counted if it should be.
         """
         with self._lock:
             self.counts["read"] += counted
@@ -175,7 +174,7 @@ class Images:
             return self._keep((index, size), self._decoded(index, size))
         except GlideError:
             raise
-        except Exception as error:  # whatever a file system or a library may raise, it is one sample that is lost
+        except Exception as error:  # file systems and libraries raise nearly anything, and only one sample is lost
             reason = str(error) if isinstance(error, BadSample) else f"failed with {type(error).__name__}"
             if counted:
                 with self._lock:
@@ -183,16 +182,16 @@ class Images:
             raise BadSample(reason) from error
 
     def report(self) -> dict[str, int]:
-        """`usable` and `read` samples, and by reason those left out at the opening or found unusable since.
+        """`usable` and `read` samples, and by reason those left out on opening or found unusable since.
 
-        Samples are read, and counted, a few batches ahead of their use.
+        Samples are read and counted a few batches ahead of their use.
         """
         with self._lock:
             counts = Counter(usable=self.usable) + Counter(self.source.counts) + self._left_out + self.counts
         return dict(counts)
 
     def check_bad_share(self) -> None:
-        """Raises `GlideError` with the counts if more than `bad_share` of the samples read were unusable."""
+        """Raises `GlideError` with the counts if more than a share `bad_share` of the samples read were unusable."""
         with self._lock:
             bad = Counter(self.counts)
         read = bad.pop("read")
@@ -220,11 +219,11 @@ class Images:
 
 
 class TrainingExamples:
-    """Example g: the image chosen for it, cropped, mirrored and captioned by random numbers keyed by (seed, g).
+    """Example g: its image, cropped, mirrored and captioned with random numbers keyed by (seed, g).
 
-    The images of a bucket come in a fresh permutation every epoch, or with `resampled` each by itself; of a source that
-    is not resumable, as they come. An unusable sample is replaced by a keyed one of its bucket, or if many in a row are
-    unusable by any other, made the same size; so example g is the same whoever makes it, and when.
+    The images of a bucket come in a fresh permutation every epoch, or with `resampled` independently; those of a source
+    that is not resumable as they arrive. An unusable sample is replaced by a keyed one from its bucket or, if many in a
+    row are unusable, by any other at the same size; so example g does not depend on who makes it, or when.
     """
 
     def __init__(self, images: Images, config: DataConfig, seed: int) -> None:
@@ -234,7 +233,7 @@ class TrainingExamples:
         """Writes examples into the rows from `first_row` on of a batch, of which `turn` says what it holds.
 
         Raises:
-            GlideError: 32 samples in a row were unusable.
+            GlideError: 32 samples in succession were unusable.
         """
         texts = []
         for row, example in enumerate(examples, start=first_row):
@@ -251,7 +250,7 @@ class TrainingExamples:
             number = int(generator(self._seed, "resample", example).integers(len(samples)))
         else:
             number = turn.bucket.order[example + turn.shift]
-        # A small bucket may hold damaged images only, and as often redrawn they would count for more than they are.
+        # A small bucket may hold nothing but damaged images, which must not be counted each time they are drawn again.
         whole = len(samples) == len(turn.every)
         for attempt in range(_ATTEMPTS):
             try:
@@ -280,13 +279,13 @@ class TrainingExamples:
 
 
 class PlainExamples:
-    """Example i is sample i as it stands, with its first caption; where that is unusable the row stays empty."""
+    """Example i is sample i without augmentation, with its first caption; an unusable one leaves its row empty."""
 
     def __init__(self, images: Images, low_res_filter: str) -> None:
         self._images, self._low_res_filter = images, low_res_filter
 
     def fill(self, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """Writes the samples with these numbers into the rows from `first_row` on."""
+        """Writes the samples with these numbers into rows, beginning with `first_row`."""
         for row, example in enumerate(examples, start=first_row):
             try:
                 image, captions = self._images.read(example, batch.size)

@@ -1,4 +1,4 @@
-"""Filters on what is known of a sample before it is decoded: one table of rules with reasons."""
+"""Filters on what is known about a sample before decoding: a table of rules with reasons."""
 
 import math
 import re
@@ -30,14 +30,14 @@ class Facts(NamedTuple):
     image_size: Callable[[], tuple[int, int]]
 
     def number(self, name: str) -> float:
-        """A finite number of the metadata; raises `KeyError`, `TypeError` or `ValueError` if there is none."""
+        """A finite number from the metadata; raises `KeyError`, `TypeError` or `ValueError` if there is none."""
         number = float(self.metadata()[name])
         if not math.isfinite(number):
             raise ValueError(name)
         return number
 
     def size(self) -> tuple[float, float]:
-        """Width and height of the original, or else of the image."""
+        """Width and height of the original image, or else of the stored one."""
         try:
             width, height = self.number("original_width"), self.number("original_height")
         except (*_NO_NUMBER, BadSample):
@@ -65,12 +65,12 @@ def _lowered(words: tuple[str, ...]) -> set[str]:
 
 @cache
 def _any_of(words: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
-    """A search for any of the words as a whole word."""
+    """A pattern that finds any of the words as a whole word."""
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE).search
 
 
 class Rule(NamedTuple):
-    """One way to be left out: the reason to report, the bounds that switch it on, and what it accepts."""
+    """A reason to leave samples out, the bounds that switch the rule on, and what it accepts."""
 
     reason: str
     bounds: tuple[str, ...]
@@ -113,9 +113,9 @@ class Filters:
         return bool(self._rules)
 
     def rejection(self, facts: Facts) -> str | None:
-        """Why a sample is left out, or `None` if it passes all rules.
+        """The reason a sample is left out, or None if it passes all rules.
 
-        A rule whose metadata is absent, null or not a number rejects with `missing metadata`; an absent `NSFW`
+        If the metadata a rule needs is absent, null or not a number, the reason is `missing metadata`; an absent `NSFW`
         label passes, see `unlabelled`.
         """
         try:
@@ -126,11 +126,11 @@ class Filters:
             return "missing metadata"
 
     def unlabelled(self, facts: Facts) -> bool:
-        """Whether a sample that passed has no `NSFW` label, although the rules ask for it."""
+        """Whether a sample that passed has no `NSFW` label although the rules ask for one."""
         return bool(self._bounds.nsfw_labels) and _label(facts) is None
 
     def advice(self, counts: Collection[str]) -> str:
-        """Which bounds left samples out for these reasons, as the end of an error."""
+        """The bounds that left samples out for these reasons, as the end of an error message."""
         named = [name for rule in self._rules if rule.reason in counts for name in rule.bounds]
         changed = [name for name in named if name in self._bounds.changed]
         listed = ", ".join(f"--config.data.filters.{name} (now {getattr(self._bounds, name)})" for name in changed)
@@ -152,7 +152,7 @@ def index_passing(filters: Filters, facts: Callable[[int], Facts], total: int) -
 
 
 def report_unlabelled(unlabelled: int, total: int) -> None:
-    """Says on standard error how many of the samples that passed have no NSFW label, if any."""
+    """Prints to standard error how many samples that passed have no NSFW label, if any."""
     if unlabelled == total > 0:
         print("no NSFW labels in this data set: data.filters.nsfw_labels leaves nothing out", file=sys.stderr)
     elif unlabelled:

@@ -16,13 +16,13 @@ _VERSION = 4  # raise it when the meaning of rows or counts changes
 
 
 class Index(NamedTuple):
-    """The usable samples of a shard or set, and the reasons why others are not.
+    """The usable samples of a shard or data set, and the reasons others were left out.
 
     Attributes:
-        rows: one element a sample, as its source needs it.
+        rows: one element per sample, in the form its source needs.
         counts: samples left out, by reason.
-        damage: why the shard could not be read to its end; empty if it could.
-        unlabelled: usable samples without the NSFW label that a filter asks for.
+        damage: why the shard could not be read to the end, or "".
+        unlabelled: usable samples without an NSFW label that a filter asks for.
     """
 
     rows: np.ndarray
@@ -32,11 +32,11 @@ class Index(NamedTuple):
 
 
 class IndexFile(NamedTuple):
-    """One index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); a folder that cannot be written to only costs time.
+    """An index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); if that cannot be written to, only time is lost.
 
     Attributes:
         path: of the file.
-        stamp: integers that change when the data do, such as size and time of change.
+        stamp: integers that change with the data, such as size and modification time.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class IndexFile(NamedTuple):
         return cls(cache_folder() / kind / f"{name}.npz", tuple(stamp))
 
     def load(self) -> Index | None:
-        """The index, or None if there is none, it is damaged, or the data have changed since."""
+        """The index; None if it does not exist, is damaged, or the data have changed."""
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 if saved["stamp"].tolist() == [_VERSION, *self.stamp]:
@@ -65,12 +65,12 @@ class IndexFile(NamedTuple):
                 stamp = np.array([_VERSION, *self.stamp], np.int64)
                 np.savez(file, stamp=stamp, rows=index.rows, rest=np.array(json.dumps(index[1:])))
         except GlideError:
-            if self.load() is None:  # else another process wrote the same one at the same time
+            if self.load() is None:  # otherwise another process wrote the same one at the same time
                 return index._replace(counts=index.counts | {"index not cached": 1})
         return index
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change of a file."""
+    """Size in bytes and modification time of a file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns

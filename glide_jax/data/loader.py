@@ -1,8 +1,8 @@
-"""The pipeline: batches as a function of (seed, position), made ahead of their consumer by a few threads.
+"""The pipeline: batches as a function of (seed, position), prepared ahead of their consumer by a few threads.
 
-Example g of a run is made from the seed and g alone (`examples.TrainingExamples`; where there are `buckets`, from the
-batch size too). The batch at position p is the examples p, p + 1, ..., p + batch_size - 1, so a run resumed at p sees
-what it would have seen, with any number of processes; each makes its own slice of every batch.
+Example g of a run depends only on the seed and g (`examples.TrainingExamples`; with `buckets`, also on the batch size).
+The batch at position p consists of examples p, p + 1, ..., p + batch_size - 1, so a run resumed at p sees what it would
+have seen, with any number of processes; each makes its own slice of every batch.
 """
 
 import math
@@ -22,17 +22,17 @@ from glide_jax.data.prefetch import Prefetcher, Task
 from glide_jax.data.source import Share, Source, source_type
 from glide_jax.errors import GlideError
 
-_DEPTH = 3  # batches in the making at any time
+_DEPTH = 3  # batches being prepared at any time
 _MAX_THREADS = 16
 
-# Shapes of a batch, what fills rows of it from some row on, and the examples to fill it with.
+# A batch's shapes, the function that fills its rows from a given one on, and its examples.
 Work = tuple[Shapes, Callable[[Batch, int, Sequence[int]], None], Sequence[int]]
 
 
 def _load(work: Iterable[Work], rows: int, config: DataConfig) -> Prefetcher[Batch]:
-    """Batches of `rows` rows, each of which threads fill.
+    """Batches of `rows` rows, filled by threads.
 
-    The rows of one batch are shared among all threads, so that the first batch comes soon and few are held.
+    All threads share the rows of a batch, so that the first batch comes soon and few are held in memory.
     """
     threads = config.workers or min(_MAX_THREADS, os.cpu_count() or 1)
 
@@ -49,10 +49,10 @@ class DataStream:
     """Endless training batches; see `open_data`.
 
     Attributes:
-        position: examples consumed so far by all processes together: the whole state of the pipeline.
-        examples_per_epoch: usable samples of the source; 0 for a stream, whose length nobody knows.
-        buckets: which of them are made which size.
-        wait_seconds: time the consumer has spent in `__next__`, for the data-wait share.
+        position: examples consumed so far by all processes together; this is the entire state of the pipeline.
+        examples_per_epoch: usable samples in the source; 0 for a stream, whose length is unknown.
+        buckets: the sizes they are brought to.
+        wait_seconds: time the consumer has spent waiting in `__next__`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DataStream:
         return self._images.report()
 
     def figures(self) -> dict[str, float | int]:
-        """What a log line should say of the data: `examples` consumed, `epoch`, and `data/REASON` counters."""
+        """Figures for a log line: `examples` consumed, `epoch`, and `data/REASON` counters."""
         counters = {f"data/{reason}": count for reason, count in self.report().items()}
         return {"examples": self.position, "epoch": self.epoch, **counters}
 
@@ -112,21 +112,21 @@ def open_data(
     process_index: int = 0,
     process_count: int = 1,
 ) -> DataStream:
-    """Opens the training data of `config.path` and begins to load.
+    """Opens the training data at `config.path` and starts loading.
 
     Args:
         config: data set and transforms.
-        image_size, low_res_size: sides in pixels; `low_res_size` adds the upsampler's input. With `config.buckets`
-            only their ratio, image_size / low_res_size, is used.
+        image_size, low_res_size: sides in pixels; `low_res_size` adds an upsampler's input. With `config.buckets`, only
+            their ratio is used.
         text_ctx: tokens a caption.
-        batch_size: examples a batch over all processes; each gets `batch_size / process_count` of them.
-        seed: of order, crops, flips and caption dropout, in [0, 2^31).
-        position: examples already consumed, as in `DataStream.position`.
-        process_index, process_count: which slice of each batch this process makes.
+        batch_size: examples per batch over all processes; each gets `batch_size / process_count` of them.
+        seed: seed of order, crops, flips and caption dropout, in [0, 2^31).
+        position: examples already consumed (`DataStream.position`).
+        process_index, process_count: the slice of each batch to make in this process.
 
     Raises:
-        GlideError: impossible sizes, no usable data, or an image that cannot be measured for its bucket; later,
-            from `__next__`, if the share of unusable samples exceeds `config.bad_share` or no batch comes for
+        GlideError: impossible sizes, no usable data, or an image that cannot be measured for its bucket; later, from
+            `__next__`, the share of unusable samples exceeds `config.bad_share`, or no batch arrives for
             `config.stall_seconds`.
     """
     shapes, share = Shapes(image_size, text_ctx, low_res_size), Share(seed, position, process_index, process_count)
@@ -147,18 +147,18 @@ def open_data(
 
 
 def open_indexed(config: DataConfig) -> Source:
-    """The samples of `config.path` by number, the same every time; raises `GlideError` if there are none.
+    """The samples at `config.path` by number, always in the same order; raises `GlideError` if there are none.
 
-    A stream's shards are indexed, so they must be on disk.
+    A stream's shards get indexed, so they must be on disk.
     """
     return source_type(source_type(config.source).indexed or config.source)(config)
 
 
 class ValidationData:
-    """Every sample once a pass, in source order, centre-cropped, with its caption; see `open_validation`.
+    """Every sample once per pass, in source order, centre-cropped, with its caption; see `open_validation`.
 
-    All batches have one shape: rows past the end, and unusable samples, have weight 0. `index` is the number
-    of the sample in the source.
+    All batches have the same shape: rows past the end and unusable samples have weight 0. `index` is the sample's
+    number in the source.
     """
 
     def __init__(self, images: Images, config: DataConfig, shapes: Shapes, batch_size: int, rows: range) -> None:
@@ -166,7 +166,7 @@ class ValidationData:
         self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
-        """Batches a pass, the same for every process."""
+        """Batches per pass, the same in every process."""
         return math.ceil(len(self._images) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -185,7 +185,7 @@ class ValidationData:
 def open_validation(
     config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1, **sizes: Any
 ) -> ValidationData:
-    """Opens the held-out data of `config.validation_path`; arguments, `sizes` among them, and errors as `open_data`."""
+    """Opens the held-out data at `config.validation_path`; arguments (and `sizes`) and errors as for `open_data`."""
     if not config.validation_path:
         raise GlideError("no validation data given: add --config.data.validation_path=FOLDER")
     config, shapes = replace(config.plain(), path=config.validation_path), Shapes(**sizes)
@@ -195,10 +195,10 @@ def open_validation(
 
 
 def fixed_examples(config: DataConfig, count: int, *, seed: int = 0, **sizes: Any) -> Batch:
-    """Up to `count` different samples of `config.path` chosen by `seed`, plain: prompts and true images.
+    """Up to `count` different samples from `config.path`, chosen by `seed`, without augmentation.
 
-    Unusable samples are passed over, so there are fewer rows only if the source has fewer usable ones.
-    Of a stream they are the first that come. `sizes` and errors as `open_data`.
+    Unusable samples are skipped, so there are fewer rows only if the source has fewer usable ones. From a stream, the
+    first ones are taken. `sizes` and errors as for `open_data`.
     """
     config, shapes = config.plain(), Shapes(**sizes)
     if not source_type(config.source).resumable:

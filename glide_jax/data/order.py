@@ -1,4 +1,4 @@
-"""Random numbers of the host, keyed by (seed, stream, example), and the order of samples that they give."""
+"""Random numbers on the host, keyed by (seed, stream, example), and the order of samples they give."""
 
 import zlib
 from functools import lru_cache
@@ -23,9 +23,9 @@ class _Key(ISeedSequence):
 
 
 def generator(seed: int, stream: str, example: int) -> np.random.Generator:
-    """A Philox generator of its own for one stream ("crop", "uncond", ...) and one global example index.
+    """A separate Philox generator for a stream ("crop", "uncond", ...) and a global example index.
 
-    The seed and the stream make the key, the index the upper half of the counter, so no two overlap.
+    Seed and stream make the key, and the index is the upper half of the counter, so no two overlap.
     """
     key = _Key(seed << 32 | zlib.crc32(stream.encode()))
     counter = np.array([0, 0, example, 0], np.uint64)
@@ -33,11 +33,11 @@ def generator(seed: int, stream: str, example: int) -> np.random.Generator:
 
 
 class Order:
-    """Numbers in [0, size) by an endless index; each epoch of `size` indices holds every number once.
+    """Numbers in [0, size) for an endless index; each epoch of `size` indices holds every number once.
 
-    A Feistel network of 6 rounds, keyed by seed, stream and epoch, permutes the least 4^k >= size numbers; where it
-    leads outside [0, size) it is applied again until it leads inside (Black and Rogaway 2002, cycle walking). So any
-    position of any epoch costs the same few microseconds and no memory.
+    A Feistel network of 6 rounds, keyed by seed, stream and epoch, permutes the smallest 4^k >= size numbers; a result
+    outside [0, size) is permuted again until it is inside (cycle walking, Black and Rogaway 2002). So any position in
+    any epoch costs the same few microseconds, and no memory.
     """
 
     def __init__(self, size: int, seed: int, stream: str = "order") -> None:

@@ -17,15 +17,15 @@ _Queue = queue.SimpleQueue[tuple["Future[None]", Task] | None]
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over the results of jobs, in order, while threads work on the jobs after.
+    """Iterates over the results of jobs in order, while threads work on the next jobs.
 
-    A job is a result and the tasks that must have run before it is handed out. An error inside a task is
-    raised by `__next__` at its turn. The threads are daemons, and also end when the iterator is dropped.
+    A job is a result and the tasks that must run before it is returned. An error in a task is raised by `__next__` at
+    its turn. The threads are daemons, and they also end when the iterator is garbage-collected.
 
     Args:
-        jobs: taken one at a time in the consumer's thread; may be endless.
+        jobs: taken one at a time in the consumer's thread; may be infinite.
         threads: at least one.
-        depth: results in the making at any time, at least one.
+        depth: results being prepared at any time, at least one.
         stall_seconds: how long `__next__` waits before it raises `GlideError`.
     """
 
@@ -61,7 +61,7 @@ class Prefetcher(Generic[T]):
         return result
 
     def close(self) -> None:
-        """Drops what is not yet begun and ends the threads, waiting at most a second for running tasks."""
+        """Drops pending tasks and ends the threads, waiting at most a second for running ones."""
         self._stop()
         self._ahead.clear()
         deadline = time.monotonic() + 1.0
@@ -94,11 +94,11 @@ def _work(tasks: _Queue) -> None:
         future, task = item
         try:
             task()
-        except BaseException as error:  # an error in a thread must not be lost
+        except BaseException as error:  # errors in a thread must not be lost
             future.set_exception(error)
         else:
             future.set_result(None)
-        del item, future, task  # so that an idle thread keeps no batch alive
+        del item, future, task  # so that an idle thread does not keep a batch alive
 
 
 def _stop(tasks: _Queue, threads: int) -> None:

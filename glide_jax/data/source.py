@@ -1,4 +1,4 @@
-"""What a data source is, captioned image files by number, and the registry of those there are."""
+"""The interface of a data source, which provides captioned image files by number, and the registry of sources."""
 
 import importlib
 import math
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from glide_jax import images
 from glide_jax.errors import GlideError
 
-# By the name in `data.source`, the module in `sources/`, imported when it is used, and the class.
+# For each `data.source`, the module in `sources/`, imported on use, and the class.
 SOURCES = {
     "webdataset": ("webdataset", "WebDataset"),
     "folder": ("folder", "Folder"),
@@ -19,18 +19,18 @@ SOURCES = {
     "stream": ("stream", "ShardStream"),
 }
 
-PART = 10_000  # samples of a part at most, where nothing else divides them
+PART = 10_000  # samples per part, if nothing else divides them
 
 
 class Sample(NamedTuple):
-    """An encoded image file and the captions it may go under: at least one, none of them empty."""
+    """An encoded image file and its alternative captions: at least one, none of them empty."""
 
     image: bytes
     captions: tuple[str, ...]
 
 
 class BadSample(Exception):
-    """A sample that cannot be used; its message is the reason under which it is counted."""
+    """A sample cannot be used; the message is the reason it is counted under."""
 
 
 class Unavailable(BadSample):
@@ -38,12 +38,12 @@ class Unavailable(BadSample):
 
 
 class Part(NamedTuple):
-    """Samples in a row of which something may be kept in a cache.
+    """Consecutive samples about which something may be cached.
 
     Attributes:
-        identity: what they are, as JSON values.
-        stamp: integers that change when the data do.
-        samples: how many they are.
+        identity: identifies them, as JSON values.
+        stamp: integers that change with the data.
+        samples: their number.
     """
 
     identity: Sequence[Any]
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Which part of a run's examples a process makes: those from `position` on, of each batch its own rows."""
+    """The examples of a run that a process makes: from `position` on, its own rows of each batch."""
 
     seed: int = 0
     position: int = 0
@@ -60,7 +60,7 @@ class Share(NamedTuple):
     process_count: int = 1
 
     def rows(self, batch_size: int) -> range:
-        """The rows of a global batch that this process makes; raises `GlideError` if shares are unequal."""
+        """The rows of a global batch made by this process; raises `GlideError` if the shares are unequal."""
         if self.position < 0:
             raise GlideError(f"the data position must not be negative, got {self.position}")
         if batch_size < 1 or batch_size % self.process_count:
@@ -71,17 +71,17 @@ class Share(NamedTuple):
         return range(self.process_index * size, (self.process_index + 1) * size)
 
 
-WHOLE = Share()  # of one process, from the start
+WHOLE = Share()  # a single process, from the start
 
 
 class Source(ABC):
-    """The samples that passed the filters; order, transforms, faults and resuming are not its care.
+    """The samples that passed the filters; order, transforms, faults and resuming are handled elsewhere.
 
     Attributes:
-        resumable: whether a number always gives the same sample. Otherwise `[...]` gives the next one whatever the
-            number, and the length is 0, for not known.
-        indexed: of a source that is not resumable, the name of the one that reads the same path by number.
-        counts: why samples were left out when the source was opened, by reason.
+        resumable: whether a number always gives the same sample. If not, `[...]` gives the next one whatever the
+            number, and the length is 0 for unknown.
+        indexed: for a source that is not resumable, the name of the one that reads the same path by number.
+        counts: samples left out when the source was opened, by reason.
     """
 
     resumable: ClassVar[bool] = True
@@ -90,9 +90,9 @@ class Source(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, share: Share = WHOLE) -> None:
-        """Opens the samples of `config.path`, a `DataConfig`'s; raises `GlideError` if there are none.
+        """Opens the samples at `config.path` of a `DataConfig`; raises `GlideError` if there are none.
 
-        Only a source that is not resumable reads just its `share` of them.
+        Only a source that is not resumable restricts itself to its `share`.
         """
 
     @abstractmethod
@@ -100,18 +100,18 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index` in [0, len); safe to call from several threads.
+        """Sample `index` in [0, len); thread-safe.
 
         Raises:
             BadSample: it cannot be read now, or has no caption.
         """
 
     def parts(self) -> list[Part]:
-        """All samples in order; a source that is not resumable has no parts."""
+        """All samples in order, in parts; a source that is not resumable has none."""
         return []
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Width and height of an image in pixels, read without more of the sample than is needed.
+        """Width and height of an image in pixels, reading no more of the sample than necessary.
 
         Raises:
             BadSample: it is damaged, or cannot be read now.
@@ -119,7 +119,7 @@ class Source(ABC):
         return image_size(self[index].image)
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
-        """Ends what reads ahead, if anything does."""
+        """Ends threads that read ahead, if any."""
 
 
 def source_type(name: str) -> type[Source]:
@@ -138,10 +138,10 @@ def image_size(image: bytes | Path) -> tuple[int, int]:
 
 
 def usable_captions(value: Any) -> tuple[str, ...]:
-    """The captions in a text, its UTF-8 bytes, a finite number, or a list of such, stripped; all else is none.
+    """The captions, stripped, in a text, its UTF-8 bytes, a finite number, or a list of these; other values have none.
 
     Raises:
-        BadSample: there is none, or one is not text that UTF-8 can write (half a surrogate pair, another encoding).
+        BadSample: there is none, or one is not valid Unicode (a lone surrogate, another encoding).
     """
     try:
         texts = [_text(entry).strip() for entry in (value if isinstance(value, list | tuple) else [value])]

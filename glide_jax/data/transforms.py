@@ -1,6 +1,6 @@
-"""Image files to training images: decode to RGB on white, crop to a shape, resize with antialiasing.
+"""From image files to training images: decode to RGB on white, crop to a shape, resize with antialiasing.
 
-Images are 8-bit RGB Pillow images here; they become [height, width, 3] arrays when a batch is filled.
+Images here are 8-bit RGB Pillow images; they become [height, width, 3] arrays when a batch is filled.
 """
 
 import math
@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
     @classmethod
     def square(cls, side: int) -> Self:
-        """A side by itself."""
+        """A square of this side."""
         return cls(side, side)
 
     @property
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of its image; `right` and `bottom` are exclusive."""
+    """A rectangle in an image's pixels; `right` and `bottom` are exclusive."""
 
     left: float
     top: float
@@ -47,14 +47,14 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes, least: tuple[int, int] | None = None) -> Decoded:
-    """An encoded image as `images.open_image` gives it.
+    """Decodes an image, as `images.open_image` does.
 
     Args:
         data: the content of a file.
         least: as for `images.decode`.
 
     Raises:
-        BadSample: it cannot be decoded to the end, or has more than 80 million pixels.
+        BadSample: it cannot be fully decoded, or has more than 80 million pixels.
     """
     try:
         decoded = images.decode(data, least=least)
@@ -64,12 +64,12 @@ def decode(data: bytes, least: tuple[int, int] | None = None) -> Decoded:
 
 
 def prepare(data: bytes, size: Size, crop: str, resize_ratio: float, trim: bool) -> Image.Image:
-    """An encoded image as far as it can be made without random numbers; raises `BadSample`.
+    """Processes an encoded image as far as possible without random numbers; raises `BadSample`.
 
-    Unless `crop` is "random" it is cropped and resized to `size`; otherwise it is whole, and a JPEG is decoded at the
-    smallest scale that leaves every possible crop twice `size`. With `trim`, a white border is cut off first.
+    Unless `crop` is "random", it is cropped and resized to `size`; otherwise it stays whole, with a JPEG decoded at the
+    smallest scale that leaves every possible crop at least twice `size`. With `trim`, a white border is cut off first.
     """
-    if trim:  # how much of an image is border is known only when it is decoded
+    if trim:  # the border is known only after decoding
         image = trim_white(decode(data).image)
         decoded = Decoded(image, *image.size)
     else:
@@ -82,23 +82,23 @@ def prepare(data: bytes, size: Size, crop: str, resize_ratio: float, trim: bool)
 
 
 def least_decoded(size: Size, crop: str, resize_ratio: float) -> tuple[int, int]:
-    """The width and height in pixels to decode to at least, so that every possible crop has twice `size`."""
+    """The minimum width and height in pixels to decode to, so that every possible crop has twice `size`."""
     least = math.sqrt(resize_ratio) if crop == "random" else 1.0
     return math.ceil(2 * size.width / least), math.ceil(2 * size.height / least)
 
 
 def center_box(width: int, height: int, shape: Size) -> Box:
-    """The largest centred box of a shape."""
+    """The largest centred box with the shape of `size`."""
     wide, high = _largest(width, height, shape)
     left, top = (width - wide) // 2, (height - high) // 2
     return Box(left, top, left + wide, top + high)
 
 
 def random_box(width: int, height: int, shape: Size, resize_ratio: float, rng: np.random.Generator) -> Box:
-    """A box of a shape anywhere in the image, whose area is uniform in [resize_ratio, 1] of the largest one's.
+    """A random box with the shape of `size`, whose area is uniform in [resize_ratio, 1] of the largest one's.
 
-    For square images and boxes this is `RandomResizedCrop(scale=(resize_ratio, 1), ratio=(1, 1))`; for others
-    the fraction is of the largest box, not of the whole image, so it never falls back to the centre.
+    For square images and boxes, this is `RandomResizedCrop(scale=(resize_ratio, 1), ratio=(1, 1))`; for others the
+    fraction is relative to the largest box, not the whole image, so it never falls back to the centre.
     """
     scale = math.sqrt(rng.uniform(resize_ratio, 1.0))
     wide, high = (max(1, round(edge * scale)) for edge in _largest(width, height, shape))
@@ -107,17 +107,17 @@ def random_box(width: int, height: int, shape: Size, resize_ratio: float, rng: n
 
 
 def _largest(width: int, height: int, shape: Size) -> tuple[float, float]:
-    """Width and height of the largest box of a shape in an image."""
+    """Width and height of the largest box with the shape of `size` in an image."""
     return min(width, height * shape.width / shape.height), min(height, width * shape.height / shape.width)
 
 
 def resize_crop_reduced(decoded: Decoded, box: Box, size: Size) -> Image.Image:
-    """The part in a box of pixels in the file, to fractions of a pixel where decoding has reduced them."""
+    """Resizes the part in a box given in the file's pixels, which decoding may have reduced."""
     return resize_crop(decoded.image, Box(*(edge / decoded.reduction for edge in box)), size)
 
 
 def resize_crop(image: Image.Image, box: Box, size: Size) -> Image.Image:
-    """The part in `box` at some size: averaged to no less than twice that, then bicubic."""
+    """Resizes the part in `box` to `size`: averaged to at least twice that, then bicubic."""
     return image.resize((size.width, size.height), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
 
 
@@ -128,11 +128,11 @@ def downsample(image: Image.Image, size: Size, method: str = "bicubic") -> Image
 
 
 def trim_white(image: Image.Image) -> Image.Image:
-    """The image without the white border around it, where white is 250 of 255 and more; all of it if it is white."""
+    """The image without its white border, where white means 250 of 255 or more; an all-white image stays whole."""
     box = image.convert("L").point([255] * _WHITE_FROM + [0] * (256 - _WHITE_FROM)).getbbox()
     return image if box is None else image.crop(box)
 
 
 def mirror(image: Image.Image) -> Image.Image:
-    """The image with left and right exchanged."""
+    """The image mirrored horizontally."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

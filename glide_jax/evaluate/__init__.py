@@ -1,4 +1,4 @@
-"""Many prompts: images generated, ranked and scored."""
+"""Many prompts: generates, ranks and scores images."""
 
 from glide_jax.evaluate.evaluation import Job as Job
 from glide_jax.evaluate.evaluation import evaluate as evaluate

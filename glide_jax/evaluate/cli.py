@@ -42,15 +42,15 @@ examples:
   python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip glide/clip-text glide/clip-image --clip_rerank --clip_model noised
   python evaluate.py --resume out/evaluate/00003
 """  # noqa: E501
-# What may differ when a run is resumed: nothing of it changes images by more than rounding.
+# Options that may differ when a run is resumed; none of them changes images by more than rounding.
 _FREE = {"batch_size", "clip_batch_size", "reference", "features", "inception_checkpoint"}
 _OF_CLIP = {"clip", "clip_model", "clip_checkpoint"}
-_COMMANDS = ("resume", "dry_run", "settings")  # they are about the command, not about the run
+_COMMANDS = ("resume", "dry_run", "settings")  # these are about the command, not the run
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """Options of one evaluation beside those of sampling."""
+    """Options of an evaluation other than those of sampling."""
 
     checkpoint: Annotated[str | None, option(
         "base model: a run folder, one of its checkpoints, or a converted model; or a whole pipeline: a folder, or"
@@ -112,13 +112,13 @@ class EvaluateOptions(Options):
 
     @property
     def loads_clip(self) -> bool:
-        """Whether the model of --clip_model is needed."""
+        """Whether the model of --clip_model has to be loaded."""
         return self.clip_rerank or (self.reference is not None and self.features == "clip")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A command line that has been checked, and its settings by flag, as the run's folder keeps them."""
+    """A checked command line, and its settings by flag as the run's folder stores them."""
 
     options: EvaluateOptions
     job: Job
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for.
 
     Raises:
-        GlideError: invalid options, unreadable files, no such model, an unwritable folder.
+        GlideError: invalid options, unreadable files, no such model, or an unwritable folder.
     """
     args = parser().parse_args(argv)
     if args.resume is None:
@@ -160,11 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan, view = _plan(settings, folder), View()
     options = plan.options
     if options.loads_clip and options.clip_model != NOISED:
-        # torch holds the scorer on the same device: JAX must not take most of its memory at once.
+        # torch may hold the scorer on the same device, so JAX must not preallocate most of its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     view.facts("evaluation", _facts(plan))
     load_scorer = None
-    if options.loads_clip:  # its name is checked at once
+    if options.loads_clip:  # checks its name now
         checkpoint = None if options.clip_checkpoint is None else Path(options.clip_checkpoint)
         load_scorer = scorer_loader(options.clip_model, checkpoint, options.clip, options.clip_batch_size, view.note)
     text, image = options.clip or (None, None)
@@ -192,12 +192,12 @@ def _by_flag(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """All options of sampling, by flag: those given, over the settings of the models' pipelines."""
+    """All sampling options, by flag: those given, on top of the settings of the models' pipelines."""
     return sampling_flags(base_options(vars(args), args.settings), upsampler_options(vars(args), args.settings))
 
 
 def _resumed(flags: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The settings of `folder` with what `flags` may change; raises `GlideError` where they say otherwise."""
+    """The settings stored in `folder`, updated from `flags`; raises `GlideError` if they change more than allowed."""
     stored = {name: from_json(value) for name, value in folder.config.items() if value is not None}
     judged = stored.get("clip_rerank") or stored.get("clip_guidance_scale")
     free = _FREE if judged else _FREE | _OF_CLIP
@@ -237,7 +237,7 @@ def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:
 
 
 def _check_job(job: Job, pipeline: Pipeline, view: View) -> None:
-    """Raises `GlideError` where a pipeline, still without weights, would refuse; says what it would not see."""
+    """Raises `GlideError` if a pipeline, still without weights, would refuse the job; shows its warnings."""
     for prompt in job.prompts:
         if cut := pipeline.unseen_end(prompt):
             view.note(f"warning: the prompt is too long for this model; it does not see {cut!r}")
@@ -262,11 +262,11 @@ def _prompts(options: EvaluateOptions) -> tuple[str, ...]:
 
 
 def _absolute(options: EvaluateOptions) -> EvaluateOptions:
-    """The same with files by their whole paths and checkpoints by their steps: a run in training has others later."""
+    """The same with absolute paths, and checkpoints resolved to steps: a run still training will have newer ones."""
     named: dict[str, Any] = {}
     for name in ("checkpoint", "upsampler"):
         path = getattr(options, name)
-        if path and not hub.is_name(path):  # which names a commit
+        if path and not hub.is_name(path):  # it names a commit
             named[name] = str(checkpoint_step(path))
     adapters = map(split_scale, options.lora)
     named["lora"] = tuple(f"{checkpoint_step(path)}:{scale}" for path, scale in adapters)
@@ -290,7 +290,7 @@ def _extractor(options: EvaluateOptions, scorer: Scorer | None) -> Extractor | N
 
 
 def _how(plan: _Plan) -> dict[str, str]:
-    """What tells how the images are generated."""
+    """How the images are generated."""
     options = plan.options
     named = {name: value for name in ("checkpoint", "negative_prompt", "dtype") if (value := getattr(options, name))}
     if options.upsampler is not None:
@@ -329,7 +329,7 @@ def _run(plan: _Plan, pipeline: Pipeline, scorer: Scorer | None, view: View) -> 
 
 
 def _report(plan: _Plan, folder: RunFolder, extractor: Extractor | None, view: View) -> None:
-    """The scores of the whole, and where everything is."""
+    """Prints the overall scores, and where everything is."""
     records = folder.records()
     kept = sum(len(record.kept) for record in records)
     view.note(f"{kept} images of {len(records)} prompts and index.html are in {folder.path}")

@@ -1,4 +1,4 @@
-"""Distances between two sets of images, by their features; with intervals that say how far to trust them."""
+"""Distances between two sets of images by their features, with confidence intervals."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from scipy.special import stdtrit
 
 from glide_jax.errors import GlideError
 
-# One row an image; two sets may differ in both axes (the widths are checked with a message).
+# One row per image; two sets may differ in both axes (widths are checked, with a message).
 Features = Float[np.ndarray, "_images _width"]
 
 _GROUPS = 10
 _CONFIDENCE = 0.95
 _BLOCK = 1024
-# An eigenvalue below zero by more than rounding, relative to the largest.
+# A negative eigenvalue beyond rounding, relative to the largest.
 _NEGATIVE = 1e-6
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval; low and high are None where there is too little to tell."""
+    """A value and its 95 % interval; low and high are None if there are too few prompts."""
 
     value: float
     low: float | None
@@ -28,18 +28,18 @@ class Estimate(NamedTuple):
 
 
 def frechet(x: Features, y: Features) -> float:
-    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), of means and covariances (Heusel et al. 2017, eq. 6).
+    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), from means and covariances (Heusel et al. 2017, eq. 6).
 
-    It is biased upwards by an amount that falls as 1 / images: compare only sets of one size.
+    It is biased upwards by an amount proportional to 1 / images: compare only sets of the same size.
 
     Raises:
-        GlideError: fewer than two images in a set, or features that are not numbers.
+        GlideError: a set has fewer than two images, or features are not finite.
     """
     return _frechet_from(_checked(y, "reference"))(_checked(x, "generated"))
 
 
 def kernel(x: Features, y: Features) -> float:
-    """The unbiased squared MMD under (x.y / width + 1)^3 (Binkowski et al. 2018), of all images, not of subsets.
+    """The unbiased squared MMD under (x.y / width + 1)^3 (Binkowski et al. 2018), over all images, not subsets.
 
     Raises:
         GlideError: as for `frechet`.
@@ -50,11 +50,11 @@ def kernel(x: Features, y: Features) -> float:
 
 
 def frechet_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _images"]) -> Estimate:
-    """`frechet` with an interval for the generated images, the reference taken as given.
+    """`frechet` with an interval that accounts for the generated images only; the reference is taken as fixed.
 
     Args:
         x, y: features of generated images and of the reference.
-        prompts: which prompt each generated image is of: images of one are not independent, and stay together.
+        prompts: the prompt index of each generated image: images of one prompt are not independent, and stay together.
     """
     x, distance = _checked(x, "generated"), _frechet_from(_checked(y, "reference"))
     group = _groups(prompts)
@@ -71,7 +71,7 @@ def kernel_estimate(x: Features, y: Features, prompts: Int[np.ndarray, " _images
 
 
 def mean_estimate(values: Float[np.ndarray, " prompts"]) -> Estimate:
-    """The mean of independent values, one a prompt, with Student's interval."""
+    """The mean of independent values, one per prompt, with Student's interval."""
     if not len(values) or not np.isfinite(values).all():
         raise GlideError("no mean: there are no scores, or some are not numbers")
     mean = float(np.mean(values))
@@ -97,7 +97,7 @@ def _frechet_from(y: Features) -> Callable[[Features], float]:
         if x.shape[1] != y.shape[1]:
             raise GlideError(f"features of {x.shape[1]} and of {y.shape[1]} numbers cannot be compared")
         cov_x = np.atleast_2d(np.cov(x, rowvar=False))
-        # tr (C_x C_y)^(1/2) is that of the symmetric C_y^(1/2) C_x C_y^(1/2).
+        # The trace of (C_x C_y)^(1/2) equals that of the root of the symmetric C_y^(1/2) C_x C_y^(1/2).
         inner = root_y @ cov_x @ root_y
         cross = np.sqrt(_nonnegative(np.linalg.eigvalsh((inner + inner.T) / 2))).sum()
         return float(np.square(x.mean(0) - mean_y).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
@@ -112,7 +112,7 @@ def _nonnegative(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 class _KernelSums:
-    """Sums of kernel values between groups of x, and of each group with y: all that leaving groups out needs."""
+    """Sums of kernel values between groups of x, and of each group with y: enough to leave groups out."""
 
     def __init__(self, x: Features, y: Features, group: Int[np.ndarray, " _images"]) -> None:
         if x.shape[1] != y.shape[1]:
@@ -131,7 +131,7 @@ class _KernelSums:
         self._yy -= float(_diagonal(y).sum())
 
     def mmd(self, used: np.ndarray) -> float:
-        """The unbiased squared MMD of the groups used."""
+        """The unbiased squared MMD over the groups used."""
         n, m = int(self._sizes[used].sum()), self._references
         within = self._xx[np.ix_(used, used)].sum() / (n * (n - 1)) + self._yy / (m * (m - 1))
         return float(within - 2 * self._xy[used].sum() / (n * m))
@@ -157,7 +157,7 @@ def _sizes(group: Int[np.ndarray, " _images"]) -> Int[np.ndarray, " groups"]:
 
 
 def _jackknife(value: float, without: Callable[[int], float], sizes: Int[np.ndarray, " groups"]) -> Estimate:
-    """The interval from what leaving out one group at a time changes."""
+    """The interval from leaving out one group at a time."""
     groups = len(sizes)
     if groups < 2 or sizes.sum() - sizes.max() < 2:
         return Estimate(value, None, None)

@@ -1,4 +1,4 @@
-"""What an evaluation generates, and the loop: generate, score, rank, write, prompt by prompt."""
+"""The job of an evaluation, and its loop: generate, score, rank, write, prompt by prompt."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -20,15 +20,15 @@ SUFFIXES = {"jpg": ".jpg", "png": ".png"}
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts, and how their candidates are generated: the seed and an image's number decide it.
+    """Prompts, and how their candidates are generated; seed and number decide an image.
 
     Attributes:
-        prompts: in the order of their folders.
+        prompts: the prompts, in the order of their folders.
         num_images: candidates per prompt; candidate i of prompt p is image p * num_images + i.
         seed: in [0, 2^31), shared by all images.
-        negative_prompt: what guidance leads away from.
+        negative_prompt: what guidance steers away from.
         options, upsampler_options: of the two models.
-        keep: candidates kept per prompt, the best first; None is all.
+        keep: candidates to keep per prompt, the best first; None for all.
         suffix: of their files, ".jpg" or ".png".
     """
 
@@ -57,10 +57,10 @@ class Job:
         return range(prompt_index * self.num_images, (prompt_index + 1) * self.num_images)
 
     def batches(self, batch_size: int, wanted: Collection[int]) -> list[list[int]]:
-        """Image numbers batch by batch: all batches that hold an image of a wanted prompt.
+        """Image numbers batch by batch: every batch with an image of a wanted prompt.
 
-        The cut does not depend on `wanted`, so a resumed job runs the same programs on the same batches, and an image
-        comes out the same to the last bit.
+        The division into batches does not depend on `wanted`, so a resumed job runs the same programs on the same
+        batches and reproduces an image to the last bit.
         """
         total = len(self.prompts) * self.num_images
         cut = [list(range(first, min(first + batch_size, total))) for first in range(0, total, batch_size)]
@@ -75,21 +75,21 @@ def evaluate(
     sampler: Mapping[str, Any] | None = None,
     view: View | None = None,
 ) -> list[PromptRecord]:
-    """Generates all prompts that are not done yet, ranks their candidates and writes them.
+    """Generates all prompts that are not yet done, ranks their candidates and writes them.
 
     Args:
-        pipeline: the models; its `batch_size` images, of any prompts, are generated at once.
+        pipeline: the models; `batch_size` images, of any prompts, are generated at a time.
         job: what to generate.
-        folder: where to; prompts done in it are left alone, so the same call resumes where one was interrupted.
-        scorer: ranks the candidates; without one they keep the order of their numbers.
-        sampler: what the records say of how the images were generated.
+        folder: where to write; prompts already done are skipped, so the same call resumes an interrupted one.
+        scorer: ranks the candidates; without one, they keep the order of their numbers.
+        sampler: how the images are generated, for the records.
         view: shows results.
 
     Returns:
-        The records of all prompts, those done before among them.
+        The records of all prompts, including those done before.
 
     Raises:
-        GlideError: no base model, invalid options, an unwritable folder, a score that is not a number.
+        GlideError: no base model, invalid options, an unwritable folder, or a score that is not finite.
     """
     view = view or View()
     wanted = [index for index in range(len(job.prompts)) if not folder.done(index)]
@@ -110,7 +110,7 @@ def evaluate(
 def _candidates(
     pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], bar: progress.Bar
 ) -> Iterator[tuple[int, Candidates]]:
-    """The index of a wanted prompt and its candidates, as soon as the last one is there, in order."""
+    """The index of each wanted prompt with its candidates in order, as soon as the last one is generated."""
     numbers = [number for batch in batches for number in batch]
     held: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
     finished, done, begun = 0, 0, time.monotonic()

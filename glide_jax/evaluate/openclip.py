@@ -18,12 +18,12 @@ _HELP = "give a local file with --clip_checkpoint FILE"
 
 
 class ModelName(NamedTuple):
-    """Which model, as OpenCLIP says it.
+    """A model's name in OpenCLIP.
 
     Attributes:
         model: an architecture ("ViT-L-14"), "hf-hub:ORG/NAME" or "local-dir:FOLDER".
         pretrained: tag of its weights; None for the model's usual ones.
-        note: what was corrected, if anything.
+        note: says what was corrected, if anything.
     """
 
     model: str
@@ -39,7 +39,7 @@ def parse_name(given: str, known: Collection[str]) -> ModelName:
         known: OpenCLIP's architectures.
 
     Raises:
-        GlideError: no such architecture.
+        GlideError: there is no such architecture.
     """
     if given.startswith(("hf-hub:", "local-dir:")):
         return ModelName(given)
@@ -57,7 +57,7 @@ def parse_name(given: str, known: Collection[str]) -> ModelName:
 
 
 def find_model(given: str) -> ModelName:
-    """`parse_name` among the models of the installed OpenCLIP, with the tag filled in; loads nothing.
+    """`parse_name` for the installed OpenCLIP, with the tag filled in; loads nothing.
 
     Raises:
         GlideError: OpenCLIP is not installed, or knows no such model or tag.
@@ -82,7 +82,7 @@ class OpenClipScorer:
 
     Args:
         name: from `find_model`.
-        checkpoint: file with its weights, in place of the published ones.
+        checkpoint: file of weights to use instead of the published ones.
         batch_size: images at once.
         device: torch's name of a device; by default CUDA where torch has it.
 

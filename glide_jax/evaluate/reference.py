@@ -33,7 +33,7 @@ class Extractor(Protocol):
 
     Attributes:
         name: of the network and its weights.
-        inception: whether it is the Inception network that FID and KID are defined by.
+        inception: whether it is the Inception network that defines FID and KID.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Extractor(Protocol):
 
 
 def reference_features(path: str, extractor: Extractor, size: int) -> Features:
-    """Features of all images of a set, each cut to its middle square and resized to that of the generated ones.
+    """Features of all images in a set, each centre-cropped and resized to the size of the generated images.
 
-    They are kept in `GLIDE_JAX_CACHE` as long as the files have the same sizes and times, and the extractor
-    gives the same features for a test image.
+    They are cached in `GLIDE_JAX_CACHE` as long as sizes and times of the files stay the same and the extractor gives
+    the same features for a test image.
 
     Args:
-        path: a folder with image files, below it too, or shards as `data.path` takes them.
+        path: a folder with image files, searched recursively, or shards as for `data.path`.
         extractor: makes the features.
         size: side of the generated images, in pixels.
 
     Raises:
-        GlideError: nothing there, an unreadable image file, or too many unreadable samples in shards.
+        GlideError: there are no images, an image file is unreadable, or too many samples in shards are.
     """
     files = _image_files(path)
     entry = _entry(files or find_shards(path), extractor, size)
@@ -74,7 +74,7 @@ def reference_features(path: str, extractor: Extractor, size: int) -> Features:
 
 
 def check_reference(path: str) -> None:
-    """Raises `GlideError` where there are neither image files nor shards."""
+    """Raises `GlideError` if there are neither image files nor shards."""
     if not _image_files(path):
         find_shards(path)
 
@@ -84,7 +84,7 @@ def _image_files(path: str) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    # macOS leaves a ._a.png beside each a.png that it copies.
+    # macOS puts a ._a.png next to each a.png it copies.
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
@@ -130,12 +130,12 @@ def _load(entry: Path, probe: Features) -> Features | None:
 
 def _keep(entry: Path, probe: Features, features: Features) -> Features:
     with contextlib.suppress(GlideError), written(entry) as temporary, temporary.open("wb") as file:
-        np.savez(file, probe=probe, features=features)  # what cannot be kept is computed again next time
+        np.savez(file, probe=probe, features=features)  # without a cache they are computed again next time
     return features
 
 
 class ClipFeatures:
-    """The image side of a scorer; its unit vectors are scaled so that a component is of order one."""
+    """The image features of a scorer, with its unit vectors scaled so that components are of order one."""
 
     inception = False
 

@@ -1,12 +1,12 @@
-"""The folder of one evaluation, laid out as glide-finetune's.
+"""The folder of an evaluation, with the layout of glide-finetune's.
 
 OUTPUT/00000/
-    metadata.json                    when, with what, which prompts
-    prompt_000/image_rank_001.jpg    the best candidate, and so on
+    metadata.json                    date, settings, prompts
+    prompt_000/image_rank_001.jpg    the best candidate, then the others
                prompt.txt
-               metadata.json         every candidate's score, seed and number; written last, so it means "done"
-    grid.jpg, index.html             all images kept
-    scores.json                      what `--clip_rerank` and `--reference` say of the whole
+               metadata.json         score, seed and number of every candidate; written last, as the mark of completion
+    grid.jpg, index.html             all kept images
+    scores.json                      overall scores, from `--clip_rerank` and `--reference`
 """
 
 import json
@@ -31,13 +31,13 @@ Candidates = UInt8[np.ndarray, "num_images height width 3"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image generated for a prompt.
+    """An image generated for a prompt.
 
     Attributes:
-        rank: place among its prompt's candidates, from 1; without a scorer, the order of their numbers.
-        index, seed: number of the image and seed, which together decide it.
-        clip_score: the scorer's similarity of image and prompt, a cosine; None without one.
-        filename: of the image; None if it was ranked too low to be kept.
+        rank: rank among its prompt's candidates, from 1; without a scorer, the order of their numbers.
+        index, seed: the image's number and the seed, which together decide it.
+        clip_score: cosine similarity of image and prompt according to the scorer; None without one.
+        filename: the image's file; None if it ranked too low to be kept.
     """
 
     rank: int
@@ -52,9 +52,9 @@ class PromptRecord:
     """All candidates of one prompt, the best first.
 
     Attributes:
-        prompt, prompt_idx: the prompt and its place among the prompts.
-        scorer: what gave the scores; None without one.
-        sampler: everything that says how the images were generated.
+        prompt, prompt_idx: the prompt and its index.
+        scorer: name of the scorer; None without one.
+        sampler: how the images were generated.
         candidates: all of them, kept or not.
     """
 
@@ -70,7 +70,7 @@ class PromptRecord:
         return [candidate for candidate in self.candidates if candidate.filename is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """As glide-finetune writes it (`images` are those kept), with all candidates and the sampler beside."""
+        """In glide-finetune's format (`images` are the kept ones), plus all candidates and the sampler."""
         images = [{"rank": kept.rank, "filename": kept.filename, "clip_score": kept.clip_score, "seed": kept.seed,
                    "index": kept.index, "prompt": self.prompt} for kept in self.kept]  # fmt: skip
         return {
@@ -85,7 +85,7 @@ class PromptRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote; raises KeyError or TypeError for anything else."""
+        """Reads what `to_json` wrote; raises KeyError or TypeError for anything else."""
         candidates = tuple(Candidate(**candidate) for candidate in data["candidates"])
         return cls(data["prompt"], data["prompt_idx"], data["scorer"], data["sampler"], candidates)
 
@@ -93,12 +93,12 @@ class PromptRecord:
 def ranked(
     numbers: Sequence[int], seed: int, scores: Sequence[float] | None, keep: int, suffix: str
 ) -> tuple[Candidate, ...]:
-    """Candidates in the order of their scores, equal ones in the order generated; the first `keep` get a file name.
+    """Candidates ordered by score, equal ones as generated; the first `keep` get a file name.
 
     Args:
         numbers: image numbers.
-        seed: shared by them.
-        scores: one an image, the higher the better; None leaves the order.
+        seed: the seed they share.
+        scores: one per image, higher is better; None keeps the order.
         keep: how many to keep.
         suffix: of the files, as ".jpg".
     """

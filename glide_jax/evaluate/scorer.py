@@ -1,4 +1,4 @@
-"""How well images fit a prompt: what a scorer is, the one made of GLIDE's noised CLIP, and which one a name means."""
+"""How well images fit a prompt: the scorer interface, the scorer from GLIDE's noised CLIP, and scorers by name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ from glide_jax.images import from_uint8
 from glide_jax.sample import LoadedClip
 from glide_jax.tokenizer import ClipTokenizer
 
-NOISED = "noised"  # the name by which --clip_model means the noised CLIP
+NOISED = "noised"  # the noised CLIP's name for --clip_model
 Images = Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n height width 3"]
 
 
 class Scorer(Protocol):
-    """Images and texts in one space.
+    """Embeds images and texts in one space.
 
     Attributes:
-        name: of the model and its weights, as it goes into records.
+        name: of the model and its weights, for the records.
     """
 
     name: str
@@ -39,7 +39,7 @@ def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"
     """The cosine of each image with the prompt, in [-1, 1].
 
     Raises:
-        GlideError: the scorer gave something that is no number.
+        GlideError: a score is not finite.
     """
     cosines = scorer.image_features(images).astype(np.float64) @ scorer.text_features(prompt).astype(np.float64)
     if not np.isfinite(cosines).all():
@@ -48,9 +48,9 @@ def score(scorer: Scorer, images: Images, prompt: str) -> Float[np.ndarray, " n"
 
 
 class NoisedClipScorer:
-    """GLIDE's noised CLIP at timestep 0, for where no OpenCLIP weights are at hand; images are resized to its size.
+    """GLIDE's noised CLIP at timestep 0, for use without OpenCLIP weights; images are resized to its size.
 
-    It was trained to guide GLIDE, so images generated under its guidance score high with it whatever they look like.
+    It was trained to guide GLIDE, so images generated under its guidance get high scores whatever they look like.
 
     Args:
         clip: both towers.
@@ -90,15 +90,16 @@ def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, 
 def scorer_loader(
     model: str, checkpoint: Path | None, clip: Sequence[str] | None, batch_size: int, note: Callable[[str], None]
 ) -> Callable[[], Scorer]:
-    """What loads a scorer, after its name was checked.
+    """A function that loads a scorer, whose name is checked now.
 
     Args:
-        model, checkpoint, clip: as the options --clip_model, --clip_checkpoint and --clip say it.
-        batch_size: images scored at once.
-        note: told what is loaded, and what was corrected.
+        model, checkpoint, clip: values of the options --clip_model, --clip_checkpoint and --clip.
+        batch_size: images scored at a time.
+        note: called with what is loaded, and what was corrected.
 
     Raises:
-        GlideError: no such model, or its library is missing; the loader raises it for weights it cannot load.
+        GlideError: there is no such model, or its library is missing; the returned function raises it if it cannot load
+            the weights.
     """
     if model == NOISED:
         if clip is None:

@@ -11,7 +11,7 @@ from glide_jax.evaluate.run_folder import Candidate, PromptRecord, RunFolder
 
 
 class Score(NamedTuple):
-    """A named estimate, of so many images."""
+    """A named estimate, and the number of images."""
 
     name: str
     estimate: Estimate
@@ -23,14 +23,14 @@ class Score(NamedTuple):
         return f"{self.name}: {value:.4f}{interval}, {self.images} images"
 
     def to_json(self) -> dict[str, Any]:
-        """As it goes into scores.json."""
+        """The entry in scores.json."""
         return {"name": self.name, **self.estimate._asdict(), "images": self.images}
 
 
 def clip_scores(records: Sequence[PromptRecord]) -> list[Score]:
-    """The mean cosine of all candidates and of those kept; prompts, not images, are what the interval counts.
+    """The mean cosine of all candidates and of the kept ones; the interval treats prompts, not images, as independent.
 
-    No scores if the records have none.
+    Empty if the records have no scores.
     """
     if not records or records[0].scorer is None:
         return []
@@ -58,7 +58,7 @@ def distance_scores(
         extractor: makes the features that are compared.
 
     Raises:
-        GlideError: too few images, an unusable reference, features that are not numbers.
+        GlideError: too few images, an unusable reference, or features that are not finite.
     """
     parts, prompts, size = [], [], 0
     for record in records:
@@ -75,7 +75,7 @@ def distance_scores(
 
 
 def distance_names(extractor: Extractor) -> tuple[str, str]:
-    """What the Fréchet and the kernel distance are called: FID and KID for Inception features, and for no others."""
+    """The names of the Fréchet and the kernel distance: FID and KID for Inception features only."""
     if extractor.inception:
         return "FID", "KID"
     return f"Fréchet distance ({extractor.name})", f"kernel distance ({extractor.name})"

@@ -1,4 +1,4 @@
-"""All kept images on one page: grids that drop none, and an HTML contact sheet."""
+"""All kept images on one page: grids, and an HTML contact sheet."""
 
 from collections.abc import Sequence
 from html import escape
@@ -8,7 +8,7 @@ from urllib.parse import quote
 from glide_jax.evaluate.run_folder import PromptRecord, RunFolder, save_image, write_text
 from glide_jax.images import grid
 
-# Cells of one grid: above that an image of images is too large to open, and there are several.
+# Cells per grid: larger ones are too big to open, so there are several.
 _MOST_CELLS = 144
 _SMALLEST_CELL = 64
 
@@ -29,7 +29,7 @@ def write_sheet(folder: RunFolder, records: Sequence[PromptRecord], suffix: str,
         folder: of the evaluation.
         records: of the prompts done.
         suffix: of the grids, as ".jpg".
-        facts: lines about the run, to stand at the top.
+        facts: lines about the run, shown at the top.
     """
     _write_grids(folder, records, suffix)
     sections = "\n".join(_section(folder, record) for record in records)

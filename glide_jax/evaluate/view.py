@@ -27,7 +27,7 @@ class View:
 
     @property
     def rich(self) -> bool:
-        """Whether there is a terminal to show them on."""
+        """Whether the console is a terminal."""
         return self.console.is_terminal
 
     def note(self, text: str) -> None:
@@ -35,7 +35,7 @@ class View:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def facts(self, title: str, facts: Mapping[str, object]) -> None:
-        """Names and values: a table, or a line each."""
+        """Names and values: as a table, or a line each."""
         if not self.rich:
             for name, value in facts.items():
                 self.note(f"{name}: {value}")
@@ -60,7 +60,7 @@ class View:
 
 
 def device_facts() -> dict[str, str]:
-    """The devices JAX computes on, and the memory there is."""
+    """The devices JAX computes on, and their memory."""
     devices = jax.devices()
     stats = devices[0].memory_stats() or {}
     facts = {"device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"}

@@ -1,4 +1,4 @@
-"""Prompts to images; what `__init__.pyi` lists is imported at its first use, so that options are quickly read."""
+"""Prompts to images; the names in `__init__.pyi` are imported on first use, so that reading options stays quick."""
 
 import lazy_loader
 

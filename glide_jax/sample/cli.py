@@ -34,7 +34,7 @@ examples:
 """
 _CELL = 128
 _STRENGTH = 0.6
-_FAR = 2  # times the side that a model has learnt
+_FAR = 2  # times the side the model was trained on
 # What an image file says beside its settings.
 _WRITTEN = (
     "checkpoint", "upsampler", "negative_prompt", "prompt_weights", "interpolate", "init_image", "image", "mask",
@@ -113,10 +113,10 @@ def _add_images(parse: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Generates what the command line asks for and writes PNG files and a grid.
+    """Generates images as the command line asks, and writes PNG files and a grid.
 
     Raises:
-        GlideError: no prompts, unreadable files, no such checkpoint, invalid options, unwritable folder.
+        GlideError: no prompts, unreadable files, no such checkpoint, invalid options, or an unwritable folder.
     """
     args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.checkpoint, args.upsampler, clip_text=args.clip and args.clip[0], clip_image=args.clip and args.clip[1],
         dtype=args.dtype, batch_size=args.batch_size, lora=args.lora,
     )  # fmt: skip
-    # Reading weights may take minutes: all that can be known without them is checked before.
+    # Reading weights may take minutes, so everything that can be checked without them comes first.
     _check_request(open_models(weights=False), args, prompts, compared or [Cell("", args.seed, options, up_options)])
     pipeline = open_models()
     if args.checkpoint is None:
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_request(
     pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], cells: Sequence[Cell]
 ) -> None:
-    """Raises `GlideError` where a pipeline, still without weights, would refuse; says what it would not see."""
+    """Raises `GlideError` if a pipeline, still without weights, would refuse the request; prints its warnings."""
     for text in sample.texts(prompts):
         if cut := pipeline.unseen_end(text):
             print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
@@ -204,7 +204,7 @@ def _generate(
         _show_attention(pipeline.base, samples, args)
     if args.animate is not None:
         width = samples.images.shape[2]
-        cell = -(-_CELL // width) * width  # of which the base model's width is a fraction too
+        cell = -(-_CELL // width) * width  # whose width is a fraction of the output's as well
         if walk:
             sheets = [grid([image], cell=cell) for image in samples.images]
         else:
@@ -214,13 +214,13 @@ def _generate(
 
 
 def _inputs(pipeline: "sample.Pipeline", args: argparse.Namespace) -> dict[str, Any]:
-    """What images are generated from beside the prompt, for a pipeline call."""
+    """The pipeline call's inputs besides the prompts."""
     given = {name: getattr(args, name) for name in ("negative_prompt", "init_image", "image", "mask")}
     return given | {"size": _size(pipeline, args)}
 
 
 def _prompts(args: argparse.Namespace) -> list["sample.Prompt"]:
-    """The prompts that images are generated from, one each, as the options make them."""
+    """The prompts to generate from, as the options make them."""
     prompts = [*args.prompt, *(lines(read_text(args.prompt_file, "--prompt_file")) if args.prompt_file else [])]
     if args.prompt_weights:
         prompts = [sample.weighted(prompt) for prompt in prompts]
@@ -248,7 +248,7 @@ def _size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> tuple[int, i
 
 
 def warn_of_size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> None:
-    """Says so where a side is less than half, or more than twice, what the base model has learnt."""
+    """Warns if a side is less than half, or more than twice, of what the base model was trained on."""
     if pipeline.base is None or (size := _size(pipeline, args)) is None:
         return
     side = pipeline.base.stage.model.config.image_size
@@ -270,7 +270,7 @@ def _check_alone(args: argparse.Namespace) -> None:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Raises `GlideError` where options do not go together: --interpolate, --prompt_weights, --attention and others."""
+    """Raises `GlideError` if --interpolate, --prompt_weights, --attention and other options do not go together."""
     walk = args.interpolate is not None
     for flag, is_given in {"--interpolate": walk, "--attention": args.attention, "--animate": args.animate}.items():
         if is_given and args.xy:
@@ -288,7 +288,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _check_animated(args: argparse.Namespace, count: int) -> None:
-    """Raises `GlideError` where there is to be an animation, and cannot be."""
+    """Raises `GlideError` if an animation is asked for and cannot be made."""
     if args.animate is None:
         return
     check_animation(args.animate)

@@ -1,4 +1,4 @@
-"""One prompt under changed options, from the same noise, as a labelled grid."""
+"""One prompt with varying options and the same noise, as a labelled grid."""
 
 import difflib
 import itertools
@@ -15,24 +15,24 @@ _CELL = 128
 
 
 def variable() -> dict[str, Any]:
-    """The options that a grid may vary, by the flags of `sample.py`, and the types of their values."""
+    """The options a grid can vary, by the flags of `sample.py`, with the types of their values."""
     hints = {name: field.hint for name, field in flag_fields().items()} | {"seed": int}
-    # Those of several numbers have commas of their own.
+    # Options of several numbers contain commas themselves.
     return {name: hint for name, hint in hints.items() if "tuple" not in str(hint) and "respacing" not in name}
 
 
 class Axis(NamedTuple):
-    """One of `variable`, and its values along one side of the grid."""
+    """One of `variable` and its values, along one side of the grid."""
 
     flag: str
     values: tuple[Any, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Axis":
-        """The axis that "guidance_scale=1,3,5" names, as it is given to `sample.py`.
+        """The axis for "guidance_scale=1,3,5", as given to `sample.py`.
 
         Raises:
-            GlideError: no such option, one that takes several values at once, or a value that it does not take.
+            GlideError: there is no such option, it takes several values at once, or it does not take this value.
         """
         flag, _, values = text.partition("=")
         if not values:
@@ -48,7 +48,7 @@ class Axis(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one image of the grid is generated with."""
+    """What an image of the grid is generated with."""
 
     label: str
     seed: int
@@ -57,11 +57,11 @@ class Cell(NamedTuple):
 
 
 def combinations(axes: Sequence[Axis], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Label and values of each cell, by flag, row by row.
+    """Label and values, by flag, of each cell, row by row.
 
     Args:
         axes: one or two; values of the first go from left to right, of the second from top to bottom.
-        where: begins what errors say.
+        where: the beginning of error messages.
 
     Raises:
         GlideError: the same option twice, or more than two.
@@ -79,8 +79,8 @@ def cells(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str,
 
     Args:
         axes: one or two.
-        flags: what is given beside them (`vars(args)`).
-        settings: of the pipeline.
+        flags: the other flags given (`vars(args)`).
+        settings: the pipeline's.
 
     Raises:
         GlideError: the same option twice, an option without effect here, or values that do not go together.
@@ -113,13 +113,13 @@ def _check_effect(names: Sequence[str], flags: Mapping[str, Any]) -> None:
 def images_of(
     pipeline: "sample.Pipeline", prompt: "sample.Prompt", wanted: Sequence[Cell], **inputs: Any
 ) -> Iterator[Pixels]:
-    """Generates an image of `prompt` for each cell; `inputs` are those of a pipeline call, the same for all."""
+    """Generates an image of `prompt` for each cell; `inputs` are a pipeline call's, the same for all."""
     for _, seed, options, up_options in wanted:
         yield pipeline(prompt, seed=seed, options=options, upsampler_options=up_options, **inputs).images[0]
 
 
 def sheet(images: Sequence[Pixels], wanted: Sequence[Cell], columns: int) -> Pixels:
-    """The labelled grid of the images of cells, so many a row."""
+    """The labelled grid of the cells' images, with `columns` per row."""
     return grid(images, [cell.label for cell in wanted], columns=columns, cell=_CELL)
 
 
@@ -132,11 +132,11 @@ def compare(
         pipeline: the models.
         prompt: the text.
         wanted: the cells, row by row.
-        columns: cells of a row.
-        **inputs: of a pipeline call, the same for all.
+        columns: cells per row.
+        **inputs: for the pipeline call, the same for all.
 
     Returns:
-        The labelled grid, and a line of text for each cell with how often the models are evaluated for it.
+        The labelled grid, and for each cell a line of text with the number of model evaluations.
     """
     images, lines = [], []
     from_image = inputs.get("init_image") is not None

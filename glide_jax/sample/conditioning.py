@@ -1,4 +1,4 @@
-"""What a batch of images is generated from, and what a model is given of it: encoded text, images, a CLIP signal."""
+"""The inputs of a batch of images, and what the model is given: encoded text, images, a CLIP signal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ _NO_CLIP = "clip_guidance_scale needs a noised CLIP: give its text and image che
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one batch is generated from; all images are in [-1, 1], one for each prompt.
+    """The inputs of one batch; all images are in [-1, 1], one for each prompt.
 
     Attributes:
         prompts: one for each image.
-        indices: number of each image, which with the seed decides its noise: the same pair gives the same image in
-            any batch.
-        negative_prompt: what guidance leads away from.
+        indices: the number of each image, which decides its noise together with the seed: the same pair gives the same
+            image in any batch.
+        negative_prompt: what guidance steers away from.
         low_res: low-resolution inputs, for an upsampler.
         inpaint_image, inpaint_mask: images of which the part with mask 1 is kept, for an inpainting model.
-        init_image: images to start from, as far as `SampleOptions.strength` leaves them; an upsampler starts from its
-            enlarged `low_res` where there is none.
-        x_t: noise to start from, of unit variance, in place of the seed's.
+        init_image: images to start from, noised according to `SampleOptions.strength`; by default an upsampler starts
+            from its enlarged `low_res`.
+        x_t: noise of unit variance to start from, instead of the seed's.
         size: (height, width) of the images; None is the model's own.
     """
 
@@ -51,7 +51,7 @@ class Inputs:
 
 
 class ClipGuide(NamedTuple):
-    """The noised CLIP's guidance signal: towards images that fit these texts."""
+    """The noised CLIP's guidance signal, towards images that fit these texts."""
 
     params: Params
     text: Float[Array, "batch n_embd"]
@@ -59,7 +59,7 @@ class ClipGuide(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """All arguments of the compiled loop that stay the same from step to step.
+    """The arguments of the compiled loop that stay the same from step to step.
 
     Attributes:
         params: of the model.

@@ -1,4 +1,4 @@
-"""Images and masks that people give: any file or array, brought to what a model takes."""
+"""Images and masks from users: any file or array, converted to what a model takes."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,7 +11,7 @@ _CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0)
 
 
 def load_image(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
-    """An image in [-1, 1]: its middle of the shape wanted, resized; upright by EXIF, transparent parts on white.
+    """An image in [-1, 1]: centre-cropped and resized, rotated according to EXIF, on white where transparent.
 
     Args:
         given: a file, array or PIL image.
@@ -24,13 +24,13 @@ def load_image(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndar
 
 
 def load_mask(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarray, "height width 1"]:
-    """A mask of 0 and 1 from a black and white image, cut and resized as the image is; white (1) is kept.
+    """A mask of 0 and 1 from a black and white image, cropped and resized like the image; white (1) is kept.
 
-    Values of 0 and 1 are taken for 0 and 255, in arrays of any type too. Where the alpha channel varies over a single
-    colour, it is the mask.
+    Values of 0 and 1 are taken for 0 and 255, also in arrays of any type. If only the alpha channel varies, over a
+    single colour, it is the mask.
 
     Raises:
-        GlideError: not readable, neither black nor white, or nothing of what it says is left at this size.
+        GlideError: it cannot be read, is not black and white, or becomes all black or all white at this size.
     """
     grey = _grey(given)
     values = np.asarray(grey)
@@ -49,7 +49,7 @@ def load_mask(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarr
 
 
 def _grey(given: ImageSource) -> Image.Image:
-    """The mask as 8-bit grey."""
+    """The mask in 8-bit grey."""
     if isinstance(given, np.ndarray) and given.dtype not in (np.uint8, np.uint16):
         return Image.fromarray(_scaled(_plane(given)))
     image = decode(given).image
@@ -72,7 +72,7 @@ def _plane(array: np.ndarray) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
-    """To 0..255 from 0..1, 0..255 or, where they are larger, 0..65535."""
+    """Scales to 0..255 from 0..1, 0..255 or, if there are larger values, 0..65535."""
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise GlideError(f"{_CONVENTION}, with values of 0 to 255; this one's are {low} to {high}")
@@ -83,7 +83,7 @@ def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
 
 def _fitted(image: Image.Image, size: int | tuple[int, int], resample: Image.Resampling) -> Image.Image:
     height, width = (size, size) if isinstance(size, int) else size
-    # The largest part of that shape, in whole pixels.
+    # The largest crop of that shape, in whole pixels.
     wide = max(1, min(image.width, image.height * width // height))
     high = max(1, min(image.height, image.width * height // width))
     left, top = (image.width - wide) // 2, (image.height - high) // 2

@@ -1,4 +1,4 @@
-"""Models out of checkpoints: what they are is in their records."""
+"""Loads models from checkpoints, whose records say what they are."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +34,7 @@ class LoadedClip:
 
     @classmethod
     def without_weights(cls, text: str | Path, image: str | Path) -> Self:
-        """What `from_checkpoints` loads, with nothing in `params`: see `LoadedModel.without_weights`."""
+        """Like `from_checkpoints`, but with empty `params`: see `LoadedModel.without_weights`."""
         of_text, of_image = _config(ClipTextConfig, text, "clip_text"), _config(ClipImageConfig, image, "clip_image")
         require_blocks(text, of_text.blocks)
         require_blocks(image, of_image.blocks)
@@ -69,10 +69,10 @@ class LoadedModel:
         clip: LoadedClip | None = None,
         lora: Sequence[str | Path] = (),
     ) -> Self:
-        """What `from_checkpoint` loads, with nothing in `params`: it knows at once what may be asked of it.
+        """Like `from_checkpoint`, but with empty `params`: enough to check requests, and immediate.
 
         Raises:
-            GlideError: no checkpoint there, or one of another kind; that adapters are of other weights goes unnoticed.
+            GlideError: there is no checkpoint, or one of another kind; adapters of other weights go unnoticed.
         """
         check_device(dtype, "dtype")
         config, diffusion = checkpoint_config(path), _config(DiffusionConfig, path, "diffusion")
@@ -89,16 +89,16 @@ class LoadedModel:
         clip: LoadedClip | None = None,
         lora: Sequence[str | Path] = (),
     ) -> Self:
-        """Loads a run folder, one of its steps, or a converted model: EMA weights where there are any.
+        """Loads a run folder, one of its steps, or a converted model, with EMA weights if there are any.
 
         Args:
-            path: where it is; a run that trained adapters is loaded with the weights it names.
+            path: the checkpoint; adapters are loaded with the weights they name.
             dtype: compute type.
-            clip: the noised CLIP that may guide it.
+            clip: the noised CLIP that can guide it.
             lora: adapters to add to the weights, each as PATH or PATH:SCALE.
 
         Raises:
-            GlideError: no checkpoint there, or one of another kind, or adapters of other weights.
+            GlideError: there is no checkpoint, or one of another kind, or adapters belong to other weights.
         """
         empty, base = cls.without_weights(path, dtype, clip, lora), base_of(path)
         params = load_weights(path if base is None else base, _placed(empty.stage.model.abstract_params()))
@@ -107,28 +107,28 @@ class LoadedModel:
 
     @cached_property
     def sha256(self) -> str:
-        """The `fingerprint` of the weights; reading all of them may take seconds, once."""
+        """The `fingerprint` of the weights; the first call may take seconds."""
         return fingerprint(self.params)
 
     def with_adapters(self, adapters: Sequence[Adapters]) -> Self:
-        """A copy whose weights have adapters added; raises `GlideError` where they belong to other weights."""
+        """A copy with adapters added to its weights; raises `GlideError` if they belong to other weights."""
         return replace(self, params=merged(self.params, adapters, self.sha256))
 
     def save(self, path: str | Path, dtype: str = "float32") -> None:
-        """Writes the weights as a checkpoint of their own, rounded to `dtype`; `path` must not exist."""
+        """Writes the weights, rounded to `dtype`, as a checkpoint; `path` must not exist."""
         record = {"model": asdict(self.stage.model.config), "diffusion": asdict(self.stage.diffusion)}
         rounded = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
         save_weights(path, rounded, record, compress=True)
 
 
 def recorded_sampling(path: str | Path) -> dict[str, Any]:
-    """How a checkpoint says that its images are to be sampled, by the names of `SampleOptions`; mostly it says nothing.
+    """The sampling options recorded in a checkpoint, by the names of `SampleOptions`; usually none.
 
-    Adapters go by the weights that they belong to where they do not say otherwise. A checkpoint of the Hub is not
-    looked at, for that would download it; one that is not there is for its reader to complain of.
+    Adapters default to those of the weights they belong to. A checkpoint on the Hub is not looked at, as that would
+    download it; a missing one is left for its reader to report.
 
     Raises:
-        GlideError: what it says cannot be used.
+        GlideError: the recorded options cannot be used.
     """
     if hub.is_name(path):
         return {}
@@ -144,13 +144,13 @@ def recorded_sampling(path: str | Path) -> dict[str, Any]:
         raise GlideError(f"{path}: the sampling entry of its record cannot be used: {error}") from error
     try:
         base = base_of(path)
-    except GlideError:  # which adapters do without beside weights that are given
+    except GlideError:  # not needed by adapters for given weights
         base = None
     return ({} if base is None else recorded_sampling(base)) | settings
 
 
 def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:
-    """Raises `GlideError` if the one is no upsampler, or does not fit behind the other."""
+    """Raises `GlideError` if the second model is not an upsampler, or does not fit the first."""
     if not upsampler.super_res:
         raise GlideError("the upsampler's checkpoint is a base model")
     if base is not None and base.image_size != upsampler.low_res_size:
@@ -159,7 +159,7 @@ def check_upsampler(upsampler: ModelConfig, base: ModelConfig | None) -> None:
 
 
 def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
-    """The one step that `path` means today, absolute: a run still training will mean another tomorrow.
+    """The checkpoint that `path` means now, as an absolute path: for a run still training it changes.
 
     Args:
         path: a run folder (RUN@STEP for another step than its newest), one of its steps, a converted model, or a
@@ -175,11 +175,11 @@ def checkpoint_step(path: str | Path, kind: str = "model") -> Path:
 
 
 def checkpoint_config(path: str | Path) -> ModelConfig:
-    """What kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
+    """The kind of model a checkpoint holds, without loading it; paths and errors as for `checkpoint_step`."""
     return _config(ModelConfig, path, "model")
 
 
-# Models that are built alike share their programs: a second one is neither laid out, traced nor compiled again.
+# Models of the same architecture share their programs, so that a second one is not traced and compiled again.
 _noised_clip = lru_cache(maxsize=4)(NoisedClip)
 
 

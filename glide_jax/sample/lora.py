@@ -1,4 +1,4 @@
-"""Adapters out of checkpoints, into the weights they belong to."""
+"""Loads adapters from checkpoints and adds them to the weights they belong to."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _MOST_UNSEEN = 32
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters as they were trained, and how much of them is wanted.
+    """Trained adapters, and how strongly to apply them.
 
     Attributes:
         where: the checkpoint.
@@ -29,7 +29,7 @@ class Adapters:
         params: as `with_adapters` takes them.
         base: the checkpoint they were trained on.
         base_sha256: the `fingerprint` of its weights.
-        scale: what alpha / rank is multiplied by.
+        scale: factor of alpha / rank.
     """
 
     where: str
@@ -41,10 +41,10 @@ class Adapters:
 
     @classmethod
     def load(cls, text: str | Path) -> Self:
-        """The adapters that "PATH" or "PATH:SCALE" names; of a run their EMA weights.
+        """The adapters named "PATH" or "PATH:SCALE"; for a run, its EMA weights.
 
         Raises:
-            GlideError: no checkpoint there, one without adapters, or a scale that is not finite.
+            GlideError: there is no checkpoint, it has no adapters, or the scale is not finite.
         """
         path, scale = split_scale(str(text))
         record = check_adapters(text)
@@ -58,13 +58,13 @@ class Adapters:
             abstract = Glide(model, lora=config).abstract_params()[GROUP]
         except GlideError as error:
             raise GlideError(f"{path} has adapters that cannot be used: {error}") from error
-        # On the host, so that they go to whatever devices have the weights.
+        # On the host, so that they can go to the devices of the weights.
         adapters = jax.device_get(load_weights(path, {GROUP: abstract})[GROUP])
         return cls(path, config, adapters, base, base_sha256, scale)
 
 
 def check_adapters(text: str | Path) -> dict[str, Any]:
-    """The record of the adapters that "PATH" or "PATH:SCALE" names; errors as for `Adapters.load`."""
+    """The record of the adapters named "PATH" or "PATH:SCALE"; errors as for `Adapters.load`."""
     path, _ = split_scale(str(text))
     record = read_record(path)
     if not isinstance(record.get("lora"), dict) or not isinstance(record.get("model"), dict):
@@ -73,7 +73,7 @@ def check_adapters(text: str | Path) -> dict[str, Any]:
 
 
 def split_scale(text: str) -> tuple[str, float]:
-    """Path and scale of "PATH" or "PATH:SCALE"; raises `GlideError` where the scale is not finite."""
+    """Path and scale of "PATH" or "PATH:SCALE"; raises `GlideError` if the scale is not finite."""
     path, colon, number = text.rpartition(":")
     try:
         scale = float(number) if colon and path and not Path(text).exists() else None
@@ -87,22 +87,22 @@ def split_scale(text: str) -> tuple[str, float]:
 
 
 class TrainedOn(NamedTuple):
-    """The weights that adapters were trained on: where they were, and their `fingerprint`."""
+    """The weights that adapters were trained on: their path and `fingerprint`."""
 
     base: str
     sha256: str
 
     @property
     def is_there(self) -> bool:
-        """Whether they still are where they were; of the Hub that is taken for granted."""
+        """Whether they still exist at that path; assumed for the Hub."""
         try:
             return bool(self.base) and (hub.is_name(self.base) or Path(self.base).exists())
-        except OSError:  # no name of a file at all
+        except OSError:  # not a valid file name
             return False
 
 
 def trained_on(path: str | Path) -> TrainedOn | None:
-    """What the adapters at `path` were trained on; None if it is of a whole model.
+    """What the adapters at `path` were trained on; None for a whole model.
 
     Raises:
         GlideError: no checkpoint there.
@@ -112,10 +112,10 @@ def trained_on(path: str | Path) -> TrainedOn | None:
 
 
 def base_of(path: str | Path) -> str | None:
-    """The checkpoint that the adapters at `path` were trained on; None if it is of a whole model.
+    """The checkpoint that the adapters at `path` were trained on; None for a whole model.
 
     Raises:
-        GlideError: no checkpoint there, or its base is not where it was, or none.
+        GlideError: there is no checkpoint, or its base is missing or unusable.
     """
     found = trained_on(path)
     if found is None:
@@ -129,17 +129,18 @@ def base_of(path: str | Path) -> str | None:
 
 
 def merged(params: Params, adapters: Sequence[Adapters], sha256: str | None = None) -> Params:
-    """Weights with adapters added, which cost nothing from then on.
+    """Weights with adapters added, which then cost nothing at run time.
 
-    What adapters change adds up: those of DoRA are applied to the weights that were given, whatever others do to these.
+    The changes of several adapters add up: each one of DoRA's is computed on the given weights, regardless of the
+        others.
 
     Args:
-        params: the weights, which stay as they are.
-        adapters: what is added.
-        sha256: the weights' `fingerprint`, where it is known already.
+        params: the weights, which are left unchanged.
+        adapters: the adapters to add.
+        sha256: the weights' `fingerprint`, if already known.
 
     Raises:
-        GlideError: adapters that belong to other weights.
+        GlideError: adapters belong to other weights.
     """
     if not adapters:
         return params
@@ -162,6 +163,6 @@ def merged(params: Params, adapters: Sequence[Adapters], sha256: str | None = No
 
 
 def _with_share(params: Params, base: Params, adapters: Params, scale: float, share: float) -> Params:
-    """`params` with `share` of what adapters change in `base`: in that, unlike a product, norms are not linear."""
+    """`params` plus `share` of the change that adapters make to `base`: DoRA's norms are not linear in the scale."""
     changed = with_adapters(base, adapters, scale)
     return jax.tree.map(lambda leaf, new, old: leaf + share * (new - old), params, changed, base)

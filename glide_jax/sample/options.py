@@ -1,4 +1,4 @@
-"""How images are generated: the options of both models, as command lines and image files say them."""
+"""The sampling options of both models, for command lines and for the metadata of images."""
 
 import argparse
 from collections.abc import Collection, Mapping
@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SampleOptions(Options):
-    """Options of one model's sampling: which sampler, over which noise levels, with what guidance and thresholding."""
+    """Sampling options of one model: sampler, noise levels, guidance and thresholding."""
 
     solver: Annotated[SolverOptions, INLINE] = SolverOptions()
     levels: Annotated[LevelOptions, INLINE] = LevelOptions()
@@ -51,7 +51,7 @@ class SampleOptions(Options):
 
     @classmethod
     def of(cls, **options: Any) -> Self:
-        """Options by their plain names: `SampleOptions.of(num_steps=25, guidance_scale=4.0)`.
+        """Options by their flat names: `SampleOptions.of(num_steps=25, guidance_scale=4.0)`.
 
         Raises:
             GlideError: an unknown name, or an invalid value.
@@ -63,11 +63,11 @@ class SampleOptions(Options):
         if self.guidance.guidance == "cfg++" and not SAMPLERS[canonical_name(self.solver.sampler)].with_cfgpp:
             able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.with_cfgpp)
             raise GlideError(f"guidance cfg++ works with {able}, not with {self.solver.sampler}")
-        _ = self.levels_in_force  # raises what has no effect on the sampler's own schedule
+        _ = self.levels_in_force  # refuses options without effect on the sampler's own schedule
 
     @property
     def levels_in_force(self) -> LevelOptions:
-        """The levels with the sampler's own schedule where none is chosen."""
+        """The level options, with the sampler's own schedule if none is chosen."""
         return replace(self.levels, schedule=self.levels.schedule or default_schedule(self.solver.sampler))
 
 
@@ -76,7 +76,7 @@ UPSAMPLER_DEFAULTS = SampleOptions(
 )
 _PREFIX = "upsampler_"
 _NAMES = {"temperature": "upsample_temp"}
-# What decides which of the others have a meaning, and the groups that those are in.
+# The options that decide which others apply, and the groups of those.
 _DECIDES = {
     "sampler": ("solver", "levels"), "schedule": ("levels",), "timestep_respacing": ("levels",),
     "guidance": ("guidance",), "thresholding": ("thresholding",),
@@ -87,10 +87,10 @@ _GROUPS = {"sampler": SolverOptions, "noise levels": LevelOptions, "guidance": G
 
 
 def overruled(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a pipeline with changes in their place, options of one model by name.
+    """A pipeline's settings for one model, overridden by `changes`; all by name.
 
-    What decides which others there are (sampler, schedule, ...) takes away the settings that were chosen along with it,
-    but for num_steps and guidance_scale.
+    Changing an option that decides which others apply (sampler, schedule, ...) drops the settings chosen along with it,
+    except for num_steps and guidance_scale.
     """
     known = fields(SampleOptions)
     gone = {
@@ -105,7 +105,7 @@ def overruled(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def upsampling(changes: Mapping[str, Any]) -> SampleOptions:
-    """The options of an upsampler: GLIDE's own ("fast27" DDIM, no guidance) with changes by name.
+    """The options of an upsampler: GLIDE's ("fast27" DDIM, no guidance), with changes by name.
 
     Raises:
         GlideError: invalid options.
@@ -115,7 +115,7 @@ def upsampling(changes: Mapping[str, Any]) -> SampleOptions:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of both models' options, but for --strength; `base_options` and `upsampler_options` read them."""
+    """Adds flags for both models' options, except --strength; `base_options` and `upsampler_options` read them."""
     for title, cls in _GROUPS.items():
         add_arguments(parser.add_argument_group(title), cls)
     add_arguments(parser.add_argument_group("noise"), SampleOptions, only=("temperature", "clip_guidance_scale"))
@@ -125,7 +125,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def base_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})) -> SampleOptions:
-    """The base model's options that flags (`vars(args)`) ask for, over those of its pipeline.
+    """The base model's options from flags (`vars(args)`), on top of its pipeline's settings.
 
     Raises:
         GlideError: they are invalid.
@@ -134,7 +134,7 @@ def base_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = Mapping
 
 
 def upsampler_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})) -> SampleOptions:
-    """The upsampler's options; arguments and errors as for `base_options`, with the names of its flags."""
+    """The upsampler's options; arguments and errors as for `base_options`."""
     try:
         return upsampling(overruled(upsampler_flags(settings), upsampler_flags(flags)))
     except GlideError as error:
@@ -145,38 +145,38 @@ def upsampler_options(flags: Mapping[str, Any], settings: Mapping[str, Any] = Ma
 
 
 def base_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the base model among flags."""
+    """The base model's options among flags."""
     return given(flags, SampleOptions)
 
 
 def upsampler_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the upsampler among flags, by the names that a base model's have."""
+    """The upsampler's options among flags, by the names without prefix."""
     return given(flags, SampleOptions, _PREFIX, names=_NAMES)
 
 
 def of_upsampler(flag: str) -> bool:
-    """Whether a flag is about the upsampler."""
+    """Whether a flag belongs to the upsampler."""
     return flag.startswith((_PREFIX, *_NAMES.values()))
 
 
 def flags(options: SampleOptions, upsampler_options: SampleOptions) -> dict[str, Any]:
-    """All options of both models by the flags that ask for them."""
+    """All options of both models, by flag."""
     return flat(options) | upsampler_named(flat(upsampler_options))
 
 
 def upsampler_named(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the upsampler by their flags."""
+    """Options of the upsampler, by flag."""
     return {_NAMES.get(name, _PREFIX + name): value for name, value in options.items()}
 
 
 def flag_fields() -> dict[str, Field]:
-    """The options of both models by the flags that ask for them."""
+    """The fields of both models' options, by flag."""
     known = fields(SampleOptions)
     return dict(known) | upsampler_named(known)
 
 
 def metadata(options: SampleOptions | None, upsampler_options: SampleOptions | None) -> dict[str, str]:
-    """What tells how an image was generated: the flags that differ from the defaults, and the main ones.
+    """How an image was generated: the main flags, and those that differ from the defaults.
 
     Args:
         options: of the base model; None if there was none.

@@ -27,14 +27,14 @@ class Pipeline:
     """Text to image: a base model, an upsampler, or one after the other.
 
     Args:
-        base: generates small images from text.
-        upsampler: enlarges them.
+        base: generates images from text.
+        upsampler: enlarges images.
         clip: the noised CLIP, for `clip_guidance_scale`.
         batch_size: images generated at once; longer requests are split.
-        settings: options of both models where a request names none, by the flags of `sample.py`.
+        settings: default options of both models, by the flags of `sample.py`.
 
     Raises:
-        GlideError: neither model, a model in the wrong place, or two that do not fit each other.
+        GlideError: neither model is given, one is of the wrong kind, or the two do not fit each other.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Pipeline:
         lora: Sequence[str | Path] = (),
         weights: bool = True,
     ) -> Self:
-        """Loads what is needed from checkpoint folders; the two towers of the noised CLIP come together.
+        """Loads models from checkpoint folders; the two towers of the noised CLIP must be given together.
 
-        Models and adapters that learnt to do with few steps bring their settings. `lora` are adapters of the base
-        model, or of an upsampler alone, each as PATH or PATH:SCALE. Without `weights` it is there at once, and checks
-        requests (`batches`, `upsample_batches`) but cannot carry them out.
+        Models and adapters distilled to few steps bring their settings. `lora` lists adapters of the base model, or of
+        an upsampler alone, each as PATH or PATH:SCALE. With `weights` false this is immediate: the pipeline can check
+        requests (`batches`, `upsample_batches`) but not run them.
         """
         if (clip_text is None) != (clip_image is None):
             raise GlideError("the noised CLIP needs both clip_text and clip_image")
@@ -91,14 +91,14 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
-        """Loads a pipeline that `save_pretrained` wrote, with its settings.
+        """Loads a pipeline written by `save_pretrained`, with its settings.
 
         Args:
             name: its folder; or hf://USER/NAME, hf://USER/NAME@REVISION of the Hugging Face Hub.
-            **options: of `from_checkpoints`.
+            **options: for `from_checkpoints`.
 
         Raises:
-            GlideError: there is none, it cannot be downloaded, or it does not hold what its index says.
+            GlideError: it does not exist, cannot be downloaded, or does not hold what its index says.
         """
         whole = Pretrained.open(name)
         loaded = cls.from_checkpoints(whole.base, whole.upsampler, **options)
@@ -106,16 +106,16 @@ class Pipeline:
         return loaded
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
-        """Writes models, adapters merged into them, and settings as one folder; the noised CLIP is left out.
+        """Writes the models, with adapters merged, and the settings as one folder; the noised CLIP is left out.
 
-        With models as safetensors files, which PyTorch reads too, `python -m convert bundle --safetensors` does.
+        `python -m convert bundle --safetensors` writes one with safetensors files, which PyTorch can also read.
 
         Args:
             folder: a new one.
-            dtype: of the stored weights; bfloat16 halves them, rounded to the nearest.
+            dtype: type of the stored weights; bfloat16 halves their size.
 
         Raises:
-            GlideError: something is there already, or it cannot be written.
+            GlideError: the folder exists, or it cannot be written.
         """
         folder = Path(folder).expanduser()
         check_settings(self.settings)
@@ -147,24 +147,24 @@ class Pipeline:
         """Generates images of each prompt with the base model, and enlarges them if there is an upsampler.
 
         Args:
-            prompts: one or several; `weighted` and `interpolated` make those that are more than one text.
+            prompts: one or several; `weighted` and `interpolated` make prompts of more than one text.
             num_images: images per prompt.
             options: of the base model; None is `settings`.
-            upsampler_options: of the upsampler, or changes by name of those in `settings`, and where these say nothing
-                of GLIDE's own ("fast27" DDIM, no guidance).
+            upsampler_options: the upsampler's options, or changes by name to those in `settings` and GLIDE's own
+                ("fast27" DDIM, no guidance).
             seed: in [0, 2^31); image i of the request is the same whatever the batch size.
-            on_steps: called with the number of image evaluations just done (a batch of 4 doing 5 reports 20), and the
-                images as predicted by then, in [-1, 1]; what it raises ends the sampling.
-            indices: numbers of the images, in place of 0, 1, ...: generates some of a larger request as it would.
+            on_steps: called with the number of image evaluations just done (5 steps of a batch of 4 are 20) and the
+                current prediction of the images, in [-1, 1]; an exception from it ends the sampling.
+            indices: numbers of the images, instead of 0, 1, ...: generates a part of a larger request.
             negative_prompt: what guidance leads away from.
-            init_image: image to start from; `strength` says how far to leave it (image to image).
-            image, mask: image to inpaint with an inpainting model, and where it is kept (white) or inpainted (black).
-            x_t: noise to start from in place of the seed's, one for each image, as `invert` gives it.
-            size: (height, width) of the base model's images; None is the square that it was trained on.
-            **changes: of `options`, by name: sampler, num_steps, guidance_scale, ...
+            init_image: image to start from (image to image); `strength` is how far to depart from it.
+            image, mask: image to inpaint with an inpainting model, and the mask: white is kept, black is inpainted.
+            x_t: noise to start from instead of the seed's, one for each image, as from `invert`.
+            size: (height, width) of the base model's images; None for the square it was trained on.
+            **changes: to `options`, by name: sampler, num_steps, guidance_scale, ...
 
         Raises:
-            GlideError: no prompt, invalid options, or images that the models cannot use.
+            GlideError: no prompts, invalid options, or images that the models cannot use.
         """
         rows = _rows(prompts, num_images)
         batches = list(
@@ -195,12 +195,12 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Samples]:
-        """Checks a request at once, and generates batch by batch; arguments and errors as for a call, but for these.
+        """Checks a request immediately, then generates batch by batch; arguments as for a call, except these.
 
         Args:
-            prompts, indices: prompt and number of each image.
-            batch_size: images of a batch, `self.batch_size` or fewer; a short last one is filled up to it, so that it
-                runs the same program. By default as many as there are.
+            prompts, indices: the prompt and number of each image.
+            batch_size: images per batch, at most `self.batch_size`; a short last batch is padded to it, so that it runs
+                the same program. By default all images.
         """
         base = self.base
         if base is None:
@@ -261,14 +261,14 @@ class Pipeline:
         on_steps: OnSteps | None = None,
         **changes: Any,
     ) -> Samples:
-        """Enlarges images of any size, each brought to the upsampler's input size first.
+        """Enlarges images of any size, which are first resized to the upsampler's input size.
 
         Args:
             images: files, PIL images or uint8 arrays.
-            prompts: what they show, one for all or one each.
+            prompts: what they show: one for all, or one for each.
             options: of the upsampler; None is `settings`.
             seed, on_steps: as in a call.
-            **changes: of `options`, by name.
+            **changes: to `options`, by name.
         """
         return Samples.joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
 
@@ -281,7 +281,7 @@ class Pipeline:
         on_steps: OnSteps | None = None,
         **changes: Any,
     ) -> Iterator[Samples]:
-        """Checks what `upsample` is asked for at once, and enlarges batch by batch."""
+        """Checks an `upsample` request immediately, then enlarges batch by batch."""
         if self.upsampler is None:
             raise GlideError("no upsampler was given")
         rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
@@ -315,11 +315,11 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         **changes: Any,
     ) -> Float[np.ndarray, "1 height width 3"]:
-        """The noise from which DDIM generates `image` under `prompt`: pass it to a call as `x_t`, with the same levels.
+        """The noise from which DDIM generates `image` for `prompt`: pass it to a call as `x_t`, with the same levels.
 
         `size` is that of a call, (height, width).
 
-        Guidance is off unless `guidance_scale` is given: the way back is the more exact, the closer it is to 1.
+        Guidance is off unless `guidance_scale` is given; the closer it is to 1, the more exact the inversion.
         """
         if self.base is None:
             raise GlideError("no base model was given")
@@ -330,7 +330,7 @@ class Pipeline:
         return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
 
     def unseen_end(self, prompt: str) -> str:
-        """The end of a prompt that is too long for the first model; empty if it sees all."""
+        """The end of a prompt that the first model cannot see, because the prompt is too long; or ""."""
         model = self.base or self.upsampler
         assert model is not None
         return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
@@ -342,7 +342,7 @@ class Pipeline:
         *,
         from_image: bool = False,
     ) -> list[str]:
-        """What will likely make poor images of these options, in a line each; arguments and errors as for a call."""
+        """Warnings, one line each, about options likely to give poor images; arguments and errors as for a call."""
         lines = []
         if self.base is not None:
             lines.append(self.base.stage.doubt(self._base_options(options, {}), from_image=from_image))
@@ -359,7 +359,7 @@ class Pipeline:
         *,
         from_image: bool = False,
     ) -> int:
-        """How many image evaluations `on_steps` will report for so many images; arguments as for a call."""
+        """The number of image evaluations `on_steps` will report for that many images; arguments as for a call."""
         total = 0
         if self.base is not None:
             options = self._base_options(options, {})
@@ -382,14 +382,14 @@ class Pipeline:
 def _known(
     model: LoadedModel, image: ImageSource | None, mask: ImageSource | None, size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """What an inpainting model is given of the image to inpaint; nothing for others."""
+    """An inpainting model's inputs for the image to inpaint; nothing for other models."""
     if image is None or mask is None or not model.stage.model.config.inpaint:
         return {}
     return {"inpaint_image": load_image(image, size), "inpaint_mask": load_mask(mask, size)}
 
 
 def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "") -> tuple[int, int]:
-    """Height and width; raises `GlideError` where the UNet cannot halve them as often as it does."""
+    """Height and width; raises `GlideError` if the UNet cannot halve them as often as it needs to."""
     config = model.stage.model.config
     size = size or 2 * (config.image_size,)
     if not isinstance(size, tuple | list) or len(size) != 2:

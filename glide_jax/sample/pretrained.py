@@ -1,11 +1,11 @@
-"""A pipeline in one folder, to hand on: its models, and the settings they were chosen to be used with.
+"""A pipeline in one folder, to share: its models, and the settings to use them with.
 
     FOLDER/model_index.json   the folders of the models, and the settings
     FOLDER/base               the base model, a checkpoint of weights: a folder, or a safetensors file
     FOLDER/upsampler          the upsampler, the same
 
-A model may be missing, and have another name. A folder may also be a repository of the Hugging Face Hub,
-hf://USER/NAME or hf://USER/NAME@REVISION, of which the models that are used are downloaded, once.
+A model may be missing, and may have another name. A folder may also be a repository on the Hugging Face Hub,
+hf://USER/NAME or hf://USER/NAME@REVISION; the models in use are then downloaded once.
 """
 
 import argparse
@@ -39,18 +39,18 @@ INDEX = "model_index.json"
 _BUNDLED = "checkpoints/emoji"
 _PARTS = ("base", "upsampler")
 _PART = re.compile(r"\w[\w.-]*", re.ASCII)
-# The image to start from and the noised CLIP are no part of a pipeline in a folder.
+# The image to start from and the noised CLIP are not part of a pipeline folder.
 _NO_SETTINGS = {"strength", "clip_guidance_scale", "upsampler_clip_guidance_scale"}
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a folder holds.
+    """The contents of a pipeline folder.
 
     Attributes:
         where: its path, or its name and commit on the Hub.
-        base, upsampler: its models, as every program takes checkpoints; None where there is none.
-        settings: those that differ from the usual ones, by the flags of `sample.py`.
+        base, upsampler: its models, as checkpoints for any program; None if missing.
+        settings: those that differ from the defaults, by the flags of `sample.py`.
     """
 
     where: str
@@ -60,7 +60,7 @@ class Pretrained:
 
     @classmethod
     def open(cls, name: str | Path) -> Self:
-        """Reads the index of a folder, or of a repository of the Hub in the commit that it is of today.
+        """Reads the index of a folder, or of a repository on the Hub at its current commit.
 
         Raises:
             GlideError: there is no such folder or repository, or its index cannot be used.
@@ -80,12 +80,12 @@ class Pretrained:
         return cls(where, settings=index.get("settings", {}), **parts)
 
     def of(self, part: str) -> dict[str, Any]:
-        """The settings of one model, base or upsampler."""
+        """The settings of one model, "base" or "upsampler"."""
         return {name: value for name, value in self.settings.items() if of_upsampler(name) == (part == "upsampler")}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises `GlideError` where settings of a pipeline are unknown, or not as the flags of `sample.py` may be."""
+    """Raises `GlideError` if settings of a pipeline are unknown, or invalid for the flags of `sample.py`."""
     if unknown := sorted(settings.keys() - (flag_fields().keys() - _NO_SETTINGS)):
         raise GlideError(f"{unknown[0]!r:.100} is no setting of a pipeline")
     base_options({}, settings)
@@ -93,7 +93,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def write_index(folder: Path, parts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """Writes the index of a folder whose models, base and upsampler, have these names in it."""
+    """Writes the index of a folder that holds models of these names."""
     samplers = {name: canonical_name(value) for name, value in settings.items() if name.endswith("sampler")}
     index = {
         "_class_name": "GlidePipeline",
@@ -107,10 +107,10 @@ def write_index(folder: Path, parts: Mapping[str, str], settings: Mapping[str, A
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """For the block that writes a folder, its index last; of one that fails nothing is left.
+    """Surrounds the writing of a folder, with its index last; if that fails, nothing is left.
 
     Raises:
-        GlideError: something is there already.
+        GlideError: the folder exists already.
     """
     require_new(folder)
     try:
@@ -121,11 +121,11 @@ def new_folder(folder: Path) -> Iterator[None]:
 
 
 def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
-    """The checkpoint that is meant by the name of one, or of a whole pipeline; and the pipeline that it belongs to.
+    """The checkpoint that `name`, a checkpoint's or a pipeline's, refers to, and the pipeline it belongs to, if any.
 
     Args:
         name: a checkpoint, or a pipeline as `Pretrained.open` takes it.
-        part: base or upsampler.
+        part: "base" or "upsampler".
 
     Raises:
         GlideError: the pipeline has no such model, or cannot be read.
@@ -137,7 +137,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
         except GlideError:
             if not repository.inside:
                 raise
-            return str(hub.pinned(repository)), None  # a repository may be of one model
+            return str(hub.pinned(repository)), None  # a repository may hold a single model
         found = getattr(whole, part)
         if not repository.inside:
             return _present(found, name, part), whole
@@ -151,7 +151,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
         for parent in (path.absolute().parent, path.resolve().parent):
             try:
                 whole = Pretrained.open(parent)
-            except GlideError:  # none, or not ours: nobody asked for it
+            except GlideError:  # missing or foreign, and not asked for
                 continue
             own = getattr(whole, part)
             if own is not None and Path(own).resolve() == path.resolve():
@@ -160,7 +160,7 @@ def located(name: str | Path, part: str) -> tuple[str, Pretrained | None]:
 
 
 class Chosen(NamedTuple):
-    """The models that are meant, and the settings they bring, by the flags of `sample.py`."""
+    """The models to use, and the settings they bring, by the flags of `sample.py`."""
 
     base: str | None
     upsampler: str | None
@@ -168,14 +168,14 @@ class Chosen(NamedTuple):
 
 
 def choose(base: str | None, upsampler: str | None, lora: Sequence[str] = ()) -> Chosen:
-    """The models meant by --checkpoint and --upsampler, each a checkpoint or a pipeline; none at all is the bundled.
+    """The models named by --checkpoint and --upsampler, each a checkpoint or a pipeline; by default the bundled ones.
 
-    A pipeline as --checkpoint brings its upsampler too where none is given. Settings are those of pipelines, and over
-    them those of checkpoints and adapters that learnt to do with few steps.
+    A pipeline given as --checkpoint also brings its upsampler, unless one is given. The settings are those of
+    pipelines, overridden by those of checkpoints and adapters distilled to few steps.
 
     Raises:
-        GlideError: a pipeline that cannot be read, or lacks the model that is asked for; or no model is given, and the
-            working directory is not the repository's, which has the bundled ones.
+        GlideError: a pipeline cannot be read or lacks the model asked for; or no model is given, and the working
+            directory is not the repository's, which has the bundled ones.
     """
     if base is None and upsampler is None:
         if not Path(_BUNDLED).is_dir():
@@ -202,7 +202,7 @@ def with_recorded(
     upsampler: str | Path | None,
     lora: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """Settings, by flag, overruled by what checkpoints and the adapters of the first say of their sampling."""
+    """Settings, by flag, overridden by the sampling options recorded in checkpoints and in the first one's adapters."""
     own, upsampling = ({} if path is None else sample.recorded_sampling(path) for path in (base, upsampler))
     for text in lora:
         (upsampling if base is None else own).update(sample.recorded_sampling(sample.split_scale(str(text))[0]))
@@ -211,9 +211,9 @@ def with_recorded(
 
 
 def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line with --checkpoint and --upsampler: see `choose`, whose settings become `args.settings`.
+    """Parses a command line with --checkpoint and --upsampler; the settings of `choose` become `args.settings`.
 
-    Names on the Hub, those of adapters too, get the commits that they are of.
+    Names on the Hub, including those of adapters, are resolved to commits.
     """
     args = parse.parse_args(argv)
     args.lora = args.lora and [_pinned_adapters(text) for text in args.lora]
@@ -222,7 +222,7 @@ def parse_with_settings(parse: argparse.ArgumentParser, argv: Sequence[str] | No
 
 
 def _pinned_adapters(text: str) -> str:
-    """PATH or PATH:SCALE, where the path is on the Hub with its commit."""
+    """PATH or PATH:SCALE, with a path on the Hub resolved to its commit."""
     if not hub.is_name(text):
         return text
     path = sample.split_scale(text)[0]

@@ -1,7 +1,7 @@
-"""Prompts that are more than one text: words of other weights, and the way from one prompt to another.
+"""Prompts of more than one text: weighted words, and interpolation from one prompt to another.
 
-All that a UNet is given of a text (the vector added to the time embedding, and per block keys and values) is an affine
-function of the text transformer's output, so that texts can be mixed after they are encoded.
+Everything the UNet gets from a text (the vector added to the time embedding, and each block's keys and values) is an
+affine function of the text transformer's output, so texts can be mixed after encoding.
 """
 
 import itertools
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from glide_jax.errors import GlideError
 
-# Text, or words and their weight in brackets, or a bracket that is neither.
+# Text, or words with a weight in brackets, or a stray bracket.
 _PIECES = re.compile(r"((?:\\[()]|[^()])+)|\(((?:\\[()]|[^()])*):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|([()])", re.ASCII)
 _ESCAPED = re.compile(r"\\([()])")
 _MOST = 100
 
 
 class Text(NamedTuple):
-    """A text of which some characters are not seen: their tokens are padding, in their places.
+    """A text with some characters hidden: their tokens are replaced by padding.
 
     Attributes:
-        text: as it is; lower-cased where some of it is not seen.
+        text: the text; lower-cased if some of it is hidden.
         unseen: [first, end) of the characters, as `GlideTokenizer.touched` takes them.
     """
 
@@ -32,10 +32,10 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Blend:
-    """Texts with weights of sum 1, to be mixed after they are encoded.
+    """Texts with weights that sum to 1, to be mixed after encoding.
 
     Attributes:
-        label: what stands for it where images are named.
+        label: what to call it in the names of images.
         parts: the texts and their weights, which may be negative.
     """
 
@@ -50,23 +50,23 @@ Prompt = str | Blend
 
 
 def parts(prompt: Prompt) -> tuple[tuple[Text, float], ...]:
-    """The texts of a prompt and their weights; a plain prompt is one."""
+    """The texts of a prompt and their weights; a plain prompt is a single text."""
     return prompt.parts if isinstance(prompt, Blend) else ((Text(prompt), 1.0),)
 
 
 def texts(prompts: Iterable[Prompt]) -> list[str]:
-    """The distinct texts of some prompts, each once."""
+    """The distinct texts of the prompts."""
     return list(dict.fromkeys(text.text for prompt in prompts for text, _ in parts(prompt)))
 
 
 def weighted(prompt: str) -> Prompt:
-    r"""A prompt whose words may be stressed or weakened: "a (red:1.5) bicycle"; brackets of the text are \( and \).
+    r"""A prompt with stressed or weakened words, "a (red:1.5) bicycle"; literal brackets are \( and \).
 
-    E + sum_i (w_i - 1) (E - E_i), with E the whole text encoded and E_i the text without the words of weight w_i: 1 is
-    the text as it is, 0 without them, and beyond 1 away from there, as guidance does.
+    Its encoding is E + sum_i (w_i - 1) (E - E_i), where E encodes the whole text and E_i the text without the words of
+    weight w_i: 1 is the text as it is, 0 leaves the words out, and above 1 extrapolates, like guidance.
 
     Raises:
-        GlideError: brackets without words or without a number, one inside another, or a weight beyond 100.
+        GlideError: brackets without words or a number, nested brackets, or a weight beyond 100.
     """
     text, spans = "", []
     for plain, words, number, stray in _PIECES.findall(prompt):
@@ -90,7 +90,7 @@ def _weight(number: str) -> float:
 
 
 def interpolated(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """`count` prompts from each of `prompts` to the next, both ends among them: n of them give (n - 1) (count - 1) + 1.
+    """`count` prompts from each of `prompts` to the next, both included: n prompts give (n - 1) (count - 1) + 1.
 
     Raises:
         GlideError: fewer than two prompts, or a count below 2.

@@ -1,4 +1,4 @@
-"""What comes out of a pipeline, and how a request is cut into batches of one size."""
+"""A pipeline's output, and how a request is cut into batches of one size."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Pixels = UInt8[np.ndarray, "n height width 3"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Images and what they were generated from, in order.
+    """Images and what they were generated from.
 
     Attributes:
-        images: uint8 [n, height, width, 3], of the last stage.
-        prompts: caption of each image.
-        indices: number of each image, which with the seed decides its noise.
+        images: uint8 [n, height, width, 3], from the last stage.
+        prompts: the prompt of each image.
+        indices: the number of each image, which decides its noise together with the seed.
         seed: the seed they share.
-        small: the base model's images, where an upsampler enlarged them.
+        small: the base model's images, if an upsampler enlarged them.
     """
 
     images: Pixels
@@ -35,7 +35,7 @@ class Samples:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Several, of one seed, one after another."""
+        """Concatenates samples of one seed."""
         small = [part.small for part in parts if part.small is not None]
         return cls(
             np.concatenate([part.images for part in parts]),

@@ -1,4 +1,4 @@
-"""One model generating images: noise to images in one compiled program per (batch size, kind of solver)."""
+"""One model generating images, in one compiled program per (batch size, kind of solver)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,24 +24,24 @@ from glide_jax.sample.conditioning import Arguments, ClipGuide, Conditioner, Inp
 from glide_jax.sample.options import SampleOptions
 from glide_jax.sample.prompts import Prompt
 
-# Progress is reported about this many times a batch; each report is one call of the compiled program.
+# Progress is reported about this many times per batch; each report is one call of the compiled program.
 _REPORTS = 10
-# The share of an image's variance that may be missing from the noise that sampling starts from.
+# The most an image may contribute to the variance at the first level for sampling to start from noise alone.
 _MOST_SIGNAL = 0.05
-# Noise levels that attention is looked at.
+# Noise levels at which attention is read.
 _LOOKS = 10
 
-# Called with the number of evaluations just done, and the images as the model sees them now: x_0, in [-1, 1].
+# Called with the number of evaluations just done and the current prediction of the images, in [-1, 1].
 OnSteps = Callable[[int, Float[Array, "batch height width 3"]], object]
 
 
 class Stage:
-    """A model with its noise schedule; weights are passed to each call, so that training can generate previews.
+    """A model with its noise schedule; weights are passed to each call, so that training can draw previews.
 
     Args:
         model: the network.
         diffusion: the schedule it was trained on.
-        clip: network whose gradient may guide it.
+        clip: network whose gradient can guide it.
         mesh: devices to spread a batch over where it divides evenly; by default the first one.
     """
 
@@ -56,11 +56,11 @@ class Stage:
         self._look = jax.jit(self._look_impl)
 
     def levels(self, options: SampleOptions, *, from_image: bool = False) -> NoiseLevels | None:
-        """The levels to visit; `from_image` leaves out those that `strength` skips, None if that is all.
+        """The levels to visit; `from_image` leaves out those that `strength` skips, and gives None if none remain.
 
         Raises:
-            GlideError: steps or sigmas that the schedule cannot give, or one step from noise alone where there is next
-                to none.
+            GlideError: steps or sigmas that the schedule cannot provide, or a single step from noise alone at a level
+                with almost no noise.
         """
         levels = NoiseLevels.from_options(self.schedule, options.levels_in_force)
         if not from_image or options.strength == 1:
@@ -89,12 +89,12 @@ class Stage:
         )
 
     def count_evaluations(self, options: SampleOptions, *, from_image: bool = False) -> int:
-        """How often the model is evaluated for an image; raises `GlideError` as `levels` does."""
+        """The number of model evaluations per image; raises `GlideError` as `levels` does."""
         levels = self.levels(options, from_image=from_image)
         return 0 if levels is None else len(plan_steps(options.solver, levels)[1])
 
     def check(self, prompts: Sequence[Prompt], options: SampleOptions, *, from_image: bool = False) -> None:
-        """Raises `GlideError` where `sample` would refuse these; no weights are needed."""
+        """Raises `GlideError` if `sample` would refuse these; no weights are needed."""
         self.count_evaluations(options, from_image=from_image)
         if options.clip_guidance_scale:
             self._conditioner.check_clip(prompts)
@@ -116,7 +116,7 @@ class Stage:
             inputs: what to generate.
             options: sampler, levels, guidance.
             seed: in [0, 2^31).
-            clip_params: the weights of `clip`, needed if `options.clip_guidance_scale` is not 0.
+            clip_params: weights of `clip`, needed if `options.clip_guidance_scale` is not 0.
             on_steps: called about ten times, with the number of evaluations just done and the last prediction of
                 x_0, which stays on the device; what it raises ends the sampling.
 
@@ -150,9 +150,9 @@ class Stage:
         Args:
             params: the model's weights.
             text: each row's own.
-            against: one row, what guidance leads away from.
+            against: a single row, what guidance steers away from.
             options: sampler, levels, guidance.
-            seed, indices: what decides noise.
+            seed, indices: they decide the noise.
             low_res: an upsampler's input.
         """
         if options.clip_guidance_scale:
@@ -173,9 +173,9 @@ class Stage:
     def invert(
         self, params: Params, inputs: Inputs, options: SampleOptions, *, on_steps: OnSteps | None = None
     ) -> Float[Array, "batch height width 3"]:
-        """The noise from which DDIM at eta 0 would generate `inputs.init_image`: to be given as `Inputs.x_t`.
+        """The noise from which DDIM at eta 0 would generate `inputs.init_image`, for use as `Inputs.x_t`.
 
-        The levels are those of `options`; its sampler and thresholding have no part in it.
+        The levels are those of `options`; its sampler and thresholding play no part.
         """
         solver, plan = ddim_inversion(NoiseLevels.from_options(self.schedule, options.levels_in_force))
         arguments = self._conditioner.arguments(params, inputs, self._guidance(options.guidance), 0)
@@ -186,16 +186,16 @@ class Stage:
     def text_attention(
         self, params: Params, inputs: Inputs, *, seed: int = 0
     ) -> Float[Array, "batch height width ctx"]:
-        """`Glide.text_attention` of `inputs.init_image` under its prompts: the mean over ten levels of fresh noise."""
+        """`Glide.text_attention` for `inputs.init_image` with its prompts, averaged over ten levels of fresh noise."""
         arguments = self._conditioner.arguments(params, inputs, None, seed)
         return self._look(arguments, self._conditioner.put(inputs.init_image))
 
     def _guidance(self, options: GuidanceOptions) -> Guidance | None:
-        """A model without text has nothing to be guided by."""
+        """None for a model without text, which has nothing to be guided by."""
         return guidance(options) if self.model.config.xf_width else None
 
     def _start_image(self, inputs: Inputs) -> Image | None:
-        """What sampling starts from below strength 1; the known part of it is as it is known."""
+        """The image to start from below strength 1; its known part is the known image."""
         put = self._conditioner.put
         if inputs.init_image is not None:
             image = put(inputs.init_image)
@@ -249,7 +249,7 @@ class Stage:
         return carry
 
     def _stream(self, seed: Int[Array, ""], name: str) -> PRNGKeyArray:
-        """A base model and its upsampler get different noise."""
+        """A base model and its upsampler use different noise."""
         return stream_key(seed, f"{name}/{self.model.config.image_size}")
 
     def _start_impl(
@@ -324,7 +324,7 @@ class Stage:
 
 
 def _chosen(options: SampleOptions) -> str:
-    """What decides the first level."""
+    """The options that decide the first level."""
     levels = options.levels_in_force
     if levels.timestep_respacing:
         return f"timestep_respacing {levels.timestep_respacing}"

@@ -31,7 +31,7 @@ examples:
   python app.py --checkpoint glide/base --upsampler glide/upsample
   python app.py --models runs --models glide --clip_model ViT-B-32
 """
-_SESSIONS = 200  # browser tabs and programs whose choices are remembered: 0.2 MB each
+_SESSIONS = 200  # browser tabs and clients whose choices are remembered, at 0.2 MB each
 _PROMPTS = {
     True: ("a 3d render of a banana", "a 3d render of a turtle", "a flat icon of a strawberry",
            "a shaded drawing of a tangerine"),
@@ -42,7 +42,7 @@ _PROMPTS = {
 
 @dataclass(frozen=True)
 class Server(Options):
-    """Where the page is served, and to whom: users and passwords, or everyone where `accounts` is None."""
+    """Where the page is served, and to whom: users with passwords, or everyone if `accounts` is None."""
 
     PREFIX: ClassVar[str] = "--"
 
@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves the page until Ctrl-C.
 
     Raises:
-        GlideError: gradio is missing, no model, one that cannot be loaded, invalid options, a port in use.
+        GlideError: gradio is missing, there is no model or it cannot be loaded, options are invalid, or the port is in
+            use.
     """
     args = parser().parse_args(argv)
     limits = build(Limits, given(vars(args), Limits))
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _own_folder() as folder:
         _require_gradio()
         if args.clip_model not in (None, NOISED):
-            # torch holds the scorer on the same device: JAX must not take most of its memory at once.
+            # torch may hold the scorer on the same device, so JAX must not preallocate most of its memory.
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         keep_compiled_programs()
         service = _service(args, limits)
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _service(args: argparse.Namespace, limits: Limits) -> Service:
-    """Finds the models, loads the first ones; with none given, the bundled ones."""
+    """Finds the models, by default the bundled ones, and loads the first."""
     bundled = not (args.checkpoint or args.upsampler or args.models)
     chosen = [choose(None, path) for path in args.upsampler] + [choose(path, None) for path in args.checkpoint]
     if bundled:
@@ -152,10 +153,10 @@ def _service(args: argparse.Namespace, limits: Limits) -> Service:
 
 
 def _adapters(models: Models, base: str) -> tuple[str, ...]:
-    """The adapters named by --lora that belong to the base model chosen first, and are chosen with it.
+    """The adapters from --lora that belong to the first base model, selected together with it.
 
     Raises:
-        GlideError: too many, or some that belong to no base model that there is.
+        GlideError: there are too many, or some belong to none of the base models.
     """
     given = [each for each in models.adapters if each.given]
     fitting = [each.name for each in models.fitting(base) if each.given]
@@ -175,15 +176,15 @@ def _adapters(models: Models, base: str) -> tuple[str, ...]:
 
 
 def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Users and passwords, one pair a line of a file: a command line can be read by all users of a machine.
+    """Users and passwords, one pair per line of a file: command lines are visible to all users of a machine.
 
     Raises:
-        GlideError: the file cannot be read, or a line is something else.
+        GlideError: the file cannot be read, or a line is not of this form.
     """
     try:
         entries = lines(read_text(path, "--auth"))
     except GlideError as error:
-        shown = "FILE" if ":" in str(path) else path  # it may be a password
+        shown = "FILE" if ":" in str(path) else path  # the line may contain a password
         raise GlideError(f"--auth {shown}: not a text file with lines of USER:PASSWORD") from error
     accounts = []
     for number, line in enumerate(entries, 1):
@@ -198,7 +199,7 @@ def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """Where uploads and images go; nobody else uses it, and it is removed at the end."""
+    """A private folder for uploads and images, removed at the end."""
     before = os.environ.get("GRADIO_TEMP_DIR", ""), tempfile.tempdir
     parent = Path(before[0] or tempfile.gettempdir())
     try:
@@ -210,7 +211,7 @@ def _own_folder() -> Iterator[Path]:
         raise GlideError(f"cannot write {parent}: {error.strerror}; GRADIO_TEMP_DIR names another folder") from error
     with folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name, "files"))
-        # What is received in part when a client goes stays among Python's temporary files.
+        # Partial uploads of disconnected clients stay among Python's temporary files.
         tempfile.tempdir = str(Path(folder.name, "unfinished"))
         try:
             yield Path(folder.name)
@@ -227,7 +228,7 @@ def _require_gradio() -> None:
 
 
 def require_port(server: Server) -> None:
-    """Raises `GlideError` if the port is in use; to be known before models are loaded, which may take minutes."""
+    """Raises `GlideError` if the port is in use, before models are loaded, which may take minutes."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         socket.create_server((server.host, server.port), family=family).close()
@@ -240,7 +241,7 @@ def _unavailable(server: Server) -> GlideError:
 
 
 def serve(service: Service, server: Server, folder: Path) -> None:
-    """Serves a page until Ctrl-C or SIGTERM; the oldest files in `folder` go when there is too much.
+    """Serves a page until Ctrl-C or SIGTERM; the oldest files in `folder` are removed when it grows too large.
 
     Raises:
         GlideError: the port is in use.

@@ -1,4 +1,4 @@
-"""Images of several requests generated together: a device that one image hardly occupies serves many."""
+"""Generates images of several requests together, because a single image hardly occupies a device."""
 
 import contextlib
 import itertools
@@ -18,11 +18,11 @@ from glide_jax.ui.worker import DEVICE, Stopped
 
 
 class QueueFull(GlideError):
-    """As many requests are waiting as are allowed."""
+    """The maximum number of requests are waiting."""
 
 
 class Done(NamedTuple):
-    """A request as it was carried out, and its images in order."""
+    """A request as carried out, and its images in order."""
 
     request: Request
     images: list[Generated]
@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """A request, its models, the numbers of its images, and those that are finished, by place."""
+    """A request, its models, the numbers of its images, and its finished images by position."""
 
     request: Request
     models: Wanted
@@ -45,7 +45,7 @@ class _Job:
         return self.models, own.negative_prompt, own.seed, own.options, own.upsampler_options
 
     def settle(self, outcome: Done | BaseException) -> None:
-        """Ends the wait for it, unless nobody waits any more or it has ended."""
+        """Ends the wait for it, unless that was cancelled or has ended."""
         with contextlib.suppress(InvalidStateError):
             if isinstance(outcome, BaseException):
                 self.future.set_exception(outcome)
@@ -54,7 +54,7 @@ class _Job:
 
 
 class _Waiting(NamedTuple):
-    """One image to generate; the lowest goes first."""
+    """An image to generate; the lowest in order goes first."""
 
     turn: float
     arrival: int
@@ -63,14 +63,14 @@ class _Waiting(NamedTuple):
 
 
 class Batches:
-    """Requests in a queue, from which a thread takes a batch of images at a time.
+    """A queue of requests, from which a thread takes a batch of images at a time.
 
-    Only requests of the same models and settings share a batch. Turns are those of fair queueing: each request that
-    waits gets an equal share of the images, so a large one lets later ones in between and still comes forward.
+    Only requests with the same models and settings share a batch. Queueing is fair: each waiting request gets an equal
+    share of the images, so a large one lets later ones in between and still makes progress.
 
     Args:
-        limits: how many images a batch has, and how many requests may wait.
-        load: loads the models of a request when its turn comes: those that wait keep none in memory.
+        limits: the number of images per batch and of waiting requests.
+        load: loads the models of a request when its turn comes, so that waiting requests keep none in memory.
     """
 
     def __init__(self, limits: Limits, load: Callable[[Wanted], Pipeline]) -> None:
@@ -80,22 +80,23 @@ class Batches:
         # The time of fair queueing: how many images a request would have had that has waited all along.
         self._turn = 0.0
         self._arrivals = itertools.count()
-        # Requests without a seed have this one in common, and numbers of their own: else none could share a batch.
+        # Requests without a seed share this one, with image numbers of their own; otherwise they could not share a
+        # batch.
         self._seed, self._numbers = secrets.randbelow(2**31), itertools.count()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def check_room(self) -> None:
-        """Raises `QueueFull` if as many are waiting as are allowed."""
+        """Raises `QueueFull` if the maximum number of requests are waiting."""
         with self._changed:
             if len(self._unfinished()) >= self._limits.max_queue:
                 raise QueueFull(f"{self._limits.max_queue} requests are waiting already: try again in a moment")
 
     def submit(self, request: Request, models: Wanted) -> Future[Done]:
-        """Queues a request for the task "draw"; cancelling its future takes it out again.
+        """Queues a request for the task "draw"; cancelling its future removes it.
 
         Args:
-            request: what it asks for.
-            models: its models, the same for all of its images whatever their names mean by then.
+            request: the request.
+            models: its models, which stay the same for all its images even if their names come to mean others.
 
         Raises:
             QueueFull: too many are waiting.
@@ -113,7 +114,7 @@ class Batches:
         return job.future
 
     def _unfinished(self) -> set[int]:
-        """Arrivals of the requests that somebody waits for."""
+        """Arrival numbers of the requests still waited for."""
         return {waiting.arrival for waiting in self._waiting if not waiting.job.future.done()}
 
     def _serve(self) -> None:
@@ -121,18 +122,18 @@ class Batches:
             with self._changed:
                 while not self._waiting:
                     self._changed.wait()
-            # While the device is busy, more requests come together.
+            # While the device is busy, more requests accumulate.
             with DEVICE.mine():
                 batch = self._take()
                 try:
                     if batch:
                         self._generate(batch)
-                except BaseException as error:  # of whatever kind, the next request is to be served
+                except BaseException as error:  # the next request of any kind is to be served
                     for waiting in batch:
                         waiting.job.settle(error)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch; what nobody waits for any more is dropped."""
+        """The next batch; cancelled requests are dropped."""
         with self._changed:
             wanted = [waiting for waiting in self._waiting if not waiting.job.future.done()]
             batch = [waiting for waiting in wanted if waiting.job.alike == wanted[0].job.alike]
@@ -150,7 +151,7 @@ class Batches:
             if all(waiting.job.future.done() for waiting in batch):
                 raise Stopped
 
-        # Programs for 1, 2, 4, ... images: each size is compiled once.
+        # Programs exist for 1, 2, 4, ... images; each size is compiled once.
         size = min(1 << (len(batch) - 1).bit_length(), self._limits.batch_size)
         [samples] = pipeline.batches(
             [waiting.job.request.prompt for waiting in batch],

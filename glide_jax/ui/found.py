@@ -1,4 +1,4 @@
-"""What there is to choose from: the models and adapters that were named, or that folders have."""
+"""The models and adapters to choose from, given by name or found in folders."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,13 +16,13 @@ _T = TypeVar("_T", "FoundModel", "FoundAdapters")
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A checkpoint that may be chosen.
+    """A model that can be selected.
 
     Attributes:
-        name: what it is called by the page and its clients, who never see or send paths.
+        name: its name for the page and its clients, who never see or send paths.
         path: a run folder, one of its steps or a converted model.
         image_size: side of the images it generates, in pixels.
-        enlarges: side of the images it takes, if it is an upsampler, else 0.
+        enlarges: side of an upsampler's input images; 0 for other models.
         inpaints: whether it is an inpainting model.
     """
 
@@ -34,21 +34,21 @@ class FoundModel:
 
     @property
     def label(self) -> str:
-        """What a person reads in the menu."""
+        """Its label in the menu."""
         sizes = f"{self.enlarges} → {self.image_size} px" if self.enlarges else f"{self.image_size} px"
         return f"{self.name} ({sizes}{', inpainting' * self.inpaints})"
 
 
 @dataclass(frozen=True)
 class FoundAdapters:
-    """Adapters (LoRA) that may be added to the base model they were trained on.
+    """Adapters (LoRA), for use with the base model they were trained on.
 
     Attributes:
-        name: as of a model.
-        path: a run folder, one of its steps or weights alone.
+        name: as for a model.
+        path: a run folder, one of its steps, or plain weights.
         base_sha256: the `LoadedModel.sha256` of that base model.
-        scale: how much of them is added where nobody says.
-        given: whether they were named, not found in a folder.
+        scale: their default scale.
+        given: whether they were given by name rather than found in a folder.
     """
 
     name: str
@@ -60,22 +60,22 @@ class FoundAdapters:
 
 @dataclass(frozen=True)
 class Available:
-    """All that there is, by name."""
+    """All models and adapters, by name."""
 
     models: dict[str, FoundModel] = field(default_factory=dict)
     adapters: dict[str, FoundAdapters] = field(default_factory=dict)
 
 
 def search(given: Sequence[Path], lora: Sequence[str], folders: Sequence[Path]) -> Available:
-    """Looks for what is there now.
+    """Finds the models and adapters that exist now.
 
     Args:
-        given: checkpoints named one by one, each a model, that of adapters too.
-        lora: adapters named one by one, each as PATH or PATH:SCALE.
-        folders: searched for more, a few levels deep; adapters of a base model bring that along, if it is still there.
+        given: individual checkpoints, which are models; adapters count as the model they make.
+        lora: individual adapters, each as PATH or PATH:SCALE.
+        folders: searched for more, a few levels deep; adapters bring along their base model, if it still exists.
 
     Raises:
-        GlideError: one of those named one by one is no checkpoint, or a folder to search does not exist.
+        GlideError: an individual path is not a checkpoint, or a folder to search does not exist.
     """
     there = Available()
     for path in given:
@@ -131,7 +131,7 @@ def _add(known: dict[str, _T], new: _T) -> None:
 
 
 def _below(folder: Path, root: Path, depth: int) -> Iterator[FoundModel]:
-    """The checkpoints in a folder, called by their paths from `root`."""
+    """The checkpoints in a folder, named by their paths from `root`."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_dir() or path.suffix == ".safetensors"):
             continue

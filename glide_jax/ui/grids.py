@@ -1,4 +1,4 @@
-"""A labelled grid of one prompt under changed settings, as the page asks for it: `sample.py --xy` within its limits."""
+"""The page's labelled grid of one prompt with varying settings: `sample.py --xy` within the page's limits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from glide_jax.sample import Axis, Cell, combinations, of_upsampler, variable
 from glide_jax.ui.request import SCALES, Request, checked, checked_text, checked_value, without_effect
 
 _LONGEST_VALUES = 300
-# Values to look at first, the more telling ones in front; those that the models bring come before them.
+# Example values, the most telling ones first; the models' own settings come before them.
 _EXAMPLES: Mapping[str, Sequence[Any]] = {
     "num_steps": (27, 10, 50), "guidance_scale": (1, 2, 4), "seed": (0, 1, 2),
     "sampler": ("ddim", "dpmpp_2m", "euler_ancestral"), "schedule": ("leading", "trailing", "karras"),
@@ -26,13 +26,13 @@ _EXAMPLES: Mapping[str, Sequence[Any]] = {
 
 
 def options_to_vary(known: Mapping[str, Field], *, has_clip: bool) -> list[str]:
-    """The settings that a grid may vary, most wanted first.
+    """The settings a grid can vary, the most useful first.
 
     Args:
         known: see `request_fields`.
         has_clip: whether there is a noised CLIP to guide by.
     """
-    # An image to start from has a tab of its own.
+    # Starting from an image has a tab of its own.
     able = [name for name in known if name in variable() and name != "strength"]
     if not has_clip:
         able.remove("clip_guidance_scale")
@@ -41,13 +41,13 @@ def options_to_vary(known: Mapping[str, Field], *, has_clip: bool) -> list[str]:
 
 
 def example_counts(most: int) -> tuple[int, int]:
-    """How many examples from left to right, and from top to bottom, make a grid of at most so many images."""
+    """The numbers of examples, horizontally and vertically, for a grid of at most this many images."""
     across = min(3 if most >= 6 else 2, most)
     return across, min(2, most // across)
 
 
 def examples(name: str, known: Mapping[str, Field], count: int) -> str:
-    """Values of an option to begin with, `count` of them or fewer: what the models bring, and others around it.
+    """At most `count` example values of an option: the models' own setting, and others around it.
 
     Args:
         name: one of `options_to_vary`.
@@ -57,7 +57,7 @@ def examples(name: str, known: Mapping[str, Field], count: int) -> str:
     field = known[name]
     values = [] if field.default in (None, "") else [field.default]
     if values and name.endswith("num_steps"):
-        values += [max(values[0] // 2, 2), 2 * values[0]]  # one step makes an image with few schedules only
+        values += [max(values[0] // 2, 2), 2 * values[0]]  # few schedules can make an image in one step
     elif values and name.endswith("guidance_scale"):
         values += [1, 2 * values[0]]
     values += _EXAMPLES[name] if name in _EXAMPLES else _EXAMPLES[name.removeprefix("upsampler_")]
@@ -66,7 +66,7 @@ def examples(name: str, known: Mapping[str, Field], count: int) -> str:
 
 
 def _goes_with(known: Mapping[str, Field], name: str, value: Any) -> bool:
-    """Whether an option takes a value beside what the models bring."""
+    """Whether an option's value is valid together with the models' settings."""
     try:
         checked("compare", {"base": "any", "prompt": "any", name: value}, known)
     except GlideError:
@@ -75,15 +75,15 @@ def _goes_with(known: Mapping[str, Field], name: str, value: Any) -> bool:
 
 
 def values_to_show(option: Any, typed: Any, shown: str, known: Mapping[str, Field], count: int) -> str:
-    """The values beside an option that was chosen: examples, or what somebody typed, as long as it goes with it.
+    """The values to show for a selected option: those typed, if they are valid for it, else examples.
 
     Args:
-        option, typed: as a client sent them.
-        shown: the examples there were before.
+        option, typed: what a client sent.
+        shown: the examples shown before.
         known, count: as for `examples`.
 
     Raises:
-        GlideError: the option is none.
+        GlideError: there is no such option.
     """
     able = options_to_vary(known, has_clip=True)
     if option not in able:
@@ -99,16 +99,16 @@ def values_to_show(option: Any, typed: Any, shown: str, known: Mapping[str, Fiel
 
 
 def compared(values: Mapping[str, Any], known: Mapping[str, Field], *, has_clip: bool) -> Request:
-    """A request for a grid; each of its cells counts as one of `num_images`, and passes all checks of a request.
+    """A request for a grid; each cell counts as one of `num_images`, and is checked like a request.
 
     Args:
-        values: as for `checked`, and x_option and x_values, what varies from left to right, and y_option and y_values,
-            from top to bottom; one of them may be left out. Values are separated by commas.
+        values: as for `checked`, plus x_option and x_values, which vary from left to right, and y_option and y_values,
+            from top to bottom; either may be left out. Values are separated by commas.
         known, has_clip: as for `options_to_vary`.
 
     Raises:
-        GlideError: as for `checked`; more cells than images are allowed; an option that is none of
-            `options_to_vary`, has no effect beside the others, or is given twice, as may no value be.
+        GlideError: as for `checked`; or there are more cells than allowed images, an option is not one of
+            `options_to_vary`, is without effect or is given twice, or a value is given twice.
     """
     whole = checked("compare", values, known)
     able = options_to_vary(known, has_clip=has_clip)
@@ -159,7 +159,7 @@ def _axis(side: str, values: Mapping[str, Any], known: Mapping[str, Field], able
 
 
 def _check_effect(name: str, points: Sequence[Mapping[str, Any]], whole: Request) -> None:
-    """Refuses an option that changes no image, rather than to show the same one several times."""
+    """Refuses an option that would not change the image."""
     if name in SCALES:
         if SCALES.index(name) >= len(whole.adapters):
             raise GlideError(f"{name} is of a LoRA that is not chosen: choose one")

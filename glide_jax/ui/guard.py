@@ -1,4 +1,4 @@
-"""What every request passes before gradio sees it: only the page itself and programs may ask, and only for so much."""
+"""Checks on every request before gradio sees it: only the page itself and programs are let in, within size limits."""
 
 import ipaddress
 import re
@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-# One request, and all that are arriving at a time, in bytes: they may lie in memory.
+# Bytes of a single request, and of all that are arriving at a time, since they may be held in memory.
 BODY = 64_000_000
 _ARRIVING = 4 * BODY
 _ALLOW = "; whoever runs it may allow that name: --allowed_host"
 _EVERY_ADDRESS = ("0.0.0.0", "::")
-# Endpoints of gradio that the page has no use for: they run ffmpeg, or fetch what lies elsewhere.
+# Endpoints of gradio that the page does not use: they run ffmpeg, or fetch from other addresses.
 _CLOSED = ("process_recording", "file=http", "file/http", "proxy=")
 
 _Message = MutableMapping[str, Any]
@@ -21,14 +21,14 @@ _Send = Callable[[_Message], Awaitable[None]]
 
 
 class Hosts:
-    """The names under which the page is served.
+    """The host names under which the page is served.
 
-    A browser sends them along, so a site that gives its own name the address of this machine does not get in, nor does
-    a form or script of another site.
+    Browsers send the host name, so neither a site that points its own name at this machine gets in, nor a form or
+    script on another site.
 
     Args:
-        host: the address listened on; if that is every address, all of them are names of the page.
-        allowed: further names, such as that of a reverse proxy.
+        host: the address listened on; if that is every address, any address is accepted as a name.
+        allowed: further names, such as a reverse proxy's.
     """
 
     def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class Hosts:
             self._names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
 
     def refusal(self, host: str, origin: str | None = None) -> str | None:
-        """What is wrong with a request of these headers, None if nothing is."""
+        """What is wrong with a request with these headers; None if nothing."""
         name, theirs = _name(f"//{host}"), origin and _name(origin)
         if not (self._is_ours(name) or (self._every_address and _address(name))):
             return f"this page is not served as {name[:100]!r}{_ALLOW}"
@@ -51,11 +51,11 @@ class Hosts:
 
 
 class Guard:
-    """ASGI middleware that answers 403 to other sites and bounds what is sent.
+    """ASGI middleware that answers 403 to other sites and limits what may be sent.
 
     Args:
         app: the server behind it.
-        hosts: whose requests it passes on.
+        hosts: the names whose requests it passes on.
         tidy: called in a thread after each upload.
     """
 
@@ -122,11 +122,11 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches what listens on an address."""
+    """Whether only this machine can reach a server that listens on this address."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def is_name(host: str) -> bool:
-    """Whether this is a host's name or address, without scheme, port and path."""
+    """Whether this is a host name or address, without scheme, port and path."""
     return re.fullmatch(r"[\w.-]+", host) is not None or _address(host) is not None

@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`, as OpenAI's clients and the programs built on them send it."""
+"""`POST /v1/images/generations`, compatible with OpenAI's clients."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from glide_jax.ui.request import SCALES, Choice, Request, check_fit, checked
 from glide_jax.ui.service import Service, entries, said
 
 PATH = "/v1/images/generations"
-# What OpenAI's models take beside these has no meaning here, and is sent by programs that cannot know it.
+# OpenAI's other parameters have no meaning here, but programs send them.
 _WITHOUT_EFFECT = ("background", "moderation", "output_compression", "quality", "style", "user")
 _OWN = (
     "lora", "model", "n", "negative_prompt", "output_format", "prompt", "response_format", "size", "stream",
@@ -31,7 +31,7 @@ Account = tuple[str, str]
 
 
 class NoSuchUser(GlideError):
-    """The API key is none of those that may use the page."""
+    """The API key belongs to no user of the page."""
 
 
 class TooLarge(GlideError):
@@ -39,14 +39,14 @@ class TooLarge(GlideError):
 
 
 class NoSuchModel(GlideError):
-    """There is no base model of the name asked for."""
+    """There is no base model of the requested name."""
 
 
 class ImagesApi:
     """The endpoint, for a Starlette application.
 
     Args:
-        service: what the page shares with it: models, limits and defaults.
+        service: models, limits and defaults, shared with the page.
         accounts: users and passwords, `USER:PASSWORD` being a client's API key; None lets everyone in.
     """
 
@@ -71,12 +71,12 @@ class ImagesApi:
         return JSONResponse(await asyncio.to_thread(_images, done))
 
     async def _generated(self, http: Any, sent: bytes) -> Done | None:
-        """The images of a request; None if its client has gone."""
+        """The images for a request; None if its client has disconnected."""
         try:
             body = json.loads(sent)
         except (ValueError, RecursionError) as error:
             raise GlideError("the request must be a JSON object") from error
-        self._batches.check_room()  # before a model is loaded to know which adapters fit it
+        self._batches.check_room()  # before a model is loaded to find the adapters that fit it
         waiting = self._batches.submit(*await asyncio.to_thread(self._checked, body))
         try:
             future = asyncio.wrap_future(waiting)
@@ -92,7 +92,7 @@ class ImagesApi:
             return
         scheme, _, key = authorization.partition(" ")
         allowed = [f"{user}:{password}".encode() for user, password in self._accounts]
-        # All are compared, in constant time, so that how long it takes tells nothing.
+        # Compares all of them in constant time, so that the duration reveals nothing.
         found = [hmac.compare_digest(key.strip(" \t").encode("latin-1"), each) for each in allowed]
         if scheme.lower() != "bearer" or not any(found):
             raise NoSuchUser("no such user: the API key is USER:PASSWORD")
@@ -105,7 +105,7 @@ class ImagesApi:
 
 
 async def _body(http: Any) -> bytes:
-    """All that is sent, if it is not too much."""
+    """The body, unless it is too large."""
     body = b""
     async for chunk in http.stream():
         body += chunk
@@ -115,16 +115,16 @@ async def _body(http: Any) -> bytes:
 
 
 def asked(service: Service, body: Any) -> Request:
-    """What a client's JSON asks for: OpenAI's names, and the page's settings by theirs.
+    """The request in a client's JSON, which uses OpenAI's names and those of the page's settings.
 
     Args:
         service: models, limits and defaults.
-        body: `prompt`; `n` images, 1 if left out; `size` as "256x256", which decides whether and by what the images are
-            upsampled, as otherwise does `upsampler`; `model`, a base model's name; `lora`, names of adapters for it,
-            those that the page starts with if left out; any setting of `service.fields`.
+        body: `prompt`; `n` images, by default 1; `size` as "256x256", which selects the upsampler, or else `upsampler`
+            does; `model`, a base model's name; `lora`, names of its adapters, by default those the page starts with;
+            any setting of `service.fields`.
 
     Raises:
-        GlideError: no such setting, model or size, or a value out of bounds.
+        GlideError: there is no such setting, model or size, or a value is out of bounds.
     """
     if not isinstance(body, dict):
         raise GlideError("the request must be a JSON object")
@@ -162,9 +162,9 @@ def _model(service: Service, name: Any) -> FoundModel:
 
 
 def _upsampler(service: Service, base: FoundModel, body: Mapping[str, Any]) -> str:
-    """The upsampler by which images of a base model come to the size asked for; "" for none."""
+    """The upsampler that takes a base model's images to the requested size; "" for none."""
     fitting = [found for found in service.models.upsamplers if found.enlarges == base.image_size]
-    # The one that is chosen first comes before others of its size.
+    # The default upsampler is preferred over others of its size.
     fitting.sort(key=lambda found: found.name != service.upsampler)
     sizes = {f"{base.image_size}x{base.image_size}": ""}
     for found in fitting:
@@ -195,7 +195,7 @@ def _images(done: Done) -> dict[str, Any]:
     ]}  # fmt: skip
 
 
-# Status and code in an answer, of errors that are not merely a wrong request.
+# Status and code of the response for errors other than an invalid request.
 _CODES: Mapping[type[Exception], tuple[int, str]] = {
     NoSuchUser: (401, "invalid_api_key"),
     NoSuchModel: (404, "model_not_found"),

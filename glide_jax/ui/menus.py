@@ -1,4 +1,4 @@
-"""The menus of models and adapters; what is chosen there is loaded, and sets the fields of its own settings."""
+"""The menus of models and adapters: a selection is loaded, and sets the fields for which it has its own settings."""
 
 import contextlib
 import html
@@ -17,13 +17,13 @@ _PRIVATE = {"api_visibility": "private"}
 
 
 class Switched(NamedTuple):
-    """What comes of a choice.
+    """The result of a selection.
 
     Attributes:
-        choice: the models, and the adapters that fit.
+        choice: the models, and the selected adapters that fit.
         fitting: all adapters that fit.
-        scales: of adapters that come to another place, by that: theirs before, or of new ones their own.
-        settings: those for which the models bring another value than the ones before, which is their default.
+        scales: by position, for adapters at new positions: their previous scale, or their default if newly selected.
+        settings: settings whose defaults differ from those of the previous models.
     """
 
     choice: Choice
@@ -33,12 +33,11 @@ class Switched(NamedTuple):
 
 
 def switched(service: Service, values: Mapping[str, Any], before: Choice) -> Switched:
-    """Loads the models that are chosen.
+    """Loads the selected models.
 
     Args:
         service: where they are.
-        values: what a client sent as base, upsampler, lora and how much of each; adapters of another base model are
-            let go.
+        values: what a client sent as base, upsampler, lora and scales; adapters of another base model are dropped.
         before: what was chosen before.
 
     Raises:
@@ -61,12 +60,12 @@ def switched(service: Service, values: Mapping[str, Any], before: Choice) -> Swi
 
 
 def undone(before: Choice, sent: Sequence[Any], now: Sequence[Any]) -> dict[int, Any]:
-    """What a choice that failed leaves to be chosen again, by the places of the menus base, upsampler and lora.
+    """The selections to restore after a failed one, by the positions of the menus base, upsampler and lora.
 
     Args:
         before: what was chosen before.
         sent: the values that failed.
-        now: the values there are by now: what somebody chose meanwhile stays.
+        now: the current values, so that newer selections stay.
     """
     old = [before.base, before.upsampler, list(before.adapters)]
     return {place: value for place, value in enumerate(old) if now[place] == sent[place]}
@@ -76,7 +75,7 @@ class Menus:
     """The menus, made inside a `gr.Blocks`.
 
     Attributes:
-        fields: the components by the names that clients use: base, upsampler, lora and how much of each.
+        fields: the components by the names that clients use: base, upsampler, lora and the scales.
     """
 
     def __init__(self, gr: Any, service: Service) -> None:
@@ -96,12 +95,12 @@ class Menus:
         self.fields = {"base": base, "upsampler": upsampler, "lora": lora, **scales}
 
     def connect(self, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Makes the components of settings follow what is chosen: the event of that, and the `gr.State` of `Choice`."""
+        """Makes the settings follow the selection; returns that event, and the `gr.State` with the `Choice`."""
         self._settings = settings
         menus = [self.fields[name] for name in _MENUS]
         chosen = [menu.input for menu in menus]
         working, newest = self._gr.State(self._service.start), self._gr.State([])
-        # At once, and into the one list of this session, where a choice that is still loading finds it.
+        # Immediately, in a list of this session, where a selection that is still loading finds it.
         self._gr.on(
             chosen, _note, [*menus, newest], None, preprocess=False, queue=False, trigger_mode="multiple",
             show_progress="hidden", **_PRIVATE,
@@ -117,7 +116,7 @@ class Menus:
         return switched, working
 
     def refresh_on(self, load: Callable[..., Any]) -> None:
-        """Makes the event of opening the page show what is there then, so that reloading it shows new checkpoints."""
+        """Updates the menus when the page is opened, so that reloading it shows new checkpoints."""
         menus = [self.fields[name] for name in _MENUS]
         load(
             self._found, self.fields["base"], [*menus, self._row], preprocess=False, show_progress="hidden", **_PRIVATE
@@ -142,7 +141,7 @@ class Menus:
             self._gr.Warning(html.escape(str(error)))
 
     def _switch(self, *sent: Any) -> list[Any]:
-        """Updates of all components; where a model cannot be loaded, what was chosen before is chosen again."""
+        """Updates for all components; if a model cannot be loaded, the previous selection is restored."""
         gr, skip = self._gr, self._gr.skip()
         *values, newest, before = sent
         try:
@@ -160,7 +159,7 @@ class Menus:
         for i, scale in now.scales.items():
             scales[i]["value"] = scale
         lora = gr.update(choices=now.fitting)
-        # More may have been chosen there meanwhile.
+        # More may have been selected meanwhile.
         if now.choice.adapters != Choice.of(chosen).adapters:
             lora["value"] = list(now.choice.adapters)
         return [
@@ -180,7 +179,7 @@ def _said(value: Any) -> str:
 
 
 def _looks(adapters: Sequence[str]) -> list[dict[str, Any]]:
-    """How the fields of scales look: there is one for each of the adapters chosen."""
+    """Updates of the scale fields: one is visible for each selected adapter."""
     chosen = [{"visible": True, "label": f"Strength of {name}"} for name in adapters[: len(SCALES)]]
     return chosen + [{"visible": False}] * (len(SCALES) - len(chosen))
 

@@ -1,4 +1,4 @@
-"""The models a page may choose from, a few of them loaded."""
+"""The models a page offers, of which a few are loaded."""
 
 import contextlib
 import os
@@ -26,17 +26,17 @@ from glide_jax.sample import (
 )
 from glide_jax.ui.found import FoundAdapters, FoundModel, search
 
-# Where a path from the root may begin, of whatever system: a repository of the Hub is none.
+# Where an absolute path of any system may begin, as opposed to a repository on the Hub.
 _ROOT = re.compile(r"(?<!hf:)(?<!hf:/)(?<![\w.)])[/\\]\S|\b[A-Za-z]:[/\\]")
 _IN_THE_LOG = "the server's log says why"
 
 
 class Unloadable(GlideError):
-    """A model that is there cannot be loaded, which is not the fault of who asked for it."""
+    """An existing model cannot be loaded, which is not the client's fault."""
 
 
 class Version(NamedTuple):
-    """A model or adapters as of now: a run still training has a newer step tomorrow, and a file may be overwritten."""
+    """A model or adapters as they are now: a run in training gets newer steps, and a file may be overwritten."""
 
     found: FoundModel | FoundAdapters
     step: Path
@@ -44,7 +44,7 @@ class Version(NamedTuple):
 
     @classmethod
     def of(cls, found: FoundModel | FoundAdapters) -> Self:
-        """The version that there is now; raises `Unloadable` if it has gone."""
+        """The current version; raises `Unloadable` if it no longer exists."""
         with _said_by_name(found):
             step = checkpoint_step(found.path)
             if step.is_dir():
@@ -54,7 +54,7 @@ class Version(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What names meant when they were looked up; adapters each with its scale, none of them 0."""
+    """What names stood for when they were looked up; adapters with their scales, which are not 0."""
 
     base: Version | None = None
     upsampler: Version | None = None
@@ -62,17 +62,17 @@ class Wanted(NamedTuple):
 
 
 class Models:
-    """Checkpoints by name, loaded when asked for; what is loaded stays usable whatever else fails to load.
+    """Checkpoints by name, loaded on demand; loaded ones stay usable when others fail to load.
 
     Args:
-        given: checkpoints named one by one.
+        given: individual checkpoints.
         folders: searched for more, a few levels deep.
         dtype: compute type.
         clip: the noised CLIP, to guide by.
         batch_size: images generated at once.
-        kept: how many models stay loaded, and how many copies of models with adapters added beside them; the one unused
-            for longest goes first.
-        lora: adapters named one by one, each as PATH or PATH:SCALE.
+        kept: how many models stay loaded, and, counted separately, how many copies with adapters merged; the least
+            recently used is dropped first.
+        lora: individual adapters, each as PATH or PATH:SCALE.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Models:
         self._lora = list(lora)
         self._dtype, self._clip, self._batch_size = dtype, clip, batch_size
         self._loaded = lru_cache(kept)(self._load_version)
-        # Apart, so that requests that differ in a scale do not push out the weights that all of them need.
+        # Separate, so that requests that differ in a scale do not displace the weights that all of them need.
         self._merged = lru_cache(kept)(self._merge)
         self._read = lru_cache(kept)(_read_adapters)
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class Models:
 
     @property
     def has_clip(self) -> bool:
-        """Whether images can be guided by the noised CLIP."""
+        """Whether the noised CLIP can guide images."""
         return self._clip is not None
 
     @property
@@ -114,20 +114,20 @@ class Models:
 
     @property
     def adapters(self) -> list[FoundAdapters]:
-        """What may be added to base models."""
+        """The adapters for base models."""
         return list(self._there.adapters.values())
 
     def scale(self, adapters: str) -> float:
-        """How much of adapters is added where nobody says."""
+        """The default scale of adapters."""
         found = self._there.adapters.get(adapters)
         return 1.0 if found is None else found.scale
 
     def search(self) -> None:
-        """Looks again for what is there; raises `GlideError` as `glide_jax.ui.found.search` does."""
+        """Searches again; raises `GlideError` as `glide_jax.ui.found.search` does."""
         self._there = search(self._given, self._lora, self._folders)
 
     def search_again(self) -> None:
-        """`search` for clients: what is wrong is in the log, and `Unloadable` says so; all stays as it was."""
+        """`search` for clients: an error goes to the log, `Unloadable` says so, and everything stays as it was."""
         try:
             self.search()
         except (GlideError, OSError) as error:
@@ -135,24 +135,24 @@ class Models:
             raise Unloadable(f"what is new could not be looked for: {_IN_THE_LOG}") from error
 
     def fitting(self, base: str) -> list[FoundAdapters]:
-        """The adapters that may be added to a base model, which is loaded to know that, if there are any at all."""
+        """The adapters that fit a base model, which is loaded to find out if there are any adapters."""
         if not self._there.adapters or not base:
             return []
         sha256 = self._sha256(Version.of(self._model(base)))
         return [each for each in self._there.adapters.values() if each.base_sha256 == sha256]
 
     def _sha256(self, base: Version) -> str:
-        # Whoever opens the page asks: not to wait while another model is loaded, nor for one that has gone since.
+        # Opening the page calls this: it must not wait for another model to load, nor fail for one that is gone.
         if base not in self._sha256s:
             with self._lock:
                 self._sha256s[base] = self._loaded(base).sha256
         return self._sha256s[base]
 
     def settings(self, base: str, upsampler: str, adapters: Sequence[str] = ()) -> dict[str, Any]:
-        """What these models and adapters bring of their own, by the flags of `sample.py`; names not there bring none.
+        """The settings that these models and adapters bring, by the flags of `sample.py`; unknown names bring none.
 
         Raises:
-            GlideError: what one says cannot be used.
+            GlideError: the settings of one cannot be used.
         """
         models = [self._there.models.get(name) for name in (base, upsampler)]
         paths = [None if found is None else str(found.path) for found in models]
@@ -166,14 +166,14 @@ class Models:
     def pipeline(
         self, base: str | None, upsampler: str | None, adapters: Mapping[str, float] = MappingProxyType({})
     ) -> Pipeline:
-        """The models of these names, loaded if they are not yet, in one pipeline.
+        """A pipeline of the models with these names, which are loaded if necessary.
 
         Args:
-            base, upsampler: names; None is none.
-            adapters: those to add to the base model, and the scale of each.
+            base, upsampler: names, or None.
+            adapters: adapters for the base model, with their scales.
 
         Raises:
-            GlideError: no such name, adapters of another base model, a checkpoint that cannot be loaded, or two that do
+            GlideError: a name is unknown, adapters are of another base model, a checkpoint cannot be loaded, or two do
                 not fit each other.
         """
         return self.load(self.wanted(base, upsampler, adapters))
@@ -181,9 +181,9 @@ class Models:
     def wanted(
         self, base: str | None, upsampler: str | None, adapters: Mapping[str, float] = MappingProxyType({})
     ) -> Wanted:
-        """What these names mean now; arguments and errors are those of `pipeline`, but nothing is loaded.
+        """What these names stand for now; arguments and errors as for `pipeline`, but nothing is loaded.
 
-        Only to know which adapters fit, if any are named, the base model is.
+        Except the base model, if adapters are named, to check that they fit.
         """
         if base is None and upsampler is None:
             raise GlideError("no model is chosen: choose a base model or an upsampler")
@@ -192,12 +192,12 @@ class Models:
         for name in adapters:
             if name not in fitting:
                 raise GlideError(f"no LoRA {name[:100]!r} for {base}; there are: {', '.join(fitting) or 'none'}")
-        # By a scale of 0 they are as good as not there.
+        # A scale of 0 is the same as leaving them out.
         added = tuple((Version.of(fitting[name]), scale) for name, scale in adapters.items() if scale)
         return Wanted(found, enlarging, added)
 
     def load(self, wanted: Wanted) -> Pipeline:
-        """The models in one pipeline, loaded if they are not yet; errors as for `pipeline`."""
+        """A pipeline of these models, which are loaded if necessary; errors as for `pipeline`."""
         base, upsampler, adapters = wanted
         with self._lock:
             generates = base and (self._merged(base, adapters) if adapters else self._loaded(base))
@@ -205,7 +205,7 @@ class Models:
         return Pipeline(generates, enlarges, self._clip, self._batch_size)
 
     def outline(self, wanted: Wanted) -> Pipeline:
-        """These models without weights and adapters, which load nothing: to check requests by; errors as for `load`."""
+        """A pipeline without weights and adapters, for checking requests; loads nothing; errors as for `load`."""
         base, upsampler, _ = wanted
         load = LoadedModel.without_weights
         generates, enlarges = (None if each is None else self._open(each, load) for each in (base, upsampler))
@@ -237,12 +237,12 @@ def _read_adapters(version: Version) -> Adapters:
 
 @contextlib.contextmanager
 def _said_by_name(*them: FoundModel | FoundAdapters) -> Iterator[None]:
-    """Makes whatever the reader of a damaged file throws one line, with names in place of paths."""
+    """Turns any error from reading a damaged file into one line, with names instead of paths."""
     try:
         yield
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
-        # Where they lie is not for everyone to know, nor where a pipeline or a base model that they name does.
+        # Clients must not learn the paths of models, nor those of pipelines or base models they refer to.
         for path, name in _names(them).items():
             for written in (path, repr(path)[1:-1]):
                 reason = reason.replace(written, name)
@@ -255,18 +255,18 @@ def _said_by_name(*them: FoundModel | FoundAdapters) -> Iterator[None]:
 
 
 def _names(them: Sequence[FoundModel | FoundAdapters]) -> dict[str, str]:
-    """What to say for the paths of these, of their folders and of the base models they name; the longest path first."""
+    """Replacements for the paths of these, of their folders and of their base models, the longest path first."""
     names: dict[str, str] = {}
     for each in them:
-        with contextlib.suppress(Exception):  # it may be damaged, or a circle of links
+        with contextlib.suppress(Exception):  # it may be damaged, or a loop of links
             if not is_name(each.path) and (trained := trained_on(each.path)) is not None:
                 names[trained.base] = _last(trained.base)
         for path in (each.path, each.path.expanduser().absolute(), Path(os.path.realpath(each.path.expanduser()))):
             names |= {str(path.parent): path.parent.name, str(path): each.name}
-    # A name alone reveals no folder, and may be a word of the sentence.
+    # A bare name reveals no folder, and may be a word in the sentence.
     return {path: names[path] for path in sorted(names, key=len, reverse=True) if re.search(r"[/\\][^/\\]", path)}
 
 
 def _last(path: str) -> str:
-    """The last part of a path of whatever system."""
+    """The last part of a path of any system."""
     return PureWindowsPath(path).name

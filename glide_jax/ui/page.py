@@ -23,12 +23,12 @@ CSS = """
 .small-images img { image-rendering: pixelated; }
 #tasks .tab-container button { padding: 0 8px; }
 """
-# Until its turn comes; and where the columns are below each other, the images are out of sight of the button.
+# Shown until the request's turn comes; in a narrow window, the images are out of sight below the button.
 _QUEUED = """() => {
   if (innerWidth < 760) document.getElementById("status").scrollIntoView({behavior: "smooth"});
   return "<p>Queued…</p>";
 }"""
-# What is refused before it is looked at (a file that was not uploaded, a full queue) leaves nothing else in the status.
+# Requests refused early (a file that was not uploaded, a full queue) leave nothing else in the status.
 _REFUSED = """status => status.includes("Queued…") ? "<p>Failed: the request was refused.</p>" : status"""
 _SMALL = 64
 _CACHE_SECONDS = 24 * 3600
@@ -57,7 +57,7 @@ def _blocks(gr: Any) -> type:
     from pydantic import ValidationError  # noqa: PLC0415
 
     class Blocks(gr.Blocks):
-        """Looks at the files in what a client sent before gradio does, and makes errors one line."""
+        """Checks the files in a client's message before gradio does, and turns errors into one line."""
 
         async def process_api(self, *args: Any, **named: Any) -> Any:
             try:
@@ -75,12 +75,12 @@ def _blocks(gr: Any) -> type:
     return Blocks
 
 
-# What a task has of its own: its button, and fields by the names that clients use.
+# A task's own components: its button, and fields by the names that clients use.
 _Tab = tuple[Any, dict[str, Any]]
 
 
 class _Page:
-    """Components, and what happens when they are used; made inside a `gr.Blocks`."""
+    """The components and their events, made inside a `gr.Blocks`."""
 
     def __init__(self, gr: Any, service: Service, tidy: Callable[[], None]) -> None:
         self._gr, self._service, self._tidy = gr, service, tidy
@@ -139,7 +139,7 @@ class _Page:
         return tabs
 
     def _axes(self) -> dict[str, Any]:
-        """Which options a grid varies, and by which values."""
+        """The fields for a grid's options and values."""
         gr, known = self._gr, self._service.fields
         names = options_to_vary(known, has_clip=self._service.models.has_clip)
         if not self._service.models.adapters:
@@ -165,7 +165,7 @@ class _Page:
         return made
 
     def _show_examples(self, switched: Any, choice: Any, axes: Mapping[str, Any]) -> None:
-        """Shows values to begin with beside each option that is chosen, and others where other models bring others."""
+        """Fills in example values for each selected option, and updates them when the models change."""
         gr, service = self._gr, self._service
         fields = [axes[name] for name in ("x_option", "x_values", "y_option", "y_values")]
         shown, counts = gr.State([axes["x_values"].value, ""]), example_counts(service.limits.max_images)
@@ -207,14 +207,14 @@ class _Page:
         for task, (button, own) in tabs.items():
             triggers = [button.click] + ([self._fields["prompt"].submit] if task == "draw" else [])
             gr.on(triggers, None, None, self._status, js=_QUEUED, **_PRIVATE)
-            # Unprocessed: `checked` sees all that is sent, where gradio's components fail at values of another type.
+            # Unprocessed, so that `checked` sees everything sent: gradio's components fail on values of another type.
             running.append(gr.on(
                 triggers, self._generator(task), None, outputs, inputs_kwargs=self._fields | own,
                 preprocess=False, api_name=task, concurrency_id="generating", concurrency_limit=1,
                 show_progress="minimal", show_progress_on=self._status,
             ))  # fmt: skip
             running[-1].failure(None, self._status, self._status, js=_REFUSED, show_progress="hidden")
-        # What a request still sends before it is cancelled must not come after this.
+        # Anything a request still sends before it is cancelled must not arrive after this.
         self._stop.click(None, cancels=running, queue=False, api_visibility="private").then(
             lambda: "<p>Stopped</p>", None, self._status, queue=False, **_PRIVATE
         )
@@ -229,7 +229,7 @@ class _Page:
                     yield self._updates(shown)
             except Exception as error:
                 line = html.escape(said(error))
-                # The message passes; this stays.
+                # The pop-up message disappears; this stays.
                 yield f"<p>Failed: {line}</p>", gr.skip(), gr.skip(), gr.skip()
                 raise gr.Error(line, print_exception=False) from error
             finally:

@@ -1,4 +1,4 @@
-"""What a client may ask for, with types, choices and bounds from the tables of options: a client may send anything."""
+"""Checks requests, whose clients may send anything, by the types, choices and bounds of the options."""
 
 import math
 import secrets
@@ -25,16 +25,16 @@ from glide_jax.ui.found import MOST_SCALE
 
 Task = Literal["draw", "inpaint", "redraw", "enlarge", "rank", "compare"]
 
-# Those left out need several times the evaluations or are of historical interest.
+# The samplers left out need several times the evaluations, or are of historical interest.
 SAMPLER_MENU = tuple(name for name in SAMPLERS if name not in ("prk", "dpm_2", "dpm_2_ancestral", "lms"))
-# Options of the upsampler that may be sent, by the names of their flags; blank is GLIDE's own.
+# Options of the upsampler that clients may set, by flag; blank means GLIDE's own value.
 UPSAMPLER = {f"upsampler_{name}": name for name in ("sampler", "schedule", "num_steps", "guidance_scale", "strength")}
 UPSAMPLER |= {"upsample_temp": "temperature"}
-# How much of the first, second, ... of the adapters chosen is added; more are not added at once.
+# The scales of the first, second, ... selected adapters; there can be no more of them.
 SCALES = ("lora_scale", "lora_scale_2", "lora_scale_3")
 LONGEST_PROMPT = 1000
 _LONGEST_TEXT = 60
-_LARGEST = 1e5  # of what has no limit of its own, as sigmas
+_LARGEST = 1e5  # for options without a limit of their own, such as sigmas
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Own(Options):
 
 
 class Choice(NamedTuple):
-    """Names of the models that are chosen, "" being none, and of the adapters for the base model."""
+    """Names of the selected models, "" for none, and of the adapters for the base model."""
 
     base: str = ""
     upsampler: str = ""
@@ -75,10 +75,10 @@ class Choice(NamedTuple):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """What a client chose as base, upsampler and lora, the last being a name or several.
+        """A client's selection as base, upsampler and lora; the last is one name or several.
 
         Raises:
-            GlideError: something else than names, more adapters than may be added at once, or one of them twice.
+            GlideError: values are not names, or there are too many adapters or one of them twice.
         """
         base, upsampler = (checked_text(name, values.get(name), LONGEST_PROMPT) for name in ("base", "upsampler"))
         sent = values.get("lora")
@@ -95,21 +95,20 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """One request, with all that its images depend on.
+    """A request, with everything its images depend on.
 
     Attributes:
-        task: which tab it comes from.
-        base, upsampler: names of models; None is none.
-        prompt, negative_prompt: texts; what guidance leads away from.
+        task: the tab it comes from.
+        base, upsampler: names of models, or None.
+        prompt, negative_prompt: the text, and what guidance steers away from.
         num_images: images to generate.
-        keep: how many of them to show, the best first (task "rank").
-        seed: theirs; a random one if none was given, which `any_seed` says.
-        options, upsampler_options: of the two models.
-        images: what was uploaded, as `Pipeline.batches` takes it: image and mask, or init_image.
-        adapters: those added to the base model, and the scale of each.
-        axes, cells, columns: what is varied, what each image is generated with, and how many of them are a row (task
-            "compare").
-        strengths: the adapters of each cell; `adapters` are those of the first.
+        keep: the number of images to show, the best first (task "rank").
+        seed: the images' seed; a random one if none was given (`any_seed`).
+        options, upsampler_options: sampling options of the two models.
+        images: uploaded inputs of `Pipeline.batches`: image and mask, or init_image.
+        adapters: adapters for the base model, with their scales.
+        axes, cells, columns: what varies, what each image is generated with, and images per row (task "compare").
+        strengths: the adapters of each cell; `adapters` are the first cell's.
     """
 
     task: Task
@@ -132,14 +131,14 @@ class Request:
 
     @property
     def one_seed(self) -> int | None:
-        """The seed of all its images; None where it is varied."""
+        """The seed of all images; None if it varies."""
         return None if any(axis.flag == "seed" for axis in self.axes) else self.seed
 
 
 def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Field]:
-    """The settings of a request by the names that clients use (sample.py's flags), with bounds on every number.
+    """The settings of a request, by the names that clients use (sample.py's flags), with bounds on every number.
 
-    `defaults`, by these names, take the place of the usual ones.
+    `defaults`, by these names, replace the usual ones.
     """
     sampling = fields(SampleOptions)
     found = dict(sampling) | dict(fields(_Own)) | {flag: _optional(sampling[name]) for flag, name in UPSAMPLER.items()}
@@ -158,7 +157,7 @@ def _optional(field: Field) -> Field:
 
 
 def _bounded(name: str, field: Field, most: int | None, defaults: Mapping[str, Any]) -> Field:
-    """A field as clients may set it: samplers are a menu, and every number has an upper bound."""
+    """A field as clients may set it: samplers become a menu, and every number gets an upper bound."""
     default, option = defaults.get(name, field.default), field.option
     if name.endswith("sampler"):
         menu = ("", *SAMPLER_MENU) if name in UPSAMPLER else SAMPLER_MENU
@@ -171,21 +170,21 @@ def _bounded(name: str, field: Field, most: int | None, defaults: Mapping[str, A
 
 
 def kinds(field: Field) -> tuple[Any, ...]:
-    """The types that a field's value may have; `NoneType` where it may be blank."""
+    """The possible types of a field's value; `NoneType` if it may be blank."""
     return get_args(field.hint) or (field.hint,)
 
 
 def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -> Request:
-    """A request from what a client sent.
+    """Checks what a client sent, and makes it a request.
 
     Args:
-        task: what it asks for.
-        values: by the names of `known`, and base, upsampler, lora, prompt, negative_prompt, image, mask; what is left
-            out or None takes its default.
+        task: the task.
+        values: by the names of `known`, plus base, upsampler, lora, prompt, negative_prompt, image, mask; missing ones
+            and None take their defaults.
         known: see `request_fields`.
 
     Raises:
-        GlideError: something is out of bounds, of another type, or missing.
+        GlideError: a value is out of bounds, of another type, or missing.
     """
     sent = {name: checked_value(field, values.get(name)) for name, field in known.items()}
     base, upsampler, adapters = Choice.of(values)
@@ -220,7 +219,7 @@ def checked(task: Task, values: Mapping[str, Any], known: Mapping[str, Field]) -
 
 
 def check_fit(pipeline: Pipeline, request: Request, most_steps: int) -> None:
-    """Refuses what these models cannot do, and more noise levels than allowed, however they were asked for.
+    """Refuses a request these models cannot fulfil, or with more noise levels than allowed, however they are specified.
 
     Raises:
         GlideError: either.
@@ -236,12 +235,12 @@ def check_fit(pipeline: Pipeline, request: Request, most_steps: int) -> None:
 
 
 def without_effect(chosen: Mapping[str, Any]) -> set[str]:
-    """Options without effect under the sampler, schedule, ... chosen: the page hides them, and they are ignored."""
+    """Options without effect for the selected sampler, schedule, ...: the page hides them, and they are ignored."""
     sampling, sampler = fields(SampleOptions), chosen["sampler"]
     schedule = chosen["schedule"] or default_schedule(sampler)
     taken = {*sampler_options(sampler), *level_options(schedule, chosen.get("timestep_respacing", ""))}
     idle = {name for name, field in sampling.items() if field.default is None and name not in taken}
-    # Others belong to one choice and begin with its name: apg_eta, dynamic_thresholding_ratio.
+    # Others belong to one choice, and begin with its name: apg_eta, dynamic_thresholding_ratio.
     for menu in ("guidance", "thresholding"):
         others = tuple(f"{choice}_" for choice in sampling[menu].option.choices if choice != chosen[menu])
         idle |= {name for name in sampling if name.startswith(others)}
@@ -257,10 +256,10 @@ def _base_options(sent: Mapping[str, Any], *, redraw: bool) -> SampleOptions:
 
 
 def checked_value(field: Field, value: Any) -> Any:
-    """The value of a field from what a client sent, a number maybe as text; None is its default.
+    """A field's value from what a client sent, where numbers may be text; None means its default.
 
     Raises:
-        GlideError: it is of another type, out of bounds, or none of the choices.
+        GlideError: it is of another type, out of bounds, or not among the choices.
     """
     choices = field.option.choices
     if value is None:
@@ -275,7 +274,7 @@ def checked_value(field: Field, value: Any) -> Any:
 
 
 def _number(field: Field, value: Any) -> float | None:
-    """A number within its bounds, from one or from the text of a field; None if it may be blank and is."""
+    """A number within its bounds, from a number or text; None if the field may be blank and is."""
     name = field.name
     if isinstance(value, str):
         if not value.strip() and type(None) in kinds(field):
@@ -296,14 +295,14 @@ def _number(field: Field, value: Any) -> float | None:
 
 
 def checked_text(name: str, value: Any, longest: int) -> str:
-    """A text as it may be written into an image file, on one line; raises `GlideError` if it is none or too long."""
+    """A text on one line, fit for an image file's metadata; raises `GlideError` if it is not text or too long."""
     if value is None:
         return ""
     if not isinstance(value, str):
         raise GlideError(f"{name} must be text")
     if len(value) > longest:
         raise GlideError(f"{name} has {len(value)} characters: at most {longest}")
-    # A control character cannot be written into the image file, and a lone surrogate not even encoded.
+    # Control characters cannot be written into image files, and lone surrogates cannot even be encoded.
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
 
 

@@ -1,4 +1,4 @@
-"""A request from what a client sent to its image files, as a series of states to show."""
+"""Carries out a client's request, as a series of states to show that end in image files."""
 
 import contextlib
 import html
@@ -29,7 +29,7 @@ _BAR = "<div class='done'><div style='width: %.0f%%'></div></div>"
 
 
 def said(error: Exception) -> str:
-    """What people are told of an error; what nobody expected is for the server's log."""
+    """The message of an error for users; unexpected ones go to the server's log."""
     if isinstance(error, GlideError):
         return str(error)
     traceback.print_exception(error)
@@ -37,7 +37,7 @@ def said(error: Exception) -> str:
 
 
 class Generated(NamedTuple):
-    """A uint8 image, its number, which with the seed decides its noise, and its CLIP score, if it was ranked."""
+    """A uint8 image, its number, which decides the noise together with the seed, and its CLIP score if ranked."""
 
     pixels: np.ndarray
     number: int
@@ -47,16 +47,16 @@ class Generated(NamedTuple):
 def generate(
     request: Request, load: Callable[[int], Pipeline], report: Report, scorer: Scorer | None
 ) -> list[Generated]:
-    """All images of a request, in the order to be shown in; of task "compare" the grid of them.
+    """All images of a request, in the order to show them; for the task "compare", their grid.
 
     Args:
-        request: what is asked for.
+        request: the request.
         load: gives its models, with the adapters of the cell of this number where it is a grid.
-        report: told what is done; what it raises ends the sampling.
-        scorer: ranks.
+        report: called with the progress; an exception from it ends the sampling.
+        scorer: ranks the images of task "rank".
 
     Raises:
-        GlideError: models and request do not fit, or there is no scorer for task "rank".
+        GlideError: the request does not fit the models, or there is no scorer for task "rank".
     """
     finished: Images = []
 
@@ -95,13 +95,13 @@ def _ranked(generated: Sequence[Generated], request: Request, scorer: Scorer | N
 
 @dataclass(frozen=True)
 class Service:
-    """What all requests share; nothing in it changes with a request but which models are loaded.
+    """Everything requests share; a request changes only which models are loaded.
 
     Attributes:
-        models: to choose from.
-        base, upsampler, adapters: names of those chosen first; "" is none.
-        limits: the most a request may ask for.
-        scorer: ranks, if there is one.
+        models: the models to choose from.
+        base, upsampler, adapters: names of the initial selection; "" for none.
+        limits: limits of a request.
+        scorer: ranks images, if there is one.
         examples: prompts to try.
     """
 
@@ -115,30 +115,30 @@ class Service:
 
     @property
     def start(self) -> Choice:
-        """What is chosen first."""
+        """The initial selection."""
         return Choice(self.base, self.upsampler, self.adapters)
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """The settings of a request with the models chosen first."""
+        """The settings of a request for the initial selection."""
         return self.fields_of(self.start)
 
     def fields_of(self, choice: Choice) -> dict[str, Field]:
-        """The settings of a request, by default those that its models and adapters bring: see `request_fields`.
+        """The settings of a request, with the defaults of its models and adapters: see `request_fields`.
 
         Raises:
-            GlideError: what one of them says of its settings cannot be used.
+            GlideError: the settings of one of them cannot be used.
         """
         scales = map(self.models.scale, choice.adapters)
         return request_fields(self.limits, {**self.models.settings(*choice), **dict(zip(SCALES, scales, strict=False))})
 
     def for_its_base(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a client sent, without those adapters of the start that are of another base model than it chose.
+        """What a client sent, without initial adapters that belong to another base model than it selected.
 
-        Of a program that names none, gradio sends those of the start.
+        For a program that names no adapters, gradio sends the initial ones.
 
         Raises:
-            GlideError: no such model, or one that cannot be loaded.
+            GlideError: there is no such model, or it cannot be loaded.
         """
         chosen = Choice.of(values)
         if not chosen.adapters or chosen.adapters != self.adapters or chosen.base == self.base:
@@ -148,14 +148,14 @@ class Service:
 
 
 class Shown(NamedTuple):
-    """One state of the page's result side.
+    """A state of the page's results.
 
     Attributes:
         status: a line of HTML.
-        seed: of the images; None where they have several.
-        side: theirs, in pixels; 0 while there are none.
-        images: uint8 previews, or files with what is written below each; None leaves those shown before.
-        download: all images in one file.
+        seed: the images' seed; None if they have several.
+        side: the images' side in pixels; 0 while there are none.
+        images: uint8 previews, or files with their labels; None keeps those shown before.
+        download: a file with all images.
     """
 
     status: str
@@ -166,9 +166,9 @@ class Shown(NamedTuple):
 
 
 def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[Shown]:
-    """Checks a request, generates it and yields what to show on the way; closing the iterator stops the work.
+    """Checks a request, carries it out and yields states to show; closing the iterator stops the work.
 
-    Files in what is yielded last until the iterator goes on. For `values` see `checked`.
+    Yielded files last until the iterator continues. For `values` see `checked`.
 
     Raises:
         GlideError: an impossible request, or a model that cannot be loaded.
@@ -208,7 +208,7 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
 
 
 def _evaluations(pipeline: Pipeline, request: Request) -> int:
-    """Of all images of a request, as `generate` will report them."""
+    """The evaluations for all images of a request, as `generate` will report them."""
     if request.task == "compare":
         return sum(pipeline.count_evaluations(1, each.options, each.upsampler_options) for each in request.cells)
     return pipeline.count_evaluations(
@@ -217,7 +217,7 @@ def _evaluations(pipeline: Pipeline, request: Request) -> int:
 
 
 class _Clock:
-    """Time left of `total` evaluations; what is compiled before the first report does not count."""
+    """The time left for `total` evaluations, not counting compilation before the first report."""
 
     def __init__(self, total: int) -> None:
         self._total, self._begun = total, time.monotonic()
@@ -275,13 +275,13 @@ def _save(folder: Path, request: Request, generated: Sequence[Generated]) -> lis
         number = "grid" if request.task == "compare" else f"{each.number:02d}"
         seed = "seeds" if request.one_seed is None else request.seed
         paths.append(folder / f"glide-{seed}-{number}{ranked}.png")
-        # Not by `save_png`, whose errors say where: what goes wrong in a folder of our own is an internal error.
+        # Not with `save_png`, whose errors name the path: a failure in our own folder is an internal error.
         paths[-1].write_bytes(png(each.pixels, entries(request, each)))
     return paths
 
 
 def entries(request: Request, each: Generated) -> dict[str, str]:
-    """What an image file says of itself: prompt, seed and settings, as those of sample.py do."""
+    """An image file's metadata: prompt, seed and settings, as in sample.py's files."""
     own = {"prompt": request.prompt, "seed": str(request.seed), "index": str(each.number)}
     varied = [axis.flag for axis in request.axes]
     if request.adapters:
@@ -298,13 +298,13 @@ def entries(request: Request, each: Generated) -> dict[str, str]:
         metadata(base if request.base else None, upsampling if request.upsampler else None)
         for base, upsampling in options or [(request.options, request.upsampler_options)]
     ]
-    # Of a grid what all its images have in common.
+    # For a grid, what all its images have in common.
     own |= set.intersection(*(set(each.items()) for each in settings))
     return {name: value for name, value in own.items() if name not in varied}
 
 
 def _download(folder: Path, request: Request, images: Sequence[Path]) -> Path:
-    """One file to download: the image, or an archive of several."""
+    """A file to download: the image, or an archive of several."""
     if len(images) == 1:
         return images[0]
     path = folder / f"glide-{request.seed}.zip"

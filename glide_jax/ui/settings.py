@@ -11,13 +11,13 @@ _LABELS = {
     "top_k": "Keep the best", "lora_scale": "Strength of the LoRA", "lora_scale_2": "Strength of the second LoRA",
     "lora_scale_3": "Strength of the third LoRA",
 }  # fmt: skip
-# Shorter than in `--help`, where one option is for both models.
+# Shorter than in `--help`, where an option is for both models.
 _INFO = {
     "strength": "0 leaves the image as it is, 1 nothing of it",
     "upsampler_strength": "1 starts from noise, less from the enlarged image",
 }
 _FIRST = ("num_images", "seed", "num_steps", "guidance_scale")
-# Those that stand elsewhere: beside the menu of adapters, and in single tabs.
+# Settings placed elsewhere: next to the menu of adapters, and in single tabs.
 _ELSEWHERE = (*SCALES, "strength", "candidates", "top_k")
 _MENUS = ("sampler", "schedule", "guidance", "thresholding")
 _LONGEST_SLIDER = 1000
@@ -28,8 +28,8 @@ def settings_panels(gr: Any, known: Mapping[str, Field], *, has_clip: bool) -> d
 
     Args:
         gr: gradio.
-        known: see `request_fields`; those that stand elsewhere on the page are left out.
-        has_clip: whether there is a noised CLIP to guide by.
+        known: see `request_fields`; settings placed elsewhere on the page are left out.
+        has_clip: whether there is a noised CLIP for guidance.
     """
     others = [name for name in known if name not in (*_FIRST, *_ELSEWHERE, *UPSAMPLER)]
     if not has_clip:
@@ -54,7 +54,7 @@ def settings_panels(gr: Any, known: Mapping[str, Field], *, has_clip: bool) -> d
 
 
 def setting(gr: Any, field: Field, **look: Any) -> Any:
-    """The component of a field: a menu, a slider, or a text that may be blank, as Gradio's numbers read blank as 0."""
+    """The component for a field: a menu, a slider, or a text that may be blank (Gradio's numbers read blank as 0)."""
     name, option, default = field.name, field.option, field.default
     look = {
         "label": _label(name),
@@ -75,7 +75,7 @@ def setting(gr: Any, field: Field, **look: Any) -> Any:
 
 
 def full_label(name: str) -> str:
-    """What a setting is called away from its panel."""
+    """A setting's label outside its panel."""
     return f"{_label(name)} of the upsampler" if name in UPSAMPLER else _label(name)
 
 
@@ -84,7 +84,7 @@ def _label(name: str) -> str:
 
 
 def shown(field: Field) -> Any:
-    """The default of a field as its component has it."""
+    """A field's default in the form its component takes."""
     if field.option.choices or not _is_text(field):
         return field.default
     return "" if field.default is None else field.default if isinstance(field.default, str) else f"{field.default:g}"
@@ -106,7 +106,7 @@ def _is_text(field: Field) -> bool:
 
 
 def _show_what_matters(gr: Any, made: Mapping[str, Any], names: list[str]) -> None:
-    """Hides the fields that have no effect under the choices made."""
+    """Hides the fields that have no effect for the current selections."""
 
     def show(*chosen: str) -> list[Any]:
         idle = without_effect(dict(zip(_MENUS, chosen, strict=True)))

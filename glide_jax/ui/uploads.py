@@ -1,7 +1,7 @@
-"""Images that people upload and masks that they paint: opened with care, whatever a client sends.
+"""Uploaded images and painted masks, opened with care, whatever a client sends.
 
-A file of 100 KB can keep a decoder busy for minutes, with pixels for a gigabyte. So this is a program too: it opens one
-image in a process of its own, which can be ended and gives its memory back.
+A file of 100 KB can keep a decoder busy for minutes and decode to a gigabyte. This module is therefore also a program:
+it opens an image in a separate process, which can be killed and returns its memory.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from glide_jax.images import UnreadableImage, decode, eight_bits
 FILE_SIZE = "20mb"
 MAX_PIXELS = 25_000_000
 SECONDS = 20.0
-# Models take 256 pixels; what has at least twice as many as this on its shorter side is reduced by a whole factor.
+# Models take 256 pixels; images with a shorter side of at least twice this are reduced by an integer factor.
 SIDE = 1024
-# What the folder of uploads and images may hold; a small file takes space and an entry too.
+# Limits for the folder of uploads and images; even a small file takes space and a directory entry.
 FOLDER_BYTES = 2_000_000_000
 _SMALL_FILE = 65536
-# What editors have sent ahead of a request, in memory.
+# Limits for what editors send ahead of a request, in memory.
 _AHEAD_BYTES, AHEAD, _LAYERS = 200_000_000, 100, 10
 
 
 def uploaded(path: str | None, folder: str) -> Path:
-    """The file at a path that a client names, if it is one that was uploaded.
+    """The file at a path sent by a client, if it is an uploaded one.
 
-    Gradio checks paths only in what calls itself a file of its own; a client need not.
+    Gradio checks only paths that are labelled as its files, which a client need not do.
 
     Args:
         path: anything.
         folder: where uploads are.
 
     Raises:
-        GlideError: the path leads elsewhere, or to what is no regular file and might never end.
+        GlideError: the path leads elsewhere, or to something other than a regular file, which might never end.
     """
     try:
         real = Path(path or "").resolve(strict=True)
@@ -53,9 +53,9 @@ def uploaded(path: str | None, folder: str) -> Path:
 
 
 def check_files(sent: Any, folder: str) -> None:
-    """Raises `GlideError` unless each file named anywhere in what a client sent was uploaded: see `uploaded`.
+    """Raises `GlideError` unless every file named in a client's message was uploaded: see `uploaded`.
 
-    Gradio would fetch one from an address before anybody looks at it.
+    Gradio would otherwise fetch files from URLs before they are checked.
     """
     if isinstance(sent, Mapping):
         if isinstance(sent.get("path"), str):
@@ -66,7 +66,7 @@ def check_files(sent: Any, folder: str) -> None:
 
 
 def bound_folder(folder: Path, most: int = FOLDER_BYTES) -> None:
-    """Removes the oldest files until the rest have at most so many bytes, and the emptied folders of single uploads."""
+    """Removes the oldest files until the rest are within the limits, and the folders of removed uploads."""
     found = []
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
@@ -84,18 +84,18 @@ def bound_folder(folder: Path, most: int = FOLDER_BYTES) -> None:
 
 
 def open_uploaded(sent: Mapping[str, Any] | bytes | None, folder: str) -> Image.Image | None:
-    """The image in a file that a client uploaded, or in what it sent, as `open_in_child`; None if there is none."""
+    """The image in a client's uploaded file or message, by `open_in_child`; None if there is none."""
     if sent is None:
         return None
     return open_in_child(sent if isinstance(sent, bytes) else uploaded(sent["path"], folder))
 
 
 def open_edited(sent: Mapping[str, Any] | None, ahead: MutableMapping[str, Any], folder: str) -> dict[str, Image.Image]:
-    """The "image" in a `gr.ImageEditor` and the "mask" painted over it; nothing if there is none.
+    """The "image" in a `gr.ImageEditor` and the "mask" painted over it; empty if there is none.
 
     Args:
-        sent: what a client sent of the editor: files, or the id of what was sent ahead.
-        ahead: what was sent ahead, by id; what is used is removed.
+        sent: the editor's value from a client: files, or the id of data sent ahead.
+        ahead: data sent ahead, by id; used entries are removed.
         folder: where uploads are.
     """
     if sent is not None and sent["id"] is not None:
@@ -104,22 +104,22 @@ def open_edited(sent: Mapping[str, Any] | None, ahead: MutableMapping[str, Any],
     image = None if sent is None else open_uploaded(sent["background"], folder)
     if sent is None or image is None:
         return {}
-    # The page sends one layer; a client might send thousands.
+    # The page sends one layer; other clients might send thousands.
     painted = next((layer for layer in sent["layers"] if layer is not None), None)
     return {"image": image, "mask": mask_of(image, open_uploaded(painted, folder))}
 
 
 def mask_of(image: Image.Image, painted: Image.Image | None) -> Image.Image:
-    """A mask of an image's size: black (inpainted) where a layer is painted, white (kept) elsewhere."""
+    """A mask of the image's size: black (inpainted) where a layer is painted, white (kept) elsewhere."""
     if painted is None:
         return Image.new("L", image.size, 255)
     return painted.resize(image.size).getchannel("A").point(lambda alpha: 0 if alpha > 32 else 255)
 
 
 def bound_ahead(editor: Any) -> None:
-    """Bounds what clients may send to a `gr.ImageEditor` ahead of requests: gradio takes any number and keeps them."""
-    # Gradio looks this method up by name on the component itself and has no setting for it. A subclass would not do:
-    # gradio writes a .pyi file beside the source of each.
+    """Limits what clients may send to a `gr.ImageEditor` ahead of requests: gradio accepts and keeps any amount."""
+    # Gradio looks this method up by name on the component, and has no setting for it. A subclass would not do, because
+    # gradio writes a .pyi file next to its source.
     accept, ahead = editor.accept_blobs, editor.blob_storage
 
     def accept_blobs(data: Any) -> None:
@@ -148,7 +148,7 @@ def open_in_child(source: Path | bytes, most_pixels: int = MAX_PIXELS, seconds: 
     """`open_upload` in a process of its own.
 
     Raises:
-        GlideError: as `open_upload`, or it takes longer than `seconds`.
+        GlideError: as for `open_upload`, or it takes longer than `seconds`.
     """
     name, content = ("", source) if isinstance(source, bytes) else (str(source.resolve()), b"")
     command = [sys.executable, "-m", "glide_jax.ui.uploads", name, str(most_pixels)]
@@ -168,21 +168,21 @@ def open_in_child(source: Path | bytes, most_pixels: int = MAX_PIXELS, seconds: 
 
 
 def open_upload(source: str | Path | bytes, most_pixels: int) -> Image.Image:
-    """An image file as RGBA, upright, its shorter side below 2 `SIDE`.
+    """An image file as RGBA, upright, with its shorter side below 2 `SIDE`.
 
     Raises:
-        GlideError: no image, a damaged one, or one of too many pixels, which is not decoded then.
+        GlideError: it is not an image, is damaged, or has too many pixels, in which case it is not decoded.
     """
     try:
         image = eight_bits(decode(source, most_pixels, (SIDE, SIDE)).image)
-    except UnreadableImage as error:  # where the file lies is not for everyone to know
+    except UnreadableImage as error:  # clients must not learn the file's path
         raise GlideError(f"not a readable image: {error.why}") from error
     factor = min(image.size) // SIDE
     return (image.reduce(factor) if factor > 1 else image).convert("RGBA")
 
 
 def main() -> None:
-    """Writes the image of a file, or of the standard input, to the standard output as an array.
+    """Writes the image in a file, or on standard input, to standard output as an array.
 
     Raises:
         GlideError: as `open_upload`.

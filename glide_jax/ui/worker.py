@@ -1,4 +1,4 @@
-"""Work in a thread of its own: it tells how far it is, and can be stopped."""
+"""Work in a separate thread that reports progress and can be stopped."""
 
 import contextlib
 import queue
@@ -18,7 +18,7 @@ Report = Callable[[int, Images], None]
 
 
 class Stopped(Exception):
-    """Raised in the thread at work when nobody wants the result any more."""
+    """Raised in the working thread when its result is no longer wanted."""
 
 
 class Turns:
@@ -30,7 +30,7 @@ class Turns:
 
     @contextlib.contextmanager
     def mine(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Holds the lock; while it waits it calls `check` now and then, which may raise."""
+        """Holds the lock; while waiting it calls `check` from time to time, which may raise."""
         me = object()
         with self._changed:
             self._queue.append(me)
@@ -46,26 +46,26 @@ class Turns:
                 self._changed.notify_all()
 
 
-# One request at a time has the accelerator; the next waits until a stopped one has really ended.
+# One request at a time uses the accelerator; the next waits until a stopped one has really ended.
 DEVICE = Turns()
 
 
 class Progress(NamedTuple):
-    """Image evaluations done, and the uint8 images as predicted by then; None before the first report."""
+    """Image evaluations done, and the current prediction of the images in uint8; None before the first report."""
 
     done: int = 0
     images: Images | None = None
 
 
 class Worker(Generic[T]):
-    """Work in a thread of its own.
+    """Runs work in a separate thread.
 
     Args:
-        work: does it; it calls its argument now and then with the evaluations just done and the images by now.
-        interval: seconds between signs of life where there is no news.
+        work: the work; it calls its argument from time to time with the evaluations just done and the current images.
+        interval: seconds between reports without news.
 
     Attributes:
-        thread: where it runs.
+        thread: the thread.
     """
 
     def __init__(self, work: Callable[[Report], T], interval: float = 1.0) -> None:
@@ -77,10 +77,10 @@ class Worker(Generic[T]):
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def progress(self) -> Generator[Progress, None, None]:
-        """Starts the work and follows it to its end; closing this iterator stops the work.
+        """Starts the work and follows it to the end; closing this iterator stops the work.
 
         Raises:
-            Exception: whatever the work raised.
+            Exception: any that the work raised.
         """
         self.thread.start()
         latest: Progress | None = Progress()
@@ -97,7 +97,7 @@ class Worker(Generic[T]):
 
     @property
     def result(self) -> T:
-        """What the work returned, once `progress` is through."""
+        """The work's result, once `progress` has ended."""
         return self._future.result()
 
     def _run(self) -> None:

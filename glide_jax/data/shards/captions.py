@@ -1,4 +1,4 @@
-"""Captions of WebDataset samples: plain members, fields of JSON members, and lines of one JSONL file."""
+"""Captions of WebDataset samples: plain members, fields of JSON members, and lines of a JSONL file."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
     """The fields of a `.json` member or line; raises `BadSample`."""
     try:
         metadata = json.loads(data)
-    except (ValueError, RecursionError) as error:  # a million brackets
+    except (ValueError, RecursionError) as error:  # as for a million brackets
         raise BadSample("unreadable metadata") from error
     if not isinstance(metadata, dict):
         raise BadSample("unreadable metadata")
@@ -26,7 +26,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 
 class CaptionLines:
-    """The lines of a JSONL file by the `key` in them; the first of equal keys counts, unreadable lines do not.
+    """The lines of a JSONL file by their `key`; the first of equal keys counts, and unreadable lines are skipped.
 
     Raises:
         GlideError: the file cannot be read, or no line has a key.
@@ -54,7 +54,7 @@ class CaptionLines:
         self._spans.setdefault(str(key), span)
 
     def find(self, key: str) -> Span | None:
-        """The line of a sample by its key, with or without the folders in it."""
+        """The line for a sample's key, with or without its folders."""
         return self._spans.get(key) or self._spans.get(key.rsplit("/", 1)[-1])
 
     def read(self, span: Span) -> bytes:
@@ -63,13 +63,13 @@ class CaptionLines:
 
 
 class SampleFiles:
-    """The members of one sample in a shard by ending, and as `jsonl` its line; JSON is parsed once.
+    """A sample's members in a shard by ending, and its line as `jsonl`; JSON is parsed once.
 
     Args:
         key: of the sample.
         members: by ending.
-        read: gives bytes of the shard.
-        lines: where captions are beside the shards.
+        read: returns bytes of the shard.
+        lines: captions stored outside the shards, if any.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SampleFiles:
         self._records: dict[str, dict[str, Any]] = {}
 
     def find(self, ending: str) -> Span | None:
-        """Where a member is, or None if there is none; raises `BadSample` if it is sparse or too large."""
+        """The position of a member, or None; raises `BadSample` if it is sparse or too large."""
         if ending == "jsonl":
             return self._lines.find(self._key) if self._lines else None
         member = self._members.get(ending)
@@ -99,18 +99,18 @@ class SampleFiles:
         return self._lines.read(span) if ending == "jsonl" and self._lines else self._read(span)
 
     def record(self, ending: str) -> dict[str, Any]:
-        """The fields of a JSON member, none if there is no such member; raises `BadSample` if it is unreadable."""
+        """The fields of a JSON member, empty if there is no such member; raises `BadSample` if it is unreadable."""
         if ending not in self._records:
             self._records[ending] = {} if self.find(ending) is None else parse_metadata(self.content(ending))
         return self._records[ending]
 
     def captions(self, key: CaptionKey) -> tuple[str, ...]:
-        """The captions in a place, of which a list in a JSON field has several; raises `BadSample` without any."""
+        """The captions at a key, several if its JSON field is a list; raises `BadSample` if there are none."""
         return usable_captions(self.record(key.member).get(key.field) if key.field else self.content(key.member))
 
 
 class Choice(NamedTuple):
-    """The caption of a sample: which of the keys it came by, where it is, and the other fields of its record."""
+    """A sample's caption: the key it was found with, its position, and the other fields of its record."""
 
     key: int
     span: Span
@@ -119,10 +119,10 @@ class Choice(NamedTuple):
 
 
 def choose_caption(keys: Sequence[CaptionKey], files: SampleFiles) -> Choice:
-    """The first caption there is, or where keys state scores the one of the highest.
+    """The first caption that exists or, if keys have scores, the one with the highest.
 
     Raises:
-        BadSample: there is none; text members may still turn out blank when they are read.
+        BadSample: there is none; a text member may still turn out to be blank when read.
     """
     best, best_score, problem = None, float("-inf"), "missing caption"
     for number, key in enumerate(keys):
@@ -159,5 +159,5 @@ def _score(record: Mapping[str, Any], key: CaptionKey) -> float:
 
 
 def captions_in(data: bytes, key: CaptionKey) -> tuple[str, ...]:
-    """The captions in the bytes of a member or line; raises `BadSample` without any."""
+    """The captions in the bytes of a member or line; raises `BadSample` if there are none."""
     return usable_captions(parse_metadata(data).get(key.field) if key.field else data)

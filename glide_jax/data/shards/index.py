@@ -1,4 +1,4 @@
-"""Where the usable samples of one shard are: which members belong together, which have a caption, which pass."""
+"""The index of a shard's usable samples: members that belong together, with a caption, and passing the filters."""
 
 import os
 import re
@@ -21,16 +21,16 @@ from glide_jax.data.shards.tar import Member, scan_tar
 from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.errors import GlideError
 
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as the webdataset package splits them
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, split as in the webdataset package
 COMPRESSED = "compressed shard"
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and Zstandard begin
 
-# Positions and sizes in bytes, and which of the caption keys it was; packed, as there may be 10^9 of them.
+# Positions and sizes in bytes, and the number of the caption key; packed, as there may be 10^9 rows.
 ROW = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<u4"), ("caption_size", "<u4"), ("key", "u1")])
 
 
 class Selection:
-    """Which members make a sample, and which samples to take: a configuration with its preset filled in."""
+    """How members form samples, and which samples to take: a configuration with its preset filled in."""
 
     def __init__(self, config: DataConfig) -> None:
         preset = PRESETS[config.preset]
@@ -48,23 +48,23 @@ class Selection:
 
     @cached_property
     def lines(self) -> CaptionLines | None:
-        """The captions beside the shards, read when first needed; None if they are not."""
+        """The captions outside the shards, read when first needed; None if there are none."""
         return CaptionLines(self.lines_path) if self.needs_lines else None
 
     def index_file(self, shard: Path) -> IndexFile:
-        """Where the index of a shard under this selection is kept."""
+        """The cached index of a shard for this selection."""
         return IndexFile.of("webdataset", self.identity(shard), stamp_of(shard))
 
     def identity(self, shard: Path) -> list[Any]:
-        """What decides which samples a shard has, beside its content."""
+        """Everything besides its content that decides a shard's samples."""
         lines = (str(self.lines_path.resolve()), *stamp_of(self.lines_path)) if self.needs_lines else ()
         return [str(shard.resolve()), [self.images, self.captions, asdict(self._bounds), lines]]
 
 
 def index_shard(shard: Path, selection: Selection) -> Index:
-    """Reads the headers of one shard to its end, and the members that captions and filters need.
+    """Reads a shard's headers to the end, and the members needed for captions and filters.
 
-    Of a shard that cannot be read to its end the samples before the damage are taken, and its reason is kept.
+    From a damaged shard, the samples before the damage are taken, and the reason is recorded.
 
     Raises:
         OSError, Unavailable: it, or the captions beside it, cannot be read now.
@@ -94,7 +94,7 @@ def unread(why: str) -> Index:
 
 
 class Found(NamedTuple):
-    """The image and caption of a sample, and whether it lacks the NSFW label that a filter asks for."""
+    """The image and caption of a sample, and whether it lacks an NSFW label that a filter asks for."""
 
     image: Span
     caption: Choice
@@ -102,10 +102,10 @@ class Found(NamedTuple):
 
 
 def select(key: str, members: Mapping[str, Member], read: Callable[[Span], bytes], selection: Selection) -> Found:
-    """What is taken of a sample with some key, whose members are given by ending; `read` gives bytes of its shard.
+    """Selects a sample's image and caption, given its key and its members by ending; `read` returns bytes of its shard.
 
     Raises:
-        BadSample: it has no image or caption, or does not pass the filters.
+        BadSample: it has no image or caption, or fails the filters.
     """
     files = SampleFiles(key, members, read, selection.lines)
     ending = next((ending for ending in selection.images if ending in members), None)
@@ -126,7 +126,7 @@ def select(key: str, members: Mapping[str, Member], read: Callable[[Span], bytes
 
 
 def grouped(members: Iterable[Member]) -> dict[str, dict[str, Member]]:
-    """Members by ending, by key, in order of appearance; the first of two equal names counts."""
+    """Members by key and ending, in order of appearance; the first of two equal names counts."""
     groups: dict[str, dict[str, Member]] = {}
     for member in members:
         if parts := key_and_ending(member.name):
@@ -135,7 +135,7 @@ def grouped(members: Iterable[Member]) -> dict[str, dict[str, Member]]:
 
 
 def key_and_ending(name: str) -> tuple[str, str] | None:
-    """The sample a member belongs to and what it is there, as the webdataset package has it."""
+    """The key and ending of a member's name, as in the webdataset package."""
     match = _NAME.match(name)
     return (match[1], match[2].lower()) if match else None
 

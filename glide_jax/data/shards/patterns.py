@@ -1,4 +1,4 @@
-"""Shard patterns to shards: files, and what can only be streamed."""
+"""From shard patterns to shards: files, and sources that can only be streamed."""
 
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
@@ -13,10 +13,10 @@ _LIST_SUFFIXES = (".txt", ".list", ".lst")
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[Path]:
-    """The tar files that patterns name, in the order given; those of a glob or a folder are sorted by name.
+    """The tar files for patterns, in the order given; those of a glob or folder are sorted by name.
 
-    A pattern is a tar file, a folder of `*.tar`, a glob (`**` too), a brace list, or a text file (`.txt`,
-    `.list`, `.lst`) with a pattern a line, relative to its own folder. Several are joined by `::`.
+    A pattern is a tar file, a folder of `*.tar`, a glob (including `**`), a brace list, or a text file (`.txt`,
+    `.list`, `.lst`) with a pattern per line, relative to its own folder. Several are joined by `::`.
 
     Raises:
         GlideError: there is no pattern, a named shard does not exist, or a pattern matches nothing.
@@ -25,7 +25,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
 
 
 def find_streams(patterns: str | Sequence[str]) -> list[str]:
-    """Local shards as `find_shards`, and those that are not on disk: `pipe:COMMAND` and URLs, with brace lists.
+    """Local shards as by `find_shards`, and those not on disk: `pipe:COMMAND` and URLs, with brace lists.
 
     Raises:
         GlideError: as `find_shards`.

@@ -1,4 +1,4 @@
-"""How known kinds of WebDataset are laid out: a table, and the language of its image and caption keys."""
+"""Layouts of known kinds of WebDataset: a table, and the syntax of its image and caption keys."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ _ANY_IMAGE = ";".join(ending.removeprefix(".") for ending in SUFFIXES)
 
 
 class Preset(NamedTuple):
-    """Where captions and images are, and the filters by which the data set's users leave samples out."""
+    """Where captions and images are, and the filters that users of the data set usually apply."""
 
     caption_key: str
     filters: Mapping[str, Any] = MappingProxyType({})
@@ -32,12 +32,12 @@ PRESETS = {
 
 
 class CaptionKey(NamedTuple):
-    """One place of a caption.
+    """A place to find a caption.
 
     Attributes:
         member: the member's ending, or `jsonl` for the line of `captions_jsonl` with the sample's key.
-        field: the field of a JSON member or line; empty for a member that is plain text.
-        score: the field with this caption's score: the highest decides, the first of equals.
+        field: the field in a JSON member or line; empty for a plain-text member.
+        score: the field with this caption's score; the highest wins, the first of equal ones.
     """
 
     member: str
@@ -51,7 +51,7 @@ def caption_keys(key: str) -> tuple[CaptionKey, ...]:
     Each is `ENDING`, `ENDING:FIELD` or `ENDING:FIELD@SCORE`.
 
     Raises:
-        GlideError: it names none, or a `jsonl` without its field.
+        GlideError: it names no place, or `jsonl` without a field.
     """
     keys = []
     for part in key.split(";"):

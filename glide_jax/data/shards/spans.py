@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from glide_jax.data.source import BadSample, Unavailable, image_size
 
-MOST_BYTES = 2**28  # of one image, caption or metadata file
+MOST_BYTES = 2**28  # of an image, caption or metadata file
 _JPEG, _JPEG_HEADER = b"\xff\xd8", 2**13  # how a JPEG begins, and most bytes that its size is likely to be in
 
 
 class Span(NamedTuple):
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     offset: int
     size: int
@@ -32,7 +32,7 @@ def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> 
     try:
         found = os.fstat(descriptor)
         if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp):
-            raise Unavailable("changed shard")  # the bytes at these places may be another sample's
+            raise Unavailable("changed shard")  # the bytes may now belong to another sample
         parts = [os.pread(descriptor, span.size, span.offset) for span in spans]
     except OSError as error:
         raise Unavailable("unreadable shard") from error

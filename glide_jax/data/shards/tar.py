@@ -1,4 +1,4 @@
-"""The members of a tar file by position: five times as fast as `tarfile`, and content with a cut-off end."""
+"""The members of a tar file by position: five times as fast as `tarfile`, and tolerant of truncated files."""
 
 import os
 import zlib
@@ -10,13 +10,13 @@ _BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes
 _SPARSE = b"S"
-SPARSE = -1  # size of a member that is stored without its runs of zeros (`tar -S`, and macOS unasked)
-_MOST_RECORDS = 2**20  # bytes of a long name, or of a PAX header
+SPARSE = -1  # size of a member stored without its runs of zeros (`tar -S`, and by default on macOS)
+_MOST_RECORDS = 2**20  # bytes, of a long name or a PAX header
 _ADLER = 65521  # Adler-32's low half is 1 + the sum of all bytes, modulo this: much faster than `sum`
 
 
 class Member(NamedTuple):
-    """A regular file inside a tar file: its path there, and where its bytes are; a `SPARSE` one's cannot be read."""
+    """A regular file in a tar file: its path, and the position of its bytes; those of a `SPARSE` one cannot be read."""
 
     name: str
     offset: int
@@ -24,14 +24,15 @@ class Member(NamedTuple):
 
 
 class Damage(Exception):
-    """A tar file that cannot be read on from some position; its message is the reason to report."""
+    """A tar file cannot be read further; the message is the reason to report."""
 
 
 def scan_tar(path: Path) -> tuple[list[Member], str | None]:
     """The whole members of an uncompressed tar file (v7, ustar, GNU and PAX), in order.
 
     Returns:
-        The members, and what stopped reading before the end mark: `truncated shard` or `unreadable shard`.
+        The members, and why reading stopped before the end mark, if it did: `truncated shard` or `unreadable
+            shard`.
 
     Raises:
         OSError: the file cannot be opened or read.
@@ -59,7 +60,7 @@ def _members(descriptor: int, file_size: int) -> Iterator[Member]:
         name, size, kind = _parse(header)
         if long_size is not None and kind in _REGULAR:
             size = long_size
-        # A negative one would lead back, for ever; a long name of gigabytes would be read.
+        # A negative size would loop forever, and a long name of gigabytes would be read.
         if size < 0 or (kind in (b"L", b"x") and size > _MOST_RECORDS):
             raise Damage("unreadable shard")
         offset = position + _BLOCK
@@ -100,7 +101,7 @@ def _number(field: bytes) -> int:
 
 
 def _sparse_headers(descriptor: int, header: bytes, offset: int) -> int:
-    """Bytes of the blocks between a GNU sparse header and its data, each of which says whether one more follows."""
+    """Bytes of the blocks between a GNU sparse header and its data; each block says whether another follows."""
     more, size = header[482:483], 0
     while more == b"\1":
         block = os.pread(descriptor, _BLOCK, offset + size)
@@ -111,7 +112,7 @@ def _sparse_headers(descriptor: int, header: bytes, offset: int) -> int:
 
 
 def _pax(records: bytes) -> tuple[str | None, int | None, bool]:
-    """Path, size and whether it is sparse, of a PAX header, whose records read `LENGTH KEY=VALUE` and a line feed."""
+    """Path, size and whether sparse, from a PAX header of records `LENGTH KEY=VALUE` and a line feed."""
     values: dict[bytes, bytes] = {}
     try:
         while records:

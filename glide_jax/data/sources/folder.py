@@ -1,4 +1,4 @@
-"""Image files in folders, with captions from text files beside them or from their own names."""
+"""Image files in folders, with captions from text files next to them or from their names."""
 
 import os
 import re
@@ -29,11 +29,12 @@ _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
 
 class Folder(Source):
-    """The images below some folders, in order of their paths, whatever the case of their extensions.
+    """The images below the given folders, in order of their paths, with extensions in any case.
 
-    With `caption_key="txt"` the captions of `a/b.jpg` are the lines of `a/b.txt`, or else of the only `b.txt` below
-    the same folder; one line is sampled at a time. With `filename` the caption is the name, its underscores read as
-    spaces, without a first part that holds a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first there is.
+    With `caption_key="txt"`, the captions of `a/b.jpg` are the lines of `a/b.txt`, or else of the only `b.txt` below
+    the same folder; one line is sampled each time. With `filename`, the caption is the file's name with underscores as
+    spaces, without a first part that contains a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first that
+    exists.
 
     Of images that share a folder and a stem the first by name is taken. The others, and an image to which several text
     files could belong, are left out and counted as `stem clash`.
@@ -48,7 +49,7 @@ class Folder(Source):
             raise GlideError(f"data.caption_key of a folder is 'txt' or 'filename', not {config.caption_key!r}")
         self.counts: Counter[str] = Counter()
         self._roots = _folders(config.path)
-        # A folder given again, so that its images come more often, is not read again.
+        # A folder given several times, so that its images come more often, is read once.
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
         if filters := Filters(config.filters):
@@ -75,7 +76,7 @@ class Folder(Source):
         return [part for root in self._roots for part in below[root]]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """As the file's header says."""
+        """The size in the file's header."""
         return image_size(self._pairs[index][0])
 
     def _facts(self, index: int) -> Facts:
@@ -121,7 +122,7 @@ def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
     """Images and text files below a folder, by their paths without extension, in order of their paths."""
     images: dict[Path, list[Path]] = {}
     texts: dict[Path, Path] = {}
-    seen = {os.path.realpath(root)}  # a link may lead back up
+    seen = {os.path.realpath(root)}  # a link may lead to a parent folder
     for folder, subfolders, names in os.walk(root, followlinks=True):
         new = {name: os.path.realpath(Path(folder, name)) for name in sorted(subfolders) if not name.startswith(".")}
         subfolders[:] = [name for name, real in new.items() if real not in seen]
@@ -149,7 +150,7 @@ def _captions(image: Path, text: Path | None) -> tuple[str, ...]:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         return stamp_of(path)
-    except OSError:  # a link to nothing, or removed since
+    except OSError:  # a dangling link, or removed since
         return 0, 0
 
 

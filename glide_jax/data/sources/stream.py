@@ -1,8 +1,8 @@
 """Shards that can only be read from front to end: `pipe:COMMAND`, URLs, and files too slow to index.
 
-The guarantee is weaker than an indexed set's. Which sample becomes which example is not fixed: it depends on timing,
-and a resumed run starts another shuffled pass of the shards, so that some samples come twice and others not at
-all in that pass. Each process reads shards of its own. Crops, flips and dropped captions stay keyed by the example.
+The guarantees are weaker than for an indexed set. Which sample becomes which example depends on timing, and a resumed
+run starts another shuffled pass over the shards, so that in that pass some samples come twice and others not at all.
+Each process reads its own shards. Crops, flips and dropped captions are still keyed by the example.
 """
 
 import queue
@@ -25,20 +25,20 @@ from glide_jax.data.shards.tar import Member
 from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
 
-_AHEAD = 64  # samples between the reader and the decoding threads
-_OPEN = 32  # samples whose members may be mixed with each other's
+_AHEAD = 64  # samples buffered between the reader and the decoding threads
+_OPEN = 32  # samples whose members may be interleaved
 
 
 class ShardStream(Source):
-    """The samples of this process's shards, shuffled by shard and in a buffer, without end.
+    """The samples of this process's shards, shuffled by shard and in a buffer, endlessly.
 
     Args:
         config: shards, members, filters and `shuffle_buffer`.
-        share: seed and position key the order in which shards are read and the choices from the buffer; every
-            `process_count`-th shard is this process's.
+        share: seed and position key the order of the shards and the choices from the buffer; every `process_count`-th
+            shard belongs to this process.
 
     Raises:
-        GlideError: there are fewer shards than processes; later, from `[...]`, if a whole pass gave no sample.
+        GlideError: there are fewer shards than processes; later, from `[...]`, a whole pass gave no sample.
     """
 
     resumable = False
@@ -67,7 +67,7 @@ class ShardStream(Source):
         return sample
 
     def close(self) -> None:
-        """Ends the reader, and whoever waits for a sample."""
+        """Ends the reader, and all waits for a sample."""
         self._closed.set()
         with suppress(queue.Empty):
             while True:
@@ -99,7 +99,7 @@ class ShardStream(Source):
                 for sample in self._samples_of(shard):
                     barren = 0
                     yield sample
-            except Exception as error:  # a server, a command or a damaged tar may raise nearly anything
+            except Exception as error:  # servers, commands and damaged tars raise nearly anything
                 self.counts["truncated shard" if isinstance(error, tarfile.TarError) else "unreadable shard"] += 1
             if barren >= 2 * len(self._shards) - 1:  # so many hold a whole epoch, wherever they begin
                 raise GlideError(f"no usable sample in a pass over {len(self._shards)} shards ({listed(self.counts)})")
@@ -113,7 +113,7 @@ class ShardStream(Source):
                     yield self._sample(key, members, data)
                 except BadSample as bad:
                     self.counts[str(bad)] += 1
-            while file.read(2**20):  # past the end mark, so that a command ends by itself and tells how it went
+            while file.read(2**20):  # past the end mark, so that a command ends by itself and its exit code is known
                 pass
 
     def _sample(self, key: str, members: dict[str, Member], data: bytes) -> Sample:
@@ -135,10 +135,10 @@ class ShardStream(Source):
 
 
 def _grouped(file: IO[bytes]) -> Iterator[tuple[str, dict[str, Member], bytes]]:
-    """Members with the same key, by ending, and their bytes, in which the members say where they are.
+    """Members with the same key, by ending, with positions in their joined bytes.
 
-    They need not be neighbours: a sample is complete when `_OPEN` others have had a member since its last one. Where
-    the tar is damaged, the sample before the damage may lack members: it is dropped, and then the error raised.
+    They need not be adjacent: a sample is complete when `_OPEN` others have had a member since its last one. The sample
+    before damage in a tar may lack members, so it is dropped before the error is raised.
     """
     samples: dict[str, tuple[dict[str, Member], bytearray]] = {}  # in order of their last members
     damage = None
@@ -167,6 +167,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
         for info in tar:
             parts = key_and_ending(info.name) if info.isreg() else None
             if parts is not None and (content := tar.extractfile(info)) is not None:
-                # A compressed tar can claim, and hold, any number of bytes; one more than allowed shows that it did.
+                # A compressed tar may claim and contain any number of bytes; one byte above the limit shows that it
+                # did.
                 yield *parts, content.read(MOST_BYTES + 1) if info.size > MOST_BYTES else content.read()
             tar.members = []  # type: ignore[attr-defined]  # it would pile them up

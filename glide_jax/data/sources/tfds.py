@@ -31,11 +31,11 @@ _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
 
 
 class Tfds(Source):
-    """A split of a data set that was prepared in the array_record format.
+    """A split of a data set prepared in the array_record format.
 
     `path` is `NAME@SPLIT` or `FOLDER@SPLIT`, such as `coco_captions@train[:90%]`; `train` where no split is named. A
-    caption feature is a text, a list of texts (one is sampled at a time) or a class label, whose name fills each of
-    `label_templates`.
+    caption feature is a text, a list of texts (one is sampled each time), or a class label, whose name is put into each
+    of `label_templates`.
 
     Raises:
         GlideError: tensorflow_datasets is not installed, the data set is not prepared, a feature is missing, or no
@@ -81,7 +81,7 @@ class Tfds(Source):
         return [Part([*self._identity, run.start], self._stamp, len(run)) for run in runs]
 
     def _filtered(self, config: DataConfig) -> Index:
-        """The numbers of the records that pass; every record is read, once for these filters."""
+        """The numbers of the records that pass the filters; each record is read for this once."""
         file = IndexFile.of("tfds", self._identity, self._stamp)
         if not config.revalidate and (index := file.load()) is not None:
             return index
@@ -106,7 +106,7 @@ def _builder(path: str) -> tuple[Any, str]:
     folder = Path(name).expanduser()
     try:
         found = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
-    except Exception as error:  # it raises nearly anything, over many lines
+    except Exception as error:  # it raises nearly anything, in many lines
         raise GlideError(f"no TFDS data set {name!r}: {first_line(error)}") from error
     if not Path(found.data_path).is_dir():
         raise GlideError(f"{name} is not prepared in {found.data_path}: run download_and_prepare with array_record")
@@ -123,7 +123,7 @@ def _data_source(builder: Any, split: str, image: str) -> Any:
 
 
 def _caption_feature(key: str, features: Any, path: str) -> tuple[list[str], Any | None]:
-    """The path of a feature, and the feature itself if it is a class label."""
+    """A feature's path, and the feature itself if it is a class label."""
     for name in [key] if key else _CAPTIONS:
         try:
             feature = reduce(lambda inside, step: inside[step], name.split("/"), features)
@@ -147,7 +147,7 @@ def _label_captions(feature: Any, templates: Sequence[str]) -> Callable[[Any], t
     names = [name.replace("_", " ") for name in feature.names]
 
     def captions(label: Any) -> tuple[str, ...]:
-        if not 0 <= int(label) < len(names):  # -1 where a test split has no labels
+        if not 0 <= int(label) < len(names):  # -1 if a test split has no labels
             raise BadSample("missing label")
         return tuple(template.format(label=names[int(label)]) for template in templates)
 

@@ -1,4 +1,4 @@
-"""WebDataset shards with random access: each tar is indexed once, so order is global and resuming exact."""
+"""WebDataset shards with random access: each tar is indexed once, so the order is global and resuming is exact."""
 
 import sys
 from collections import Counter
@@ -19,21 +19,21 @@ from glide_jax.data.shards.spans import Span, image_size_in, read_spans
 from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, Unavailable, listed
 from glide_jax.errors import GlideError
 
-_BAR_FROM = 8  # shards to read for a progress bar to be worth showing
-_GIVE_UP_AFTER = 50_000  # samples of which not one passed
+_BAR_FROM = 8  # shards; with fewer, no progress bar
+_GIVE_UP_AFTER = 50_000  # samples, none of which passed
 _LISTED = 10  # damaged shards named
 
 
 class WebDataset(Source):
-    """The samples of a set of shards that have an image and a caption and pass the filters.
+    """The samples in a set of shards that have an image and a caption and pass the filters.
 
-    Every shard is read to its end once, in parallel; what was found is kept in `GLIDE_JAX_CACHE`
-    (`~/.cache/glide_jax`) and used while the shard's path, size and time of change are the same. Shards that
-    cannot be read to their end are listed on standard error, and left out from the damage on.
+    Every shard is read to the end once, in parallel; the resulting index is kept in `GLIDE_JAX_CACHE`
+    (`~/.cache/glide_jax`) and valid while the shard's path, size and modification time stay the same. Damaged shards
+    are listed on standard error, and used up to the damage.
 
     Raises:
-        GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no
-            sample is usable, or none of the first 50,000.
+        GlideError: a shard does not exist, a pattern matches nothing, nothing is left of damaged shards, or no sample
+            (or none of the first 50,000) is usable.
     """
 
     def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
@@ -78,7 +78,7 @@ class WebDataset(Source):
         return image_size_in(Span(offset, size), lambda span: read_spans(shard, span, stamp=stamp)[0])
 
     def _row(self, index: int) -> tuple[int, tuple[int, ...]]:
-        """The number of a sample's shard, and its row in the index of that."""
+        """The number of a sample's shard, and its row in that shard's index."""
         position = int(np.searchsorted(self._ends, index, side="right"))
         rows = self._rows[position]
         return position, rows[index - int(self._ends[position])].item()
@@ -87,12 +87,12 @@ class WebDataset(Source):
 def _index_all(
     shards: Sequence[Path], files: Sequence[IndexFile], selection: Selection, config: DataConfig
 ) -> list[Index]:
-    """Indexes in the order of the shards: from the cache where possible, the rest made in parallel."""
+    """Indexes in the order of the shards: from the cache if possible, the others made in parallel."""
     indexes = [None if config.revalidate else file.load() for file in files]
     pending = [position for position, index in enumerate(indexes) if index is None]
     if not pending:
         return [index for index in indexes if index is not None]
-    _ = selection.lines  # read once, before several threads ask for them
+    _ = selection.lines  # read now, before several threads need them
     with ThreadPoolExecutor(min(config.workers or 16, len(pending))) as pool:
         jobs = {pool.submit(index_shard, shards[position], selection): position for position in pending}
         seen, passed = Counter[str](), 0
@@ -113,7 +113,7 @@ def _index_all(
 
 
 def _report_damaged(indexes: dict[Path, Index]) -> None:
-    """Names damaged shards; raises `GlideError` if nothing is left of any shard, and damage is why."""
+    """Prints damaged shards; raises `GlideError` if because of damage nothing is left of any shard."""
     damaged = [
         f"{shard}: {index.damage}, {len(index.rows)} samples before it"
         for shard, index in indexes.items()
