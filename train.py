@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parse = Parser(
         prog="train.py",
         unknown="options of a page are written --config.NAME=VALUE",
-        description="Trains or fine-tunes a model as a page of configs/ says.",
+        description="Trains or fine-tunes a model according to a page of configs/.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="a page of configs/; change its options by --config.NAME=VALUE")
     add("--dry_run", action="store_true",
         help="show the model, its memory and the first batch, and compile one step; train nothing")  # fmt: skip
-    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where no launcher says it")
-    add("--num_processes", type=int, help="how many processes train together")
+    add("--coordinator_address", metavar="HOST:PORT", help="address of process 0, if no launcher provides it")
+    add("--num_processes", type=int, help="number of processes in the run")
     add("--process_id", type=int, help="the number of this one, from 0")
     return parse
 

@@ -24,16 +24,16 @@ class FilterConfig(Options):
     from `lc`, `LANGUAGE`, `language` or `lang`; LAION's `NSFW` is UNLIKELY, UNSURE or NSFW.
     """
 
-    min_size: Annotated[int, option("least shorter side in pixels", low=0)] = 0
-    min_aspect: Annotated[float, option("least width / height")] = 0.0
-    max_aspect: Annotated[float, option("greatest width / height")] = math.inf
-    min_similarity: Annotated[float, option("least cosine of image and caption (`similarity`)")] = -1.0
-    max_similarity: Annotated[float, option("greatest cosine of image and caption")] = 1.0
-    nsfw_labels: Annotated[Words, option("values of `NSFW` to leave out, in any case", metavar="LABEL")] = ()
-    languages: Annotated[Words, option("the only languages to keep, in any case", metavar="LANGUAGE")] = ()
+    min_size: Annotated[int, option("minimum shorter side in pixels", low=0)] = 0
+    min_aspect: Annotated[float, option("minimum width / height")] = 0.0
+    max_aspect: Annotated[float, option("maximum width / height")] = math.inf
+    min_similarity: Annotated[float, option("minimum cosine of image and caption (`similarity`)")] = -1.0
+    max_similarity: Annotated[float, option("maximum cosine of image and caption")] = 1.0
+    nsfw_labels: Annotated[Words, option("values of `NSFW` to leave out, ignoring case", metavar="LABEL")] = ()
+    languages: Annotated[Words, option("the only languages to keep, ignoring case", metavar="LANGUAGE")] = ()
     skip_words: Annotated[Words, option("words and phrases of captions to leave out", metavar="WORD")] = ()
-    min_caption_length: Annotated[int, option("least characters of a caption")] = 0
-    max_caption_length: Annotated[float, option("most characters of a caption")] = math.inf
+    min_caption_length: Annotated[int, option("minimum characters in a caption")] = 0
+    max_caption_length: Annotated[float, option("maximum characters in a caption")] = math.inf
 
     PREFIX: ClassVar[str] = "data.filters."
 
@@ -85,27 +85,27 @@ class DataConfig(Options):
     preset: Annotated[str, option("layout and filters of a known WebDataset", choices=tuple(PRESETS))] = "simple"
     image_key: Annotated[str, option("where images are in a sample, as `jpg;png`")] = ""
     caption_key: Annotated[str, option("where captions are in a sample, as `txt;json:caption`")] = ""
-    captions_jsonl: Annotated[str, option("file with a JSON object a line, whose `key` is a sample's")] = ""
+    captions_jsonl: Annotated[str, option("file with a JSON object per line, whose `key` is a sample's key")] = ""
     label_templates: Annotated[Words, option("captions of TFDS class labels")] = ("a photo of a {label}",)
     filters: FilterConfig = FilterConfig()
-    revalidate: Annotated[bool, option("check every shard anew instead of trusting the cached check")] = False
-    resampled: Annotated[bool, option("take samples with replacement instead of in epochs")] = False
+    revalidate: Annotated[bool, option("check every shard again instead of trusting the cached check")] = False
+    resampled: Annotated[bool, option("draw samples with replacement instead of in epochs")] = False
     crop: Annotated[
-        Crop, option("largest centred square (or shape of a bucket), a random one, or all pressed into it")
+        Crop, option("the largest centred square (or bucket's shape), a random one, or the whole image squeezed")
     ] = "center"
     buckets: Annotated[
         Words, option("sizes of training images by aspect ratio, as 64x64 48x80 80x48; empty: squares", metavar="HxW")
     ] = ()
-    resize_ratio: Annotated[float, option("least area of a random crop, the largest being 1", above=0, high=1)] = 0.8
+    resize_ratio: Annotated[float, option("minimum area of a random crop, the largest being 1", above=0, high=1)] = 0.8
     trim_white: Annotated[bool, option("cut a white border off first")] = False
     low_res_filter: Annotated[Literal["bicubic", "area"], option("how an upsampler's input is made")] = "bicubic"
     hflip_p: Annotated[float, option("probability of a mirrored image", low=0, high=1)] = 0.0
     uncond_p: Annotated[float, option("probability of an empty caption, for guidance", low=0, high=1)] = 0.2
     bad_share: Annotated[float, option("share of unreadable samples that stops training", low=0, high=1)] = 0.1
     workers: Annotated[int, option("decoding threads; 0 means one for each core, at most 16", low=0)] = 0
-    cache_mb: Annotated[int, option("MB (10^6 bytes) of decoded images kept, if all fit", low=0)] = 512
-    shuffle_buffer: Annotated[int, option("samples that a stream keeps to choose from", low=1)] = 1000
-    stall_seconds: Annotated[float, option("how long a batch may take at most", above=0)] = 300.0
+    cache_mb: Annotated[int, option("MB (10^6 bytes) for a cache of all decoded images, if they fit", low=0)] = 512
+    shuffle_buffer: Annotated[int, option("samples in a stream's shuffle buffer", low=1)] = 1000
+    stall_seconds: Annotated[float, option("seconds to wait for a batch before giving up", above=0)] = 300.0
 
     PREFIX: ClassVar[str] = "data."
 

@@ -37,7 +37,7 @@ class LossConfig(Options):
     velocity_cap: Annotated[float, option("adds min(1 / SNR, cap) to that weight; 0 is off", low=0)] = 0.0
     p2_gamma: Annotated[float, option("divides the weight by (1 + SNR)^gamma; 0 is off", low=0)] = 0.0
     timesteps: Annotated[
-        Literal["uniform", "logit_normal"], option("how t is sampled; logit_normal takes the middle more often")
+        Literal["uniform", "logit_normal"], option("how t is sampled; logit_normal favours the middle")
     ] = "uniform"
 
     def weights(self, schedule: Schedule) -> Float[np.ndarray, " steps"]:

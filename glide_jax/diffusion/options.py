@@ -94,7 +94,7 @@ class SolverOptions(Options):
         str,
         option(
             "ddim is a safe choice; dpmpp_2m and unipc need few steps; ddpm, euler_ancestral and dpmpp_2m_sde add"
-            f" fresh noise, which mends mistakes. All: {', '.join(SAMPLERS)}",
+            f" fresh noise, which corrects errors. All: {', '.join(SAMPLERS)}",
             metavar="NAME",
         ),
     ] = "ddim"
@@ -142,13 +142,13 @@ class LevelOptions(Options):
     schedule: Annotated[
         str,
         option(
-            "which noise levels: timesteps in some spacing, or sigmas (default: leading for ddim, ddpm, plms, prk,"
-            " euler and euler_ancestral, karras for the others)",
+            "spacing of timesteps, or schedule of sigmas (default: leading for ddim, ddpm, plms, prk, euler and"
+            " euler_ancestral, karras for the others)",
             choices=("", *SCHEDULES),
         ),
     ] = ""
     timestep_respacing: Annotated[
-        str, option('in place of both, as the reference writes it: "fast27", "ddim50", "10,10,3,2,2"', metavar="SPEC")
+        str, option('replaces both; glide-text2im writes it as "fast27", "ddim50", "10,10,3,2,2"', metavar="SPEC")
     ] = ""
     sigma_min: Annotated[
         float | None,
@@ -205,7 +205,7 @@ class GuidanceOptions(Options):
         float, option("rescale to the conditional std, from 0 (off) to 1 (wholly)", low=0, high=1)
     ] = 0.0
     apg_eta: Annotated[
-        float, option("apg: share kept of the part of the update parallel to the prediction", low=-1, high=1)
+        float, option("apg: share to keep of the update's part parallel to the prediction", low=-1, high=1)
     ] = 0.0
     apg_momentum: Annotated[
         float, option("apg: momentum of the updates; negative pushes away from earlier ones", low=-1, high=1)

@@ -37,9 +37,9 @@ from glide_jax.sample.options import flags as sampling_flags
 _EXAMPLES = """\
 examples:
   python evaluate.py --prompt_file datasets/prompts/emoji.txt --num_images 4
-  python evaluate.py --checkpoint glide/base --upsampler glide/upsample --prompts "a red bicycle|a corgi" --clip_rerank
-  python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip_rerank --clip_model ViT-B-32 --clip_checkpoint b32.pt
-  python evaluate.py --checkpoint glide/base --prompts "a corgi" --clip glide/clip-text glide/clip-image --clip_rerank --clip_model noised
+  python evaluate.py --checkpoint models/base --upsampler models/upsample --prompts "a red bicycle|a corgi" --clip_rerank
+  python evaluate.py --checkpoint models/base --prompts "a corgi" --clip_rerank --clip_model ViT-B-32 --clip_checkpoint b32.pt
+  python evaluate.py --checkpoint models/base --prompts "a corgi" --clip models/clip-text models/clip-image --clip_rerank --clip_model noised
   python evaluate.py --resume out/evaluate/00003
 """  # noqa: E501
 # Options that may differ when a run is resumed; none of them changes images by more than rounding.
@@ -60,13 +60,13 @@ class EvaluateOptions(Options):
         metavar="DIR")] = None  # fmt: skip
     lora: Annotated[tuple[str, ...], option(
         "adapters (LoRA) for the base model, from runs that trained them", metavar="PATH[:SCALE]")] = ()  # fmt: skip
-    prompts: Annotated[str | None, option("prompts with | between them", metavar="A|B")] = None
-    prompt_file: Annotated[str | None, option("text file with one prompt a line", metavar="FILE")] = None
+    prompts: Annotated[str | None, option("prompts separated by |", metavar="A|B")] = None
+    prompt_file: Annotated[str | None, option("text file with one prompt per line", metavar="FILE")] = None
     negative_prompt: Annotated[str, option("what to avoid (with guidance)")] = ""
     num_images: Annotated[int | None, option("images per prompt, without --clip_rerank (default: 1)", low=1)] = None
     seed: Annotated[int, option("the same seed generates the same images", low=0, below=2**31)] = 0
-    output_dir: Annotated[str, option("a numbered folder is made in it", metavar="DIR")] = "out/evaluate"
-    output_format: Annotated[Literal["jpg", "png"], option("of images and grids")] = "jpg"
+    output_dir: Annotated[str, option("a numbered folder is created in it", metavar="DIR")] = "out/evaluate"
+    output_format: Annotated[Literal["jpg", "png"], option("format of images and grids")] = "jpg"
     batch_size: Annotated[int, option("images generated at once", low=1)] = 16
     dtype: Annotated[ComputeType, option(HELP)] = "float32"
     clip_rerank: Annotated[bool, option("generate --clip_candidates images per prompt, keep the best")] = False
@@ -74,17 +74,17 @@ class EvaluateOptions(Options):
         "OpenCLIP's name of a model, and of its weights; or a folder with open_clip_config.json; or noised, for the one"
         " given with --clip", metavar="NAME[/TAG]")] = "ViT-L-14"  # fmt: skip
     clip_checkpoint: Annotated[str | None, option(
-        "weights of --clip_model, in place of a download", metavar="FILE")] = None  # fmt: skip
+        "weights of --clip_model, instead of a download", metavar="FILE")] = None  # fmt: skip
     clip_candidates: Annotated[int, option("images to choose from", low=1)] = 32
-    clip_top_k: Annotated[int, option("images kept", low=1)] = 8
+    clip_top_k: Annotated[int, option("images to keep", low=1)] = 8
     clip_batch_size: Annotated[int, option("images scored at once", low=1)] = 16
     clip: Annotated[tuple[str, str] | None, option(
-        "both towers of the noised CLIP, to guide by (--clip_guidance_scale) or rank by",
+        "both towers of the noised CLIP, for guidance (--clip_guidance_scale) or ranking",
         metavar=("TEXT", "IMAGE"))] = None  # fmt: skip
     reference: Annotated[str | None, option(
-        "folder of images, or shards, to measure the kept images against", metavar="PATH")] = None  # fmt: skip
+        "folder of images, or shards, to compare the kept images with", metavar="PATH")] = None  # fmt: skip
     features: Annotated[Literal["clip", "inception"], option(
-        "those of --clip_model, or Inception's: FID and KID")] = "clip"  # fmt: skip
+        "those of --clip_model, or Inception's for FID and KID")] = "clip"  # fmt: skip
     inception_checkpoint: Annotated[str | None, option(
         "for --features inception: inception-2015-12-05.pt", metavar="FILE")] = None  # fmt: skip
 
@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     parse = Parser(
         prog="evaluate.py",
         unnamed="--prompts",
-        description="Generates images of many prompts into a numbered folder, ranks them by CLIP, and resumes.",
+        description="Generates images for many prompts into a numbered folder, ranks them by CLIP, and can resume.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -21,38 +21,38 @@ class ModelConfig(Options):
 
     image_size: Annotated[int, option("side of the square output in pixels", low=1, high=MOST_SIDE)] = 64
     num_channels: Annotated[
-        int, option("width of the first level; times channel_mult a multiple of norm_groups", low=1)
+        int, option("width of the first level; times each channel_mult, a multiple of norm_groups", low=1)
     ] = 192
     num_res_blocks: Annotated[int, option("residual blocks per level", low=1)] = 3
     channel_mult: Annotated[
-        tuple[int, ...], option("width of each level as a multiple of num_channels; empty: the published one", low=1)
+        tuple[int, ...], option("width of each level as a multiple of num_channels; empty: as published", low=1)
     ] = ()
     attention_resolutions: Annotated[
         tuple[int, ...], option("sides (in pixels) of the feature maps that get attention")
     ] = (32, 16, 8)
-    num_heads: Annotated[int, option("attention heads where num_head_channels is -1")] = 1
+    num_heads: Annotated[int, option("attention heads if num_head_channels is -1")] = 1
     num_head_channels: Annotated[int, option("channels per attention head; -1: num_heads decides")] = 64
-    num_heads_upsample: Annotated[int, option("heads in the upward path, likewise; -1: num_heads")] = -1
+    num_heads_upsample: Annotated[int, option("attention heads in the up path, likewise; -1: num_heads")] = -1
     norm_groups: Annotated[
         int,
-        option("groups of the group norms; few channels a group take the colours with their mean (PyTorch: 32)", low=1),
+        option("groups of group norms (PyTorch: 32); with few channels per group, colours are lost", low=1),
     ] = 32
-    dropout: Annotated[float, option("rate inside residual blocks while training", low=0, below=1)] = 0.1
+    dropout: Annotated[float, option("dropout rate in residual blocks during training", low=0, below=1)] = 0.1
     use_scale_shift_norm: Annotated[
-        bool, option("the embedding scales and shifts the second norm; else it is added before it")
+        bool, option("the embedding scales and shifts the second norm; otherwise it is added before it")
     ] = True
     resblock_updown: Annotated[
         bool, option("residual blocks change the resolution; else strided and upsampling convolutions do")
     ] = True
-    text_ctx: Annotated[int, option("text length in tokens", low=1)] = 128
+    text_ctx: Annotated[int, option("length of texts in tokens", low=1)] = 128
     xf_width: Annotated[int, option("width of the text transformer; 0: no text")] = 512
     xf_layers: Annotated[int, option("layers of the text transformer")] = 16
     xf_heads: Annotated[int, option("attention heads of the text transformer")] = 8
     xf_final_ln: Annotated[bool, option("final LayerNorm of the text transformer")] = True
-    xf_padding: Annotated[bool, option("a learned embedding in place of padding tokens")] = True
+    xf_padding: Annotated[bool, option("a learned embedding instead of padding tokens")] = True
     inpaint: Annotated[bool, option("takes a masked image and its mask as further input channels")] = False
     super_res: Annotated[bool, option("takes a low-resolution image as further input channels")] = False
-    low_res_size: Annotated[int, option("side of that image in pixels", low=1, high=MOST_SIDE)] = 64
+    low_res_size: Annotated[int, option("side of the low-resolution image in pixels", low=1, high=MOST_SIDE)] = 64
 
     def __post_init__(self) -> None:
         if not self.channel_mult:

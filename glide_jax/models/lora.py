@@ -44,11 +44,11 @@ class LoraConfig(Options):
     PREFIX: ClassVar[str] = "train.lora."
 
     rank: Annotated[int, option("rank of the adapters; 0 trains the weights themselves", low=0)] = 0
-    alpha: Annotated[float, option("adapters count alpha / rank; 0: as much as the rank", low=0)] = 0.0
+    alpha: Annotated[float, option("adapters are scaled by alpha / rank; 0 sets alpha to the rank", low=0)] = 0.0
     targets: Annotated[
         tuple[str, ...], option("layers that get adapters, as patterns of their names; * also matches slashes")
     ] = ("unet/*/attn/*", "unet/*/*conv")
-    dora: Annotated[bool, option("DoRA: the norm of each output unit's weights is trained apart")] = False
+    dora: Annotated[bool, option("DoRA: the norm of each output unit's weights is trained separately")] = False
 
     def __post_init__(self) -> None:
         Options.__post_init__(self)

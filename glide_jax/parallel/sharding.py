@@ -26,9 +26,9 @@ class ParallelConfig(Options):
         GlideError: a size is neither positive nor -1, or both are -1.
     """
 
-    data: Annotated[int, option("ways to split the batch with every parameter copied; -1: all devices left")] = -1
+    data: Annotated[int, option("ways to split the batch with parameters copied; -1: all devices left")] = -1
     fsdp: Annotated[
-        int, option("ways to split the batch and, with it, parameters, EMA and optimizer state; -1: likewise")
+        int, option("ways to split the batch and also parameters, EMA and optimizer state; -1: all devices left")
     ] = 1
 
     def __post_init__(self) -> None:

@@ -25,12 +25,12 @@ from glide_jax.sample.pretrained import parse_with_settings
 _EXAMPLES = """\
 examples:
   python sample.py --prompt "a 3d render of a turtle" --num_samples 4
-  python sample.py --checkpoint glide/base --upsampler glide/upsample --prompt "a red bicycle" --sampler dpmpp_2m
+  python sample.py --checkpoint models/base --upsampler models/upsample --prompt "a red bicycle" --sampler dpmpp_2m
   python sample.py --checkpoint hf://someone/their-glide --prompt "a red bicycle"
-  python sample.py --checkpoint glide/base --prompt "a hedgehog" --xy num_steps=10,20,50 sampler=ddim,plms,dpmpp_2m
-  python sample.py --checkpoint glide/base --prompt "the same in snow" --init_image house.jpg --strength 0.6
-  python sample.py --checkpoint glide/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
-  python sample.py --upsampler glide/upsample --prompt "a corgi" --image small.png
+  python sample.py --checkpoint models/base --prompt "a hedgehog" --xy num_steps=10,20,50 sampler=ddim,plms,dpmpp_2m
+  python sample.py --checkpoint models/base --prompt "a house in the snow" --init_image house.jpg --strength 0.6
+  python sample.py --checkpoint models/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
+  python sample.py --upsampler models/upsample --prompt "a corgi" --image small.png
 """
 _CELL = 128
 _STRENGTH = 0.6
@@ -78,14 +78,14 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
         help="adapters (LoRA) for that base model: a run that trained them, or their safetensors file; may be given "
         "several times",
     )
-    add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide by")
+    add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, for guidance")
     add("--prompt", action="append", default=[], help="text to generate an image of; may be given several times")
-    add("--prompt_file", type=Path, metavar="FILE", help="text file with one prompt a line")
+    add("--prompt_file", type=Path, metavar="FILE", help="text file with one prompt per line")
     add("--negative_prompt", default="", help="what to avoid (with guidance)")
     add("--prompt_weights", action="store_true",
-        help='stress or weaken words: "a (red:1.5) bicycle"; otherwise such brackets are text')  # fmt: skip
+        help='stress or weaken words: "a (red:1.5) bicycle"; otherwise brackets are ordinary text')  # fmt: skip
     add("--interpolate", type=int, metavar="N",
-        help="N images from each prompt to the next, of the same noise, which --animate shows one by one")  # fmt: skip
+        help="N images from each prompt to the next, from the same noise; --animate shows them in turn")  # fmt: skip
     add("--num_samples", type=int, default=1, help="images per prompt (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
     for name in ("height", "width"):

@@ -38,15 +38,15 @@ class SampleOptions(Options):
     strength: Annotated[
         float,
         option(
-            "of the image to start from: share of the steps to go through, from 0 (the image as it is) to 1 (nothing of"
-            " it is left); below 1 an upsampler starts from the image that it enlarges",
+            "how far to depart from the image to start from: the share of the steps to run, from 0 (the image as it is)"
+            " to 1 (nothing of it is left); below 1, an upsampler starts from the image it enlarges",
             low=0,
             high=1,
         ),
     ] = 1.0
     temperature: Annotated[float, option("initial-noise temperature", above=0, most=1.5)] = 1.0
     clip_guidance_scale: Annotated[
-        float, option("scale of the noised CLIP's gradient, where one is loaded (0: off)", low=0, most=1000)
+        float, option("scale of the noised CLIP's gradient, if one is loaded (0: off)", low=0, most=1000)
     ] = 0.0
 
     @classmethod
@@ -119,7 +119,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     for title, cls in _GROUPS.items():
         add_arguments(parser.add_argument_group(title), cls)
     add_arguments(parser.add_argument_group("noise"), SampleOptions, only=("temperature", "clip_guidance_scale"))
-    group = parser.add_argument_group("upsampler", "all options above are there for it too, as --upsampler_NAME")
+    group = parser.add_argument_group("upsampler", "all options above exist for it too, as --upsampler_NAME")
     hidden = [name for name in flat(UPSAMPLER_DEFAULTS) if name not in _LISTED]
     add_arguments(group, SampleOptions, _PREFIX, names=_NAMES, hide=hidden, base=UPSAMPLER_DEFAULTS)
 

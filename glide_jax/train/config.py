@@ -29,9 +29,9 @@ class MaskConfig(Options):
 
     PREFIX: ClassVar[str] = "train.conditioning.masks."
 
-    rectangles: Annotated[float, option("share of 1 to 3 rectangles of 1/8 to 5/8 of the side", low=0)] = 0.4
-    strokes: Annotated[float, option("share of 1 to 3 thick broken lines", low=0)] = 0.4
-    everything: Annotated[float, option("share of the whole image, as in generation from text alone", low=0)] = 0.15
+    rectangles: Annotated[float, option("share of masks with 1 to 3 rectangles of 1/8 to 5/8 of the side", low=0)] = 0.4
+    strokes: Annotated[float, option("share of masks with 1 to 3 thick polylines", low=0)] = 0.4
+    everything: Annotated[float, option("share of masks over everything, as without an image", low=0)] = 0.15
     nothing: Annotated[float, option("share of masks with nothing to inpaint", low=0)] = 0.05
 
     def __post_init__(self) -> None:
@@ -55,10 +55,10 @@ class ConditioningConfig(Options):
     PREFIX: ClassVar[str] = "train.conditioning."
 
     low_res_blur: Annotated[
-        float, option("greatest standard deviation of a blur, in pixels; 0 is off", low=0, high=BLUR_RADIUS / 2)
+        float, option("maximum standard deviation of the blur, in pixels; 0 is off", low=0, high=BLUR_RADIUS / 2)
     ] = 0.0
-    low_res_noise: Annotated[float, option("greatest standard deviation of noise on [-1, 1]; 0 is off", low=0)] = 0.0
-    masks: Annotated[MaskConfig, option("what an inpainting model is to inpaint")] = MaskConfig()
+    low_res_noise: Annotated[float, option("maximum standard deviation of the noise on [-1, 1]; 0 is off", low=0)] = 0.0
+    masks: Annotated[MaskConfig, option("masks for an inpainting model")] = MaskConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class PreviewConfig(Options):
     prompts: Annotated[tuple[str, ...], option("prompts; empty takes the first training captions")] = ()
     count: Annotated[int, option("number of training captions", low=1)] = 16
     upsampler: Annotated[str, option("checkpoint of an upsampler for a base model's images; empty is none")] = ""
-    upsampler_strength: Annotated[float, option("below 1 it starts from the base image", low=0, high=1)] = 1.0
+    upsampler_strength: Annotated[float, option("below 1 it starts from the base model's image", low=0, high=1)] = 1.0
     options: Annotated[SampleOptions, option("how images are sampled")] = SampleOptions.of(num_steps=25)
 
 
@@ -106,8 +106,8 @@ class PriorConfig(Options):
 
     PREFIX: ClassVar[str] = "train.prior."
 
-    prompts: Annotated[tuple[str, ...], option("what the model is to go on generating; empty: off")] = ()
-    count: Annotated[int, option("number of images of them", low=1, high=9999)] = 100
+    prompts: Annotated[tuple[str, ...], option("prompts for what the model should not forget; empty: off")] = ()
+    count: Annotated[int, option("number of images to generate", low=1, high=9999)] = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,11 @@ class DistillConfig(Options):
 
     PREFIX: ClassVar[str] = "train.distill."
 
-    num_steps: Annotated[int, option("sampling steps that are to be enough; 0: off", low=0, high=64)] = 0
+    num_steps: Annotated[int, option("sampling steps to distil to; 0 is off", low=0, high=64)] = 0
     teacher_steps: Annotated[
-        int, option("steps of the weights below for each of them; 1 only takes guidance in", low=1, high=64)
+        int, option("the teacher's steps for each of them; 1 distils only the guidance", low=1, high=64)
     ] = 4
-    guidance_scale: Annotated[float, option("guidance that the steps take in; 1: none", low=0, high=30)] = 3.0
+    guidance_scale: Annotated[float, option("guidance scale to distil; 1: none", low=0, high=30)] = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +142,31 @@ class TrainConfig(Options):
     gradient_accumulation_steps: Annotated[int, option("micro-batches per step, to save memory", low=1)] = 1
     max_steps: Annotated[int, option("training steps", low=1)] = 10_000
     max_minutes: Annotated[
-        float, option("also stops after so long, start-up included, with a cosine over time, not steps; 0: off", low=0)
+        float, option("also stops after this time, start-up included; a cosine then goes by time; 0 is off", low=0)
     ] = 0.0
-    seed: Annotated[int, option("of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
+    seed: Annotated[int, option("seed of initial weights, data order, noise and dropout", low=0, below=2**31)] = 0
     dtype: Annotated[str, option(HELP, choices=COMPUTE_TYPES)] = "float32"
-    deterministic: Annotated[bool, option("on GPUs, only kernels that sum in a fixed order; slower")] = False
+    deterministic: Annotated[bool, option("on GPUs, use only kernels that sum in a fixed order; slower")] = False
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
-    reinitialize: Annotated[bool, option("what is trained starts from fresh weights, the rest from init_from")] = False
-    lora: Annotated[LoraConfig, option("adapters to train in place of the weights")] = LoraConfig()
+    reinitialize: Annotated[bool, option("start what is trained from fresh weights, the rest from init_from")] = False
+    lora: Annotated[LoraConfig, option("adapters to train instead of the weights")] = LoraConfig()
     remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
-    loss: Annotated[LossConfig, option("what is minimised")] = LossConfig()
+    loss: Annotated[LossConfig, option("the training loss")] = LossConfig()
     distill: Annotated[DistillConfig, option("few-step distillation")] = DistillConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()
     optimizer: Annotated[OptimizerConfig, option("optimizer and EMA")] = OptimizerConfig()
-    max_skipped_updates: Annotated[int, option("stops after more skipped steps in a row", low=0)] = 10
-    loss_spike_threshold: Annotated[float, option("skips losses so many times their average; 0: off", low=0)] = 0.0
-    log_every: Annotated[int, option("steps between log lines; every 30 s there is one in any case", low=1)] = 50
-    sample_every: Annotated[int, option("steps between sample grids; 0 is only at the end", low=0)] = 1000
-    validate_every: Annotated[int, option("steps between validation losses; 0 is never", low=0)] = 1000
-    save_every: Annotated[int, option("steps between checkpoints; 0 is only at the end", low=0)] = 1000
+    max_skipped_updates: Annotated[int, option("stops a run after more skipped steps in a row than this", low=0)] = 10
+    loss_spike_threshold: Annotated[float, option("skips losses this many times the average; 0 is off", low=0)] = 0.0
+    log_every: Annotated[int, option("steps between log lines, which come at least every 30 s", low=1)] = 50
+    sample_every: Annotated[int, option("steps between sample grids; 0: only at the end", low=0)] = 1000
+    validate_every: Annotated[int, option("steps between validation losses; 0: never", low=0)] = 1000
+    save_every: Annotated[int, option("steps between checkpoints; 0: only at the end", low=0)] = 1000
     keep_checkpoints: Annotated[int, option("number of newest checkpoints kept", low=1)] = 2
-    keep_checkpoints_every: Annotated[int, option("also keeps those at multiples of this; 0 is off", low=0)] = 0
-    keep_best_checkpoints: Annotated[int, option("also keeps so many with the lowest validation loss", low=0)] = 0
-    peak_tflops: Annotated[float, option("of one device, for the MFU; 0: the vendor's figure", low=0)] = 0.0
+    keep_checkpoints_every: Annotated[int, option("also keeps those at multiples of this step; 0 is off", low=0)] = 0
+    keep_best_checkpoints: Annotated[int, option("also keeps this many with the lowest validation loss", low=0)] = 0
+    peak_tflops: Annotated[float, option("peak of one device, for the MFU; 0: the vendor's figure", low=0)] = 0.0
     wandb_project: Annotated[str, option("Weights & Biases project; empty: off. WANDB_MODE=offline works")] = ""
-    prior: Annotated[PriorConfig, option("what few images are not to displace")] = PriorConfig()
+    prior: Annotated[PriorConfig, option("prior preservation, for training on few images")] = PriorConfig()
     preview: Annotated[PreviewConfig, option("the sample grids")] = PreviewConfig()
 
     def __post_init__(self) -> None:
@@ -208,7 +208,7 @@ class TrainConfig(Options):
 class RunConfig(Options):
     """Everything that decides a training run."""
 
-    run_dir: Annotated[str, option("folder of checkpoints, logs and samples; resumed if it exists")] = "runs/glide"
+    run_dir: Annotated[str, option("folder of checkpoints, logs and samples; a run there is resumed")] = "runs/glide"
     init_from: Annotated[str, option("checkpoint or converted model to start from; empty is fresh weights")] = ""
     model: Annotated[ModelConfig, option("architecture")] = ModelConfig()
     diffusion: Annotated[DiffusionConfig, option("noise schedule")] = DiffusionConfig()

@@ -28,8 +28,8 @@ from glide_jax.ui.uploads import FILE_SIZE, bound_folder
 _EXAMPLES = """\
 examples:
   python app.py
-  python app.py --checkpoint glide/base --upsampler glide/upsample
-  python app.py --models runs --models glide --clip_model ViT-B-32
+  python app.py --checkpoint models/base --upsampler models/upsample
+  python app.py --models runs --models models --clip_model ViT-B-32
 """
 _SESSIONS = 200  # browser tabs and clients whose choices are remembered, at 0.2 MB each
 _PROMPTS = {
@@ -75,20 +75,20 @@ def parser() -> argparse.ArgumentParser:
     add("--lora", metavar="PATH[:SCALE]", action="append", default=[],
         help="adapters (LoRA) of a base model, as for sample.py; may be given several times")  # fmt: skip
     add("--clip_model", metavar="NAME[/TAG]",
-        help="what ranks images, as for evaluate.py: an OpenCLIP model, or noised (default: none)")  # fmt: skip
-    add("--clip_checkpoint", type=Path, metavar="FILE", help="weights of --clip_model, in place of a download")
-    add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, to guide or rank by")
+        help="model that ranks images, as for evaluate.py: an OpenCLIP model, or noised (default: none)")  # fmt: skip
+    add("--clip_checkpoint", type=Path, metavar="FILE", help="weights of --clip_model, instead of a download")
+    add("--clip", nargs=2, metavar=("TEXT", "IMAGE"), help="both towers of the noised CLIP, for guidance or ranking")
     add("--dtype", default="float32", choices=COMPUTE_TYPES, help=f"{HELP} (default: %(default)s)")
-    add("--examples", type=Path, metavar="FILE", help="text file with prompts to offer, one a line")
+    add("--examples", type=Path, metavar="FILE", help="text file with example prompts, one per line")
     add_arguments(parse.add_argument_group("limits"), Limits)
     server = parse.add_argument_group("server")
     server.add_argument("--host", type=lambda host: host.strip("[]"),
         help="address to listen on; 0.0.0.0 lets others in (default: 127.0.0.1)")  # fmt: skip
     add_arguments(server, Server, only=("port",))
     server.add_argument("--allowed_host", metavar="NAME", action="append", default=[],
-        help="further name under which browsers find the page, as a proxy's; may be given several times")  # fmt: skip
+        help="another host name of the page, such as a proxy's; may be given several times")  # fmt: skip
     server.add_argument(
-        "--auth", type=Path, metavar="FILE", help="who may use the page: a text file with USER:PASSWORD, one a line"
+        "--auth", type=Path, metavar="FILE", help="text file with the users of the page, one USER:PASSWORD per line"
     )
     return parse
 

@@ -44,11 +44,11 @@ class Limits(Options):
     PREFIX: ClassVar[str] = "--"
 
     batch_size: Annotated[int, option("images generated at once", low=1, metavar="N")] = 4
-    max_images: Annotated[int, option("images a request", low=1, metavar="N")] = 8
+    max_images: Annotated[int, option("images per request", low=1, metavar="N")] = 8
     max_candidates: Annotated[int, option("images to choose the best of", low=1, metavar="N")] = 32
-    max_steps: Annotated[int, option("steps of a request, of either model", low=1, metavar="N")] = 250
-    max_queue: Annotated[int, option("requests waiting", low=1, metavar="N")] = 20
-    max_loaded: Annotated[int, option("models kept in memory, and copies with LoRA", low=1, metavar="N")] = 3
+    max_steps: Annotated[int, option("steps of either model in a request", low=1, metavar="N")] = 250
+    max_queue: Annotated[int, option("requests in the queue", low=1, metavar="N")] = 20
+    max_loaded: Annotated[int, option("models kept in memory, and as many copies with LoRA", low=1, metavar="N")] = 3
 
 
 @dataclass(frozen=True)
