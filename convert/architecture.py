@@ -88,7 +88,7 @@ def clip_architecture(config: ClipTextConfig | ClipImageConfig) -> Architecture:
 
 
 def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Architecture:
-    """The architecture that a checkpoint's record tells; its own `record` keeps how images are to be sampled.
+    """The architecture in a checkpoint's record; the result's `record` keeps the recorded sampling options.
 
     Raises:
         GlideError: there is none, or it is larger than the checkpoint's arrays.
@@ -107,7 +107,7 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
 
 
 def recorded_options(record: dict[str, Any]) -> dict[str, Any]:
-    """What `infer` takes of a record; raises `GlideError` as `parse_options`."""
+    """A record as options for `infer`; raises `GlideError` as `parse_options` does."""
     entries = [record.get(name, {}) for name in (*_RECORDED, "diffusion")]
     return parse_options({name: value for entry in entries for name, value in entry.items()})
 

@@ -10,7 +10,7 @@ class GlideError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says in its first line; its type if it says nothing."""
+    """The first line of a library's error, or its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

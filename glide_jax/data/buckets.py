@@ -39,7 +39,7 @@ class Bucket(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a batch holds.
+    """The content of a batch.
 
     Attributes:
         bucket: whose images.

@@ -230,7 +230,7 @@ class TrainingExamples:
         self._images, self._config, self._seed = images, config, seed
 
     def fill(self, turn: Turn, batch: Batch, first_row: int, examples: Sequence[int]) -> None:
-        """Writes examples into the rows from `first_row` on of a batch, of which `turn` says what it holds.
+        """Writes examples into a batch's rows, beginning with `first_row`; `turn` is the content of the batch.
 
         Raises:
             GlideError: 32 samples in succession were unusable.

@@ -22,7 +22,7 @@ _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 class Facts(NamedTuple):
     """What a source can tell of a sample: functions, so that only what a rule asks for is read.
 
-    Each raises `BadSample` if the sample is damaged. Where there are no metadata, they are empty.
+    Each raises `BadSample` if the sample is damaged. Missing metadata are empty.
     """
 
     metadata: Callable[[], Mapping[str, Any]]

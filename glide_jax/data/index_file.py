@@ -1,4 +1,4 @@
-"""What was found out about a data set, kept until the data change: an index a shard, or a part of another source."""
+"""Cached indexes of a data set, valid until the data change: one per shard, or per part of another source."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ class IndexFile(NamedTuple):
     """An index in `GLIDE_JAX_CACHE` (`~/.cache/glide_jax`); if that cannot be written to, only time is lost.
 
     Attributes:
-        path: of the file.
+        path: the file.
         stamp: integers that change with the data, such as size and modification time.
     """
 
@@ -44,7 +44,7 @@ class IndexFile(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, identity: Sequence[Any], stamp: Sequence[int]) -> Self:
-        """The file in the subfolder `kind`, by JSON values that say what it is of and how samples were chosen."""
+        """The file in the subfolder `kind` for JSON values that say what is indexed and how samples were selected."""
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         return cls(cache_folder() / kind / f"{name}.npz", tuple(stamp))
 

@@ -1,4 +1,4 @@
-"""One function over many samples by threads, for work that is reading files."""
+"""Applies a function to many samples in threads, for work that mostly reads files."""
 
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -8,16 +8,16 @@ from typing import TypeVar
 from glide_jax import progress
 
 _THREADS = 16
-_CHUNK = 1000  # most samples that a thread takes at a time; a future for each would take 2 KB
-_BAR_FROM = 4000  # samples for a progress bar to be worth showing
+_CHUNK = 1000  # the most samples a thread takes at a time; a future for each would take 2 KB
+_BAR_FROM = 4000  # samples; with fewer, no progress bar
 
 T = TypeVar("T")
 
 
 def map_samples(label: str, function: Callable[[int], T], runs: Sequence[range]) -> Generator[T, None, None]:
-    """The results of `function` for all numbers of some runs, in order, with a progress bar.
+    """The results of `function` for all numbers in the ranges, in order, with a progress bar.
 
-    An error or an interrupt ends it, after no more than the call that each thread is in.
+    An error or an interrupt ends it as soon as each thread has finished its current call.
     """
     stopped = threading.Event()
 

@@ -98,7 +98,7 @@ class OpenClipScorer:
         self._torch, self._batch = torch, batch_size
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         weights = str(checkpoint) if checkpoint is not None else name.pretrained
-        # Records and pages are for others too, and where files lie is not for everyone to know.
+        # Records and pages are shared with others, and must not reveal local paths.
         kind, colon, folder = name.model.partition("local-dir:")
         self.name = f"OpenCLIP {kind}{colon}{Path(folder).name}" + (f"/{Path(weights).name}" if weights else "")
         if checkpoint is not None and not checkpoint.is_file():
@@ -162,7 +162,7 @@ def _import() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without OpenCLIP's own messages: what matters of them comes as an exception."""
+    """Silences OpenCLIP's own messages: those that matter are raised as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

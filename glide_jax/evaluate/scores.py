@@ -1,4 +1,4 @@
-"""What an evaluation says as a whole: CLIP score, and distances from a reference set."""
+"""The overall scores of an evaluation: CLIP score, and distances from a reference set."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a person reads of an evaluation: tables on a terminal, plain lines elsewhere."""
+"""The display of a running evaluation: tables on a terminal, plain lines elsewhere."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _RANKS_SHOWN = 8
 
 
 class View:
-    """One evaluation on some console, by default standard output."""
+    """The display of an evaluation on a console, by default standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console

@@ -35,12 +35,12 @@ examples:
 _CELL = 128
 _STRENGTH = 0.6
 _FAR = 2  # times the side the model was trained on
-# What an image file says beside its settings.
+# What an image file's metadata has besides its settings.
 _WRITTEN = (
     "checkpoint", "upsampler", "negative_prompt", "prompt_weights", "interpolate", "init_image", "image", "mask",
     "height", "width", "dtype",
 )  # fmt: skip
-# What only a base model has a use for, beside its options of sampling.
+# Flags that only a base model can use, besides its sampling options.
 _BASE_ONLY = (
     "negative_prompt", "interpolate", "num_samples", "init_image", "mask", "height", "width", "clip", "animate",
     "attention", "xy",

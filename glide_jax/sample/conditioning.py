@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         params: of the model.
-        conditioning: where there is guidance of twice the batch: the prompts' rows, then the negative prompt's.
+        conditioning: with guidance, of twice the batch: the prompts' rows, then the negative prompt's.
         known: the image to keep parts of, and the mask that is 1 there.
         guidance: None evaluates the model under the condition alone.
         clip: None is without.
@@ -114,7 +114,7 @@ class Conditioner:
         Args:
             params: of the model.
             inputs: of the batch.
-            guidance: where there is one, all inputs come twice.
+            guidance: if there is one, all inputs are given twice.
             seed: in [0, 2^31).
             clip_scale, clip_params: of the noised CLIP's guidance; scale 0 is without.
 

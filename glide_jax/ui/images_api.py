@@ -35,7 +35,7 @@ class NoSuchUser(GlideError):
 
 
 class TooLarge(GlideError):
-    """What is sent is longer than a prompt and settings can be."""
+    """The body is larger than a prompt and settings can be."""
 
 
 class NoSuchModel(GlideError):

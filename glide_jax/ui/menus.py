@@ -107,8 +107,8 @@ class Menus:
         )  # fmt: skip
         inputs = [*self.fields.values(), newest, working]
         outputs = [*self.fields.values(), self._row, working, *settings.values()]
-        # One event for all menus, of which the last one made while a model is loaded comes after it: none is lost.
-        # Unprocessed, as gradio refuses a value that has just gone from a menu's choices.
+        # A single event for all menus: the last selection made while a model loads is handled afterwards, and none is
+        # lost. Unprocessed, as gradio refuses a value that has just gone from a menu's choices.
         switched = self._gr.on(
             chosen, self._switch, inputs, outputs, concurrency_id="models", preprocess=False,
             trigger_mode="always_last", show_progress="minimal", show_progress_on=menus[:2], **_PRIVATE,

@@ -39,7 +39,7 @@ _LARGEST = 1e5  # for options without a limit of their own, such as sigmas
 
 @dataclass(frozen=True)
 class Limits(Options):
-    """What requests may ask for at most, and how much is done at once."""
+    """Limits on what a request may ask for, and on what is done at once."""
 
     PREFIX: ClassVar[str] = "--"
 
@@ -53,7 +53,7 @@ class Limits(Options):
 
 @dataclass(frozen=True)
 class _Own(Options):
-    """Fields of a request beside the options of sampling, or in place of one (guidance_interval)."""
+    """Fields of a request that are not sampling options, or that replace one (guidance_interval)."""
 
     num_images: Annotated[int, option("how many to generate", low=1)] = 4
     candidates: Annotated[int, option("how many to generate and rank", low=1)] = 8
