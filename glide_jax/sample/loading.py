@@ -77,6 +77,8 @@ class LoadedModel:
         check_device(dtype, "dtype")
         config, diffusion = checkpoint_config(path), _config(DiffusionConfig, path, "diffusion")
         require_blocks(base_of(path) or path, config.blocks)
+        if isinstance(lora, str | Path):  # a text would be taken letter by letter
+            raise GlideError(f"lora is a list of adapters: lora=[{str(lora)!r}]")
         for each in lora:
             check_adapters(each)
         return cls(_stage(config, dtype, diffusion, None if clip is None else clip.model), {})

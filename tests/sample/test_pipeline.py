@@ -53,6 +53,11 @@ def test_models_that_are_built_alike_share_their_programs(tmp_path):
     assert (linear.stage.diffusion.noise_schedule, first.stage.diffusion) == ("linear", DiffusionConfig())
 
 
+def test_adapters_are_given_as_a_list(tmp_path):
+    with pytest.raises(GlideError, match=r"lora=\['runs/dog'\]"):
+        Pipeline.from_checkpoints(base=save_model(tmp_path / "base"), lora="runs/dog")
+
+
 def assert_close(a, b):
     assert (np.abs(a.astype(int) - b.astype(int)) <= 1).mean() > 0.999
 
