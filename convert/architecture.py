@@ -94,7 +94,7 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
         GlideError: there is none, or it is larger than the checkpoint's arrays.
     """
     if "lora" in record:
-        raise GlideError(f"{checkpoint} has adapters, not whole weights: join them first, by python -m convert merge")
+        raise GlideError(f"{checkpoint} has adapters, not whole weights: merge them first with python -m convert merge")
     for name, kind in _RECORDED.items():
         if name in record:
             config = build(kind, record[name])
@@ -103,7 +103,7 @@ def recorded_architecture(record: dict[str, Any], checkpoint: str | Path) -> Arc
                 return clip_architecture(config)
             found = glide_architecture(config, record.get("diffusion", {}))
             return found._replace(record=found.record | {k: v for k, v in record.items() if k == "sampling"})
-    raise GlideError(f"the record of {checkpoint} does not tell its model")
+    raise GlideError(f"the record of {checkpoint} does not say which model it is")
 
 
 def recorded_options(record: dict[str, Any]) -> dict[str, Any]:
@@ -162,13 +162,13 @@ def infer(shapes: Shapes, options: Options) -> tuple[Architecture, dict[str, Any
         values, assumed = _infer_clip(shapes, _checked(options, ClipTextConfig, ClipImageConfig))
         diffusion = {}
     else:
-        raise GlideError(f"these are no GLIDE or noised CLIP tensors: {', '.join(list(shapes)[:3])}, ...")
+        raise GlideError(f"these are not GLIDE or noised CLIP tensors: {', '.join(list(shapes)[:3])}, ...")
     try:
         if diffusion:
             return glide_architecture(ModelConfig(**values), diffusion), assumed
         return clip_architecture(_clip_config(shapes)(**values)), assumed
     except GlideError as error:
-        raise GlideError(f"{error}; what the tensors do not tell is given by --options FILE.json") from error
+        raise GlideError(f"{error}; give what the tensors do not tell with --options FILE.json") from error
 
 
 def _checked(options: Options, *classes: type) -> dict[str, Any]:

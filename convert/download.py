@@ -88,7 +88,7 @@ def _compare_with_first_use(path: Path, sha256: str) -> None:
         return
     known = read_text(note, "the sha256 in").split()[:1]
     if not known or not re.fullmatch(r"[0-9a-fA-F]{64}", known[0]):
-        raise GlideError(f"{note} holds no sha256: delete it, and that of {path.name} is recorded anew")
+        raise GlideError(f"{note} holds no sha256: delete it, and that of {path.name} is recorded again")
     if known[0].lower() != sha256:
         raise GlideError(f"{path} has changed since it was first used ({note.name} differs): delete both and run again")
 
@@ -141,7 +141,7 @@ def _describe(url: str) -> tuple[int, str]:
             raise GlideError(f"{url} does not tell its size, so a download could not be checked")
         size = _number(length)
         if size is None:
-            raise GlideError(f"{url} tells {length[:40]!r} as its size, which is no number")
+            raise GlideError(f"{url} tells {length[:40]!r} as its size, which is not a number")
         if size == 0:
             raise GlideError(f"{url} is empty")
         return size, _version(response.headers) or str(size)

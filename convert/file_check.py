@@ -146,7 +146,7 @@ def check_plain(path: Path) -> None:
 
 def _check_length(path: Path, length: int) -> None:
     if length > LONGEST_PICKLE:
-        raise GlideError(f"{path} is refused, it was not loaded: its pickle is longer than {LONGEST_PICKLE >> 20} MiB")
+        raise GlideError(f"{path} was refused and not loaded: its pickle is longer than {LONGEST_PICKLE >> 20} MiB")
 
 
 def _check_work(path: Path, pickle: io.BytesIO) -> None:
@@ -178,4 +178,4 @@ def _check_work(path: Path, pickle: io.BytesIO) -> None:
         elif operation.stack_after:
             stack.append(1)
         if work > MOST_WORK:
-            raise GlideError(f"{path} is refused, it was not loaded: its pickle unfolds into too many objects")
+            raise GlideError(f"{path} was refused and not loaded: its pickle unfolds into too many objects")

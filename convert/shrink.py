@@ -35,7 +35,7 @@ def shrink(checkpoint: str | Path, output: Path, captions: Path | None = None) -
     texts = None if captions is None else ["", *lines(read_text(captions, "the captions in"))]  # "" is the padding
     architecture = recorded_architecture(read_record(checkpoint), checkpoint)
     if texts is not None and not architecture.record.get("model", {}).get("xf_width"):
-        raise GlideError(f"{checkpoint} is no GLIDE model with text: leave out --captions")
+        raise GlideError(f"{checkpoint} is not a GLIDE model with text: leave out --captions")
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), architecture.params)
     params = load_weights(checkpoint, half)
     if texts is not None:

@@ -102,7 +102,7 @@ def read_state_dict(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     # A few stored numbers may be expanded to a tensor of any shape, which takes memory only when used.
     size, stored = sum(array.nbytes for array in arrays.values()), path.stat().st_size
     if size > stored:
-        raise GlideError(f"{path} tells of {size} bytes of tensors, and has only {stored}: it is no checkpoint")
+        raise GlideError(f"{path} claims {size} bytes of tensors, but has only {stored}: it is not a checkpoint")
     misnamed = (path.suffix == safetensors_file.SUFFIX) != (kind == SAFETENSORS)
     notes = [f"{kind} in spite of its name"] if misnamed else []
     notes += [*found.notes, *_about_float64(arrays)]
@@ -207,7 +207,7 @@ def _check_tensors(content: Any, is_tensor: Callable[[Any], bool], where: str) -
         raise GlideError(f"{where} holds {len(content)} entries, more than any such model has")
     for key, value in content.items():
         if not isinstance(key, str | int) or len(str(key)) > _LONGEST_NAME or not str(key).isprintable():
-            raise GlideError(f"{where} holds a tensor under {ascii(key)[:60]}, which is no name of one")
+            raise GlideError(f"{where} holds a tensor under {ascii(key)[:60]}, which is not a parameter's name")
         if not is_tensor(value):
             raise GlideError(
                 f"{where} holds {type(value).__name__} under {key!r}: give a file of a bare state_dict,"
@@ -271,7 +271,7 @@ def _load_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks to run {wanted[1]}" if wanted else "is no plain file of tensors"
-        raise GlideError(f"{path} is refused, nothing of it was run: it {what}") from error
+        raise GlideError(f"{path} was refused, and nothing in it was run: it {what}") from error
     except Exception as error:  # damaged bytes raise anything
         if head.startswith(b"\x80") and _LEGACY not in head:
             raise GlideError(f"{path} is a plain pickle: save its tensors with torch.save") from error

@@ -37,7 +37,9 @@ def parse(name: str | PathLike[str]) -> Name:
     """The parts of a name; raises `GlideError` if it is malformed."""
     match = _NAME.fullmatch(str(name))
     if match is None or ".." in str(name):
-        raise GlideError(f"{name} is no repository: it must be hf://USER/NAME or hf://USER/NAME@REVISION")
+        raise GlideError(
+            f"{name} is not the name of a repository: it must be hf://USER/NAME or hf://USER/NAME@REVISION"
+        )
     return Name(match[1], match[2], match[3] or "")
 
 

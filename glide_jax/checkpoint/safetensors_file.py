@@ -73,8 +73,8 @@ def read_header(path: Path) -> Header:
     header = find_header(path)
     if header is None:
         raise GlideError(
-            f"{path} does not tell which model it is of: of safetensors files only those of python -m convert can be"
-            " used as they are; bring a model of PyTorch's in by its to-flax"
+            f"{path} does not say which model it is: only safetensors files from python -m convert can be used"
+            " directly; convert one of PyTorch's with its to-flax"
         )
     return header
 
@@ -132,14 +132,14 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
         if tensor.dtype.name not in _DTYPES or not np.isfinite(tensor).all():
             raise GlideError(f"{path}: {key!r:.200} must have finite values, of type {', '.join(_DTYPES)}")
         if key.endswith(f".{ALPHA}") and not _is(tensor, alpha):
-            raise GlideError(f"{path}: {key!r:.200} is not {alpha}, as in the header: choose a share by PATH:SCALE")
+            raise GlideError(f"{path}: {key!r:.200} is not {alpha}, as in the header: set a scale with PATH:SCALE")
         arrays[ours] = _in_our_layout(tensor, wanted.get(ours, ())) if ours.rpartition("/")[2] in _OUT_FIRST else tensor
     wrong = [name for name in sorted(wanted.keys() | arrays.keys())
              if name not in arrays or arrays[name].shape != wanted.get(name)]  # fmt: skip
     if wrong:
         more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise GlideError(
-            f"{path} is not as its header says: missing, unknown or of another shape are"
+            f"{path} does not match its header: missing, unknown or of another shape are"
             f" {', '.join(f'{name!r:.200}' for name in wrong[:_LISTED])}{more}"
         )
 

@@ -140,7 +140,7 @@ def require_stored(folder: Path, arrays: Mapping[str, ArraySpec]) -> None:
     stored = sum(file.stat().st_size for file in (folder / "state").rglob("*") if file.is_file())
     claimed = sum(math.prod(spec["shape"]) for spec in arrays.values())
     if claimed > _MOST_IN_A_BYTE * stored:
-        raise DamagedError(folder, f"arrays/data.json tells of {claimed} numbers, and its files have {stored} bytes")
+        raise DamagedError(folder, f"arrays/data.json lists {claimed} numbers, but its files have {stored} bytes")
 
 
 def read_state(folder: Path, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
@@ -166,7 +166,7 @@ def read_record(folder: Path) -> Record:
     """The record of a step; errors as for `check`."""
     record = _read_json(folder, "record")
     if not isinstance(record, dict):
-        raise DamagedError(folder, "record/data.json is no record")
+        raise DamagedError(folder, "record/data.json is not a record")
     return record
 
 
@@ -174,7 +174,7 @@ def read_arrays(folder: Path) -> dict[str, ArraySpec]:
     """Shape and dtype of every array in a step, by name; errors as for `check`."""
     arrays = _read_json(folder, "arrays")
     if not is_description(arrays):
-        raise DamagedError(folder, "arrays/data.json is no list of arrays")
+        raise DamagedError(folder, "arrays/data.json is not a list of arrays")
     return cast(dict[str, ArraySpec], arrays)
 
 

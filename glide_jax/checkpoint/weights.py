@@ -57,7 +57,7 @@ def require_blocks(path: str | PathLike[str], blocks: Mapping[str, int], *, unse
     for group, claimed in blocks.items():
         numbers = {match[1] for name in names if (match := re.search(rf"(?:^|/){group}/([0-9]+)/", name))}
         if claimed > max(len(numbers), unseen):
-            raise GlideError(f"{path} is not as its record says: of {group} it has {len(numbers)}, not {claimed}")
+            raise GlideError(f"{path} does not match its record: it has {len(numbers)} of {group}, not {claimed}")
 
 
 def load_weights(

@@ -159,9 +159,7 @@ def open_buckets(source: Source, sizes: Sequence[Size], seed: int, *, revalidate
     sizes = sorted(sizes, key=lambda size: size.aspect)
     images, left_out = measured(source, revalidate)
     if left_out.total() == len(source):
-        raise GlideError(
-            f"no image has a size to choose its bucket by ({listed(left_out)}); check what is in data.path"
-        )
+        raise GlideError(f"no image has a size that can be read ({listed(left_out)}); check what is in data.path")
     return Buckets(sizes, nearest(sizes, images), len(source), seed, left_out)
 
 
@@ -233,4 +231,4 @@ def _measured(source: Source, sample: int) -> tuple[tuple[int, int], str]:
 
 def _unmeasured(sample: int, error: Exception) -> GlideError:
     why = first_line(error)
-    return GlideError(f"data.buckets: cannot read the size of image {sample} now ({why}); see to it and start again")
+    return GlideError(f"data.buckets: cannot read the size of image {sample} now ({why}); fix this and start again")

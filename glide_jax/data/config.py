@@ -123,9 +123,9 @@ class DataConfig(Options):
             if (other := aspects.setdefault(size.aspect, size)) is not size:
                 raise GlideError(f"data.buckets {other} and {size} have one aspect ratio: leave one of them out")
         if len(self.buckets) > 1 and not source_type(self.source).resumable:
-            raise GlideError("data.buckets need the sizes of all images, which a stream does not tell: give one size")
+            raise GlideError("data.buckets needs the sizes of all images, which a stream does not know: give one size")
         if len(self.buckets) > 1 and self.trim_white:
-            raise GlideError("data.trim_white changes the shapes that data.buckets go by: leave one of the two out")
+            raise GlideError("data.trim_white changes the shapes that data.buckets goes by: leave out one of the two")
 
     @property
     def sizes(self) -> tuple[Size, ...]:

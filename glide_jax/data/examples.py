@@ -49,7 +49,7 @@ class Shapes:
         if self.text_ctx < 1:
             raise GlideError(f"text_ctx must be at least 1, not {self.text_ctx}")
         if self.low_res_size and any(edge % (high // low) for edge in self.image):
-            raise GlideError(f"data.buckets: {self.image} cannot be divided by {high // low}, as an upsampler needs it")
+            raise GlideError(f"data.buckets: {self.image} cannot be divided by {high // low}, as an upsampler needs")
 
     @property
     def image(self) -> Size:

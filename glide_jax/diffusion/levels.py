@@ -104,7 +104,7 @@ class NoiseLevels:
         if not _descend(sigmas):
             raise GlideError(
                 f"rho {options.rho:g} leaves no {options.num_steps} different levels between sigma_min and sigma_max;"
-                " take one nearer to its default"
+                " choose one closer to the default"
             )
         return cls(schedule, sigmas)
 

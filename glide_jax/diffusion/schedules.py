@@ -64,7 +64,7 @@ class DiffusionConfig(Options):
         if self.noise_schedule == "linear" and self.diffusion_steps < _LEAST_LINEAR:
             raise GlideError(
                 f"diffusion.diffusion_steps {self.diffusion_steps} are too few for the linear schedule, which cannot"
-                f" take in all its noise: use at least {_LEAST_LINEAR}"
+                f" fit in all its noise: use at least {_LEAST_LINEAR}"
             )
 
 

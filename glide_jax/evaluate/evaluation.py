@@ -46,7 +46,7 @@ class Job:
             raise GlideError('nothing to generate: give --prompts "one prompt|another" or --prompt_file FILE')
         for prompt in (*self.prompts, self.negative_prompt):
             if valid_unicode(prompt) != prompt:
-                raise GlideError(f"{prompt[:60]!r} is no valid Unicode: is the command line in another encoding?")
+                raise GlideError(f"{prompt[:60]!r} is not valid Unicode: is the command line in another encoding?")
         if self.num_images < 1:
             raise GlideError(f"num_images must be at least 1, not {self.num_images}")
         if self.keep is not None and not 1 <= self.keep <= self.num_images:

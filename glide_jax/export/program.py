@@ -83,7 +83,7 @@ def load(folder: str | Path) -> Program:
     except GlideError:
         raise
     except Exception as error:  # flatbuffers and zipfile raise nearly anything on a damaged file
-        raise GlideError(f"{folder} is no exported program, or is damaged: {error}") from error
+        raise GlideError(f"{folder} is not an exported program, or is damaged: {error}") from error
     platform = jax.default_backend().replace("gpu", "cuda")
     if platform not in about["platforms"]:
         raise GlideError(f"{folder} was exported for {', '.join(about['platforms'])}, not for {platform}")

@@ -48,8 +48,10 @@ def attention_maps(
     """
     words = [words] if isinstance(words, str) else words
     if not len(images) or len(images) != len(prompts) or not words:
-        raise GlideError(f"attention maps are of images, as many prompts, and words, not of {len(images)} images,"
-                         f" {len(prompts)} prompts and {len(words)} words")  # fmt: skip
+        raise GlideError(
+            f"attention maps need images, a prompt for each, and words: there are {len(images)} images,"
+            f" {len(prompts)} prompts and {len(words)} words"
+        )
     check_words(prompts, words, model)
     maps = []
     pairs = zip(images, prompts, strict=True)
@@ -64,7 +66,7 @@ def check_words(prompts: Sequence[str], words: Sequence[str], model: LoadedModel
     """Raises `GlideError` if a prompt lacks one of the words, or has it beyond what the model sees."""
     config = model.stage.model.config
     if config.super_res or not config.xf_width:
-        raise GlideError("attention maps are of a base model that reads text")
+        raise GlideError("attention maps need a base model that reads text")
     for word in words:
         for prompt in prompts:
             if not _positions(prompt, word, config.text_ctx).any():

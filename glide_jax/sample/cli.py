@@ -264,8 +264,8 @@ def _check_alone(args: argparse.Namespace) -> None:
     unused = [f"--{name}" for name in (*_BASE_ONLY, *fields(SampleOptions)) if vars(args)[name] != usual[name]]
     if unused:
         raise GlideError(
-            f"an upsampler alone has no use for {', '.join(unused)}: give a base model with --checkpoint, or leave out"
-            " what is of one (the upsampler's own options are --upsampler_NAME)"
+            f"an upsampler alone cannot use {', '.join(unused)}: give a base model with --checkpoint, or leave these"
+            " out (the upsampler's own options are --upsampler_NAME)"
         )
 
 
@@ -280,9 +280,9 @@ def _check_together(args: argparse.Namespace) -> None:
     if walk and args.num_samples != 1:
         raise GlideError("--interpolate generates one image each: leave out --num_samples")
     if args.attention and (args.prompt_weights or walk or args.image):
-        raise GlideError("--attention is of plain prompts: leave out --prompt_weights, --interpolate and --image")
+        raise GlideError("--attention needs plain prompts: leave out --prompt_weights, --interpolate and --image")
     if args.clip_guidance_scale and (args.prompt_weights or walk):
-        raise GlideError("--clip_guidance_scale is by plain prompts: leave out --prompt_weights and --interpolate")
+        raise GlideError("--clip_guidance_scale needs plain prompts: leave out --prompt_weights and --interpolate")
     if args.strength is not None and args.init_image is None:
         raise GlideError("--strength needs an image to start from: give --init_image FILE")
 

@@ -68,7 +68,7 @@ def check_adapters(text: str | Path) -> dict[str, Any]:
     path, _ = split_scale(str(text))
     record = read_record(path)
     if not isinstance(record.get("lora"), dict) or not isinstance(record.get("model"), dict):
-        raise GlideError(f"{path} has no adapters: it is of a whole model")
+        raise GlideError(f"{path} has no adapters: it is a whole model")
     return record
 
 
@@ -124,7 +124,7 @@ def base_of(path: str | Path) -> str | None:
         whose = f"{found.base}, which is not there" if found.base else "weights that it does not name"
         raise GlideError(f"{path} has adapters of {whose}: give --checkpoint BASE --lora {path}")
     if not hub.is_name(found.base) and trained_on(found.base) is not None:
-        raise GlideError(f"{path} has adapters of {found.base}, which is of adapters itself, not of weights")
+        raise GlideError(f"{path} has adapters of {found.base}, which itself is adapters, not weights")
     return found.base
 
 
@@ -148,7 +148,7 @@ def merged(params: Params, adapters: Sequence[Adapters], sha256: str | None = No
     for each in adapters:
         if each.base_sha256 != found:
             raise GlideError(
-                f"{each.where} has adapters of weights of SHA-256 {each.base_sha256[:12]}"
+                f"{each.where} has adapters for weights of SHA-256 {each.base_sha256[:12]}"
                 f" ({each.base or 'unnamed'}), not of these ({found[:12]})"
             )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)

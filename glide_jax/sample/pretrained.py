@@ -87,7 +87,7 @@ class Pretrained:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises `GlideError` if settings of a pipeline are unknown, or invalid for the flags of `sample.py`."""
     if unknown := sorted(settings.keys() - (flag_fields().keys() - _NO_SETTINGS)):
-        raise GlideError(f"{unknown[0]!r:.100} is no setting of a pipeline")
+        raise GlideError(f"{unknown[0]!r:.100} is not a setting of a pipeline")
     base_options({}, settings)
     upsampler_options({}, settings)
 
@@ -241,7 +241,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise GlideError(f"{path} is not JSON: {error}") from error
     if not isinstance(index, dict) or not any(part in index for part in _PARTS):
-        raise GlideError(f"{path} names no base and no upsampler: it is of another library")
+        raise GlideError(f"{path} names no base and no upsampler: it is from another library")
     for part in _PARTS:
         name = index.get(part, part)
         if not isinstance(name, str) or not _PART.fullmatch(name):

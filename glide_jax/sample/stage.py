@@ -66,8 +66,8 @@ class Stage:
         if not from_image or options.strength == 1:
             if len(levels) == 1 and levels.timesteps[0] == 0:
                 raise GlideError(
-                    f"{_chosen(options)} is one step at t = 0, which makes no image of noise: take more steps, or"
-                    " schedule trailing"
+                    f"{_chosen(options)} is a single step at t = 0, which cannot make an image from noise: take more"
+                    " steps, or schedule trailing"
                 )
             return levels
         count = round(options.strength * len(levels))
@@ -156,7 +156,7 @@ class Stage:
             low_res: an upsampler's input.
         """
         if options.clip_guidance_scale:
-            raise GlideError("clip_guidance_scale needs the noised CLIP, which is no part of the function")
+            raise GlideError("clip_guidance_scale needs the noised CLIP, which is not part of the function")
         batch, how = indices.shape[0], self._guidance(options.guidance)
         if how is not None:
             rows = lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:]))  # noqa: E731

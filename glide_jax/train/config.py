@@ -182,7 +182,7 @@ class TrainConfig(Options):
         if self.lora.rank and (self.trainable != "all" or self.reinitialize):
             raise GlideError("train.lora freezes the weights: choose layers by train.lora.targets, not train.trainable")
         if self.distill.num_steps and not self.lora.rank:
-            raise GlideError("train.distill trains adapters beside the weights they learn from: give train.lora.rank")
+            raise GlideError("train.distill trains adapters for the weights they learn from: give train.lora.rank")
         if self.distill.num_steps and self.loss.kind != "simple":
             raise GlideError("train.distill has no noise to learn a variance from: use train.loss.kind=simple")
         if 0.0 < self.loss_spike_threshold <= 1.0:
@@ -219,11 +219,11 @@ class RunConfig(Options):
     def __post_init__(self) -> None:
         Options.__post_init__(self)
         if "://" in self.run_dir:
-            raise GlideError(f"run_dir={self.run_dir}: it must be a folder of this machine's disks; mount the bucket")
+            raise GlideError(f"run_dir={self.run_dir}: it must be a local folder; mount the bucket")
         if self.train.distill.num_steps and self.diffusion.prediction_type != "v_prediction":
             raise GlideError(
-                "train.distill needs diffusion.prediction_type=v_prediction, for noise does not tell x_0 where there is"
-                " hardly anything else: fine-tune the model to predict v first"
+                "train.distill needs diffusion.prediction_type=v_prediction, because at high noise eps does not"
+                " determine x_0: fine-tune the model to predict v first"
             )
         if self.train.loss.velocity_cap and self.diffusion.prediction_type == "v_prediction":
             raise GlideError(
@@ -232,7 +232,7 @@ class RunConfig(Options):
             )
         if self.train.distill.num_steps and self.data.validation_path and self.train.validate_every:
             raise GlideError(
-                "train.distill has no validation loss, which would be of levels that its steps leave out: use"
+                "train.distill has no validation loss, which would include levels that its steps skip: use"
                 " train.validate_every=0"
             )
         factor = self.model.image_size // self.model.low_res_size if self.model.super_res else 1
@@ -248,8 +248,6 @@ class RunConfig(Options):
         if not self.train.prior.prompts:
             return
         if self.model.super_res or self.model.inpaint:
-            raise GlideError("train.prior goes with a base model that does not inpaint")
+            raise GlideError("train.prior needs a base model that does not inpaint")
         if self.data.source != "folder" or "txt" not in (self.data.caption_key or "txt").split(";"):
-            raise GlideError(
-                "train.prior goes with data.source=folder, and captions in text files (data.caption_key=txt)"
-            )
+            raise GlideError("train.prior needs data.source=folder, and captions in text files (data.caption_key=txt)")

@@ -92,7 +92,7 @@ def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedM
     if not config.upsampler:
         return None
     if model.super_res:
-        raise GlideError("train.preview.upsampler goes with a base model; this run trains an upsampler")
+        raise GlideError("train.preview.upsampler needs a base model; this run trains an upsampler")
     loaded = LoadedModel.from_checkpoint(config.upsampler)
     check_upsampler(loaded.stage.model.config, model)
     if loaded.stage.model.config.inpaint:

@@ -60,7 +60,7 @@ class StartPoint:
             _check_resume(config, record, f"checkpoint {step} of {run_dir}", str(run_dir))
             if config.train.lora.rank and not config.init_from:
                 base = record.get("lora", {}).get("base", "its base")
-                raise GlideError(f"{run_dir} has adapters alone: give the weights too, --config.init_from={base}")
+                raise GlideError(f"{run_dir} has only adapters: give the weights too, --config.init_from={base}")
             return cls(record, step, damaged)
         _check_init_options(config)
         if not config.init_from:
@@ -68,7 +68,7 @@ class StartPoint:
         record = read_record(config.init_from)
         if GROUP in record:
             raise GlideError(
-                f"--config.init_from={config.init_from} has adapters, not whole weights: join them first, by"
+                f"--config.init_from={config.init_from} has adapters, not whole weights: merge them first with"
                 " python -m convert merge"
             )
         require_fit(config.model, record.get("model", {}), config.init_from)
@@ -141,7 +141,7 @@ def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str,
         theirs, ours = (values | {"lora": _adapters(values.get("lora", {}))} for values in (theirs, ours))
         require_same("train", {name: ours[name] for name in _STATE_OPTIONS}, theirs, where)
     if type(record.get("position")) is not int:
-        raise GlideError(f"{checkpoint} is no run's: its record has no data position")
+        raise GlideError(f"{checkpoint} is not from a training run: its record has no data position")
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:
@@ -196,10 +196,10 @@ def _check_init_options(config: RunConfig) -> None:
     if train.trained != "all" and not config.init_from:
         chosen = f"lora.rank={train.lora.rank}" if train.lora.rank else f"trainable={train.trainable}"
         raise GlideError(
-            f"train.{chosen} keeps the rest as it is, but there are no weights to keep: give --config.init_from=DIR"
+            f"train.{chosen} freezes the rest, but there are no weights to freeze: give --config.init_from=DIR"
         )
     if train.trainable == "all" and train.reinitialize and config.init_from:
-        raise GlideError("train.reinitialize leaves nothing of init_from: leave one of the two out")
+        raise GlideError("train.reinitialize leaves nothing of init_from: leave out one of the two")
 
 
 def require_same(

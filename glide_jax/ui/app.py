@@ -193,7 +193,7 @@ def read_accounts(path: Path) -> tuple[tuple[str, str], ...]:
             raise GlideError(f"--auth {path}: entry {number} is not USER:PASSWORD")
         accounts.append((user, password))
     if not accounts:
-        raise GlideError(f"--auth {path}: nobody is named there")
+        raise GlideError(f"--auth {path}: it names nobody")
     return tuple(accounts)
 
 

@@ -113,7 +113,7 @@ def _described(name: str, path: Path) -> FoundModel:
 
 def _adapters(path: str, scale: float) -> FoundAdapters:
     if not 0 <= scale <= MOST_SCALE:
-        raise GlideError(f"--lora {path}:{scale:g}: the page adds adapters by a scale of 0 to {MOST_SCALE}")
+        raise GlideError(f"--lora {path}:{scale:g}: the page adds adapters with a scale of 0 to {MOST_SCALE}")
     trained = trained_on(path)
     if trained is None or checkpoint_config(path).super_res:
         raise GlideError(f"--lora {path}: it must be adapters of a base model")

@@ -61,7 +61,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew(run, tmp
 def test_a_checkpoint_without_data_position_is_one_line(run, tmp_path):
     record = {"model": asdict(run.model), "diffusion": asdict(run.diffusion)}
     save_weights(tmp_path / "checkpoints" / "3", {"kernel": jnp.zeros(2)}, record)
-    with pytest.raises(GlideError, match=r"^checkpoint 3 of .* is no run's: its record has no data position$"):
+    with pytest.raises(GlideError, match=r"^checkpoint 3 of .* is not from a training run: its record has no"):
         StartPoint.of(run)
 
 

@@ -297,5 +297,5 @@ def test_outputs_are_checked_before_anything_is_read(tmp_path):
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     save_weights(tmp_path / "other", {"w": np.ones(3, np.float32)}, {"config": {}})
-    with pytest.raises(GlideError, match=r"the record of .*other does not tell its model"):
+    with pytest.raises(GlideError, match=r"the record of .*other does not say which model it is"):
         to_torch(tmp_path / "other", tmp_path / "out.pt")

@@ -192,9 +192,9 @@ def test_other_sources_are_explained(tmp_path):
 
 
 NO_FILE = {
-    "no number": ({"Content-Length": "abc"}, BODY, "base.pt tells 'abc' as its size, which is no number"),
-    "below zero": ({"Content-Length": "-5"}, BODY, "base.pt tells '-5' as its size, which is no number"),
-    "a long number": ({"Content-Length": "9" * 5000}, BODY, "base.pt tells '9{40}' as its size, which is no number"),
+    "no number": ({"Content-Length": "abc"}, BODY, "base.pt tells 'abc' as its size, which is not a number"),
+    "below zero": ({"Content-Length": "-5"}, BODY, "base.pt tells '-5' as its size, which is not a number"),
+    "a long number": ({"Content-Length": "9" * 5000}, BODY, "base.pt tells '9{40}' as its size, which is not a number"),
     "nothing": ({}, b"", "base.pt is empty"),
     "a page": ({"Content-Type": "text/html"}, BODY, "base.pt answered with a web page, not a file"),
     "a page that says nothing": ({}, b"<html>Sign in</html>", "base.pt is an HTML page, not a PyTorch or safetensors"),

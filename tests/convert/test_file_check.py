@@ -184,7 +184,7 @@ def test_pickles_are_bounded(tmp_path, monkeypatch, form, limit, message):
     path = tmp_path / "model.pt"
     write_pickle(path, pickle.dumps([1.5] * 20_000, protocol=2), form)
     monkeypatch.setattr(file_check, limit, 10_000)
-    with pytest.raises(GlideError, match=rf"model.pt is refused, it was not loaded: .*{message}"):
+    with pytest.raises(GlideError, match=rf"model.pt was refused and not loaded: .*{message}"):
         read_state_dict(path)
 
 

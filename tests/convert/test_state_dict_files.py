@@ -92,7 +92,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, how, torch):
         path.write_bytes(pickle.dumps(content["more"], protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how != "legacy")
-    with pytest.raises(GlideError, match=r"is refused, nothing of it was run: it asks to run posix.system"):
+    with pytest.raises(GlideError, match=r"was refused, and nothing in it was run: it asks to run posix.system"):
         read_state_dict(path)
     assert not mark.exists()
     if how != "legacy":  # it would have: the file is a real one

@@ -139,7 +139,7 @@ DAMAGED = f"the entry {HEADER} of its header is damaged$"
         ({f"{OUT}.lora_down.weight": np.zeros((2, 33, 3, 3), np.float32)}, "'lora/unet/out_conv/down'$"),
         ({f"{OUT}.lora_mid.weight": np.zeros((2, 2), np.float32)}, "'lora_unet_out_2.lora_mid.weight'$"),
         ({f"{OUT}\n.alpha": np.asarray(3.0, np.float32)}, r"'lora_unet_out_2\\n.alpha'$"),
-        ({f"{OUT}.alpha": np.asarray(4.0, np.float32)}, "is not 3.0, as in the header: choose a share by PATH:SCALE$"),
+        ({f"{OUT}.alpha": np.asarray(4.0, np.float32)}, "is not 3.0, as in the header: set a scale with PATH:SCALE$"),
         ({f"{OUT}.lora_up.weight": np.full((6, 2, 1, 1), np.nan, np.float32)}, "must have finite values"),
         ({f"{OUT}.lora_up.weight": np.zeros((6, 2, 1, 1), np.int32)}, "of type float32, float16, bfloat16$"),
         ({"record": {"lora": {"rank": 10**400}}}, "lora.rank is too large$"),

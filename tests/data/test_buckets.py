@@ -344,6 +344,6 @@ def test_one_size_needs_no_sizes_of_images(open_stream):
 
 def test_an_image_without_a_size_is_in_no_bucket(open_stream, write_shard):
     path = str(write_shard("a.tar", [{"png": b"damaged", "txt": "a"}]))
-    message = r"^no image has a size to choose its bucket by \(corrupt image: 1\); "
+    message = r"^no image has a size that can be read \(corrupt image: 1\); "
     with pytest.raises(GlideError, match=message):
         open_stream(path=path, buckets=BUCKETS)

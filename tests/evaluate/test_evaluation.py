@@ -216,7 +216,7 @@ def test_captions_of_a_damaged_record_are_refused(reranked, tmp_path):
     shutil.copytree(reranked, tmp_path / "00000")
     written = (tmp_path / "00000" / "metadata.json").read_text()
     (tmp_path / "00000" / "metadata.json").write_text(written.replace("a dog", "a \\ud800"))
-    with pytest.raises(GlideError, match="is no valid Unicode"):
+    with pytest.raises(GlideError, match="is not valid Unicode"):
         main(["--resume", str(tmp_path / "00000")])
 
 
@@ -290,8 +290,8 @@ def test_a_damaged_record_says_what_to_remove(tmp_path, content):
         (["--checkpoint", "/nowhere"], "no such folder"),
         (["--prompts", "a cat||a dog"], "has an empty one"),
         (["--batch_size", 0], "batch_size must be at least 1"),
-        (["--prompts", "a cat|caf\udce9"], r"'caf\\udce9' is no valid Unicode: is the command line in another"),
-        (["--negative_prompt", "\ud800"], r"'\\ud800' is no valid Unicode"),
+        (["--prompts", "a cat|caf\udce9"], r"'caf\\udce9' is not valid Unicode: is the command line in another"),
+        (["--negative_prompt", "\ud800"], r"'\\ud800' is not valid Unicode"),
         (["--dry_run", "--num_steps", 2000], "cannot take 2000 timesteps"),
         (["--dry_run", "--clip_guidance_scale", 2], "needs a noised CLIP"),
     ],

@@ -141,11 +141,11 @@ def test_a_run_whose_base_is_gone_names_it(base, run, tmp_path, capsys):
 def test_what_is_left_out_or_no_number_is_one_line(base, run, capsys):
     options = ("--config.train.lora.rank=2", "--config.train.lora.dora=True")
     assert train(run, *options, STEPS + "9") == 2
-    assert f"has adapters alone: give the weights too, --config.init_from={base}" in capsys.readouterr().err
+    assert f"has only adapters: give the weights too, --config.init_from={base}" in capsys.readouterr().err
     assert call("sample.py", "--checkpoint", base, "--lora", f"{run}:nan", "--prompt", "a cat") == 2
     assert "the scale must be a finite number" in capsys.readouterr().err
     assert call("sample.py", "--checkpoint", run, "--lora", base, "--prompt", "a cat") == 2
-    assert "has no adapters: it is of a whole model" in capsys.readouterr().err
+    assert "has no adapters: it is a whole model" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_adapters_by_target(base, tmp_path, capsys):

@@ -88,5 +88,5 @@ def test_what_cannot_be_exported_or_loaded_is_one_line(pipeline, folder, tmp_pat
         load(tmp_path)
     (tmp_path / "program.json").write_text(json.dumps(index))
     (tmp_path / "base.stablehlo").write_bytes(b"no code at all, but long enough")
-    with pytest.raises(GlideError, match="is no exported program, or is damaged"):
+    with pytest.raises(GlideError, match="is not an exported program, or is damaged"):
         load(tmp_path)

@@ -101,7 +101,7 @@ def test_noise_alone_is_no_start_where_images_should_show(loaded, upsampler, pho
     (line,) = both.doubts(upsampler_options={"schedule": "karras", "sigma_max": 1.0})
     assert line.startswith("of the upsampler, sigma_max 1 starts from noise alone at t =")
     for one in ({"num_steps": 1}, {"num_steps": 1, "schedule": "linspace"}, {"timestep_respacing": "1"}):
-        with pytest.raises(GlideError, match="is one step at t = 0, which makes no image of noise: take more steps"):
+        with pytest.raises(GlideError, match="is a single step at t = 0, which cannot make an image from noise"):
             Pipeline(loaded)("a cat", **one)
     assert loaded.stage.levels(SampleOptions.of(num_steps=1, schedule="trailing")).timesteps == [999]
     assert len(loaded.stage.levels(SampleOptions.of(num_steps=1, strength=0.6), from_image=True)) == 1

@@ -114,7 +114,7 @@ def _folders(path: str | Sequence[str]) -> list[Path]:
         raise GlideError("no data path given: add --config.data.path=FOLDER")
     for part in parts:
         if not part.is_dir():
-            raise GlideError(f"{part} is no folder; correct the data path")
+            raise GlideError(f"{part} is not a folder; correct the data path")
     return parts
 
 
