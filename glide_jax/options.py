@@ -259,7 +259,7 @@ def _name(hint: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command-line parser whose errors are one-line `GlideError`s that name the option perhaps meant.
+    """A command-line parser that raises `GlideError`, one line that names the option perhaps meant.
 
     Args:
         unnamed: the option that a word without an option probably belongs to, as "--prompt".
