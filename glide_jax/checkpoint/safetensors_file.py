@@ -1,7 +1,7 @@
-"""Weights as one safetensors file, under the names and in the layouts that PyTorch has them.
+"""Weights as a safetensors file, with PyTorch's names and layouts.
 
 The header has the record of a checkpoint, and says which of our parameters each tensor is. `python -m convert` writes
-such files: of models (`to-torch`), and of adapters (`to-kohya`), which have a scalar NAME.alpha for each layer too.
+such files for models (`to-torch`) and for adapters (`to-kohya`), which also have a scalar NAME.alpha for each layer.
 """
 
 import json
@@ -25,7 +25,7 @@ HEADER = "glide_jax_checkpoint"
 ALPHA = "alpha"
 
 _DTYPES = ("float32", "float16", "bfloat16")
-# The parameters whose axes PyTorch has in another order: [out, in, ...].
+# The parameters whose axes have another order in PyTorch: [out, in, ...].
 _OUT_FIRST = ("kernel", "down", "up", "magnitude")
 _LISTED = 3
 _ENTRIES = ("model", "diffusion", "clip_text", "clip_image", "lora")
@@ -33,11 +33,11 @@ _T = TypeVar("_T")
 
 
 class Header(TypedDict):
-    """What is ours in the header, as JSON.
+    """Our entry in the header, as JSON.
 
     Attributes:
-        record: the checkpoint's: model, diffusion, and of adapters lora.
-        names: of each tensor the path of our parameter, as "unet/down/0/res/in_conv/kernel".
+        record: the checkpoint's record: model, diffusion and, for adapters, lora.
+        names: for each tensor, the path of our parameter, as "unet/down/0/res/in_conv/kernel".
     """
 
     record: dict[str, Any]
@@ -45,12 +45,12 @@ class Header(TypedDict):
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is such a file, by its name."""
+    """Whether a path is such a file, judged by its name."""
     return path.suffix == SUFFIX and path.is_file()
 
 
 def find_header(path: Path) -> Header | None:
-    """Our part of the header; None if another program wrote the file.
+    """Our entry in the header; None if another program wrote the file.
 
     Raises:
         GlideError: the file cannot be read, or its header is damaged.
@@ -69,7 +69,7 @@ def find_header(path: Path) -> Header | None:
 
 
 def read_header(path: Path) -> Header:
-    """As `find_header`, but raises `GlideError` of a file that another program wrote."""
+    """Like `find_header`, but raises `GlideError` if another program wrote the file."""
     header = find_header(path)
     if header is None:
         raise GlideError(
@@ -80,7 +80,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_names(path: Path) -> list[str]:
-    """The paths of our parameters that a file has tensors of; errors are those of `read_header`."""
+    """The paths of our parameters that a file has tensors for; errors as for `read_header`."""
     names = read_header(path)["names"]
     return [names.get(key, key) for key in _read(path, lambda file: list(file.keys()))]
 
@@ -93,7 +93,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def write(
     path: Path, tensors: Mapping[str, np.ndarray], header: Header, others: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Writes tensors as PyTorch has them, whole or not at all; `others` are what other programs read in the header.
+    """Writes tensors in PyTorch's layouts, atomically; `others` are header entries for other programs.
 
     Raises:
         GlideError: it cannot be written.
@@ -104,9 +104,9 @@ def write(
         try:
             packed = {key: np.asarray(tensor, order="C") for key, tensor in tensors.items()}
             save_file(packed, partial, {"format": "pt", HEADER: json.dumps(header), **others})
-        except SafetensorError as error:  # its word for a full disk
+        except SafetensorError as error:  # its error for a full disk
             raise OSError(str(error)) from error
-        partial.chmod(mode)  # the library lets nobody else read it
+        partial.chmod(mode)  # the library makes it readable only by its owner
 
 
 def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
@@ -114,10 +114,10 @@ def load(path: Path, abstract: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
 
     Args:
         path: the file.
-        abstract: their shapes, with the dtypes and shardings wanted; by default on one device.
+        abstract: their shapes, with the wanted dtypes and shardings; by default on one device.
 
     Raises:
-        GlideError: as `read_header`; or tensors are missing, unknown, of other shapes, or not finite.
+        GlideError: as for `read_header`; or tensors are missing, unknown, of other shapes, or not finite.
     """
     header = read_header(path)
     tensors = read_tensors(path)
@@ -156,7 +156,7 @@ def _is(tensor: np.ndarray, number: Any) -> bool:
 
 
 def _in_our_layout(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[out, in, ...] as [..., in, out], without the axes of length 1 in front that ours has not."""
+    """[out, in, ...] as [..., in, out], without leading axes of length 1 that ours lacks."""
     ours = tensor.transpose(*range(2, tensor.ndim), 1, 0) if tensor.ndim > 1 else tensor
     fits = shape and ours.size == np.prod(shape) and ours.shape[-len(shape) :] == shape
     return np.ascontiguousarray(ours.reshape(shape)) if fits else ours
@@ -178,6 +178,6 @@ def _read(path: Path, read: Callable[[Any], _T]) -> _T:
     try:
         with safe_open(path, framework="np") as file:
             return read(file)
-    except Exception as error:  # damaged bytes raise anything
+    except Exception as error:  # damaged bytes raise nearly anything
         said = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise GlideError(f"{path} cannot be read as a safetensors file ({said}): is it cut short?") from error

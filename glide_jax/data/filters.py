@@ -20,7 +20,7 @@ _LANGUAGE_FIELDS = ("lc", "LANGUAGE", "language", "lang")
 
 
 class Facts(NamedTuple):
-    """What a source can tell of a sample: functions, so that only what a rule asks for is read.
+    """What a source knows about a sample: functions, so that only what a rule asks for is read.
 
     Each raises `BadSample` if the sample is damaged. Missing metadata are empty.
     """
@@ -138,7 +138,7 @@ class Filters:
 
 
 def index_passing(filters: Filters, facts: Callable[[int], Facts], total: int) -> Index:
-    """The numbers of the samples below `total` that pass, by what `facts` tells of each; many are judged at a time."""
+    """An index of the samples below `total` that pass, given `facts` about each; many are judged at a time."""
 
     def judge(number: int) -> tuple[str | None, bool]:
         sample = facts(number)

@@ -12,7 +12,7 @@ _WORD = 2**64 - 1
 
 
 class _Key(ISeedSequence):
-    """Gives Philox its key; by `Philox(key=...)` NumPy would ask the system for entropy too, thrice the time."""
+    """Passes Philox its key: `Philox(key=...)` would also ask the system for entropy, and take three times as long."""
 
     def __init__(self, key: int) -> None:
         self._words = np.array([key, 0], np.uint64)

@@ -34,7 +34,7 @@ class BadSample(Exception):
 
 
 class Unavailable(BadSample):
-    """A sample that cannot be read now, but may be another time."""
+    """A sample cannot be read now, but perhaps later."""
 
 
 class Part(NamedTuple):
@@ -129,7 +129,7 @@ def source_type(name: str) -> type[Source]:
 
 
 def image_size(image: bytes | Path) -> tuple[int, int]:
-    """Width and height of an image in pixels by its header; raises `BadSample`."""
+    """Width and height of an image in pixels according to its header; raises `BadSample`."""
     try:
         return images.image_size(image)
     except images.UnreadableImage as error:

@@ -1,4 +1,4 @@
-"""The features that FID and KID are defined by."""
+"""The features that define FID and KID."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ class InceptionFeatures:
         batch_size: images at once.
 
     Raises:
-        GlideError: torch is missing, or the file is no such network.
+        GlideError: torch is missing, or the file is not this network.
     """
 
     inception = True

@@ -1,4 +1,4 @@
-"""Features of a reference set, which are cached: what the images of an evaluation are measured against."""
+"""Cached features of a reference set, which the images of an evaluation are compared with."""
 
 import contextlib
 import hashlib

@@ -257,7 +257,7 @@ def warn_of_size(pipeline: "sample.Pipeline", args: argparse.Namespace) -> None:
 
 
 def _check_alone(args: argparse.Namespace) -> None:
-    """Raises `GlideError` where an upsampler alone is not asked to enlarge an image, or for what it has no use for."""
+    """Raises `GlideError` if an upsampler alone is given no image to enlarge, or options it cannot use."""
     if args.image is None:
         raise GlideError("an upsampler alone enlarges an image: give --image FILE, or a base model with --checkpoint")
     usual = vars(parser().parse_args([]))

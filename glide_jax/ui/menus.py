@@ -36,7 +36,7 @@ def switched(service: Service, values: Mapping[str, Any], before: Choice) -> Swi
     """Loads the selected models.
 
     Args:
-        service: where they are.
+        service: provides them.
         values: what a client sent as base, upsampler, lora and scales; adapters of another base model are dropped.
         before: what was chosen before.
 

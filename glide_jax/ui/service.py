@@ -51,7 +51,7 @@ def generate(
 
     Args:
         request: the request.
-        load: gives its models, with the adapters of the cell of this number where it is a grid.
+        load: returns its models, for a grid with the adapters of the cell of this number.
         report: called with the progress; an exception from it ends the sampling.
         scorer: ranks the images of task "rank".
 
@@ -180,7 +180,7 @@ def follow(service: Service, task: Task, values: Mapping[str, Any]) -> Iterator[
         request = compared(values, known, has_clip=service.models.has_clip)
     else:
         request = checked(task, values, known)
-    # All at once: what a name means may change while images are generated.
+    # Looked up together, because what a name stands for may change while images are generated.
     wanted = [service.models.wanted(request.base, request.upsampler, each)
               for each in request.strengths or [request.adapters]]  # fmt: skip
     outline = service.models.outline(wanted[0])

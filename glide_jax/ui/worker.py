@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class Turns:
-    """A lock granted in the order in which it was asked for, which `threading.Lock` does not promise."""
+    """A lock that is acquired in the order of requests, which `threading.Lock` does not guarantee."""
 
     def __init__(self) -> None:
         self._queue: deque[object] = deque()

@@ -23,7 +23,7 @@ from glide_jax.errors import GlideError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, split as in the webdataset package
 COMPRESSED = "compressed shard"
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and Zstandard begin
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz and Zstandard
 
 # Positions and sizes in bytes, and the number of the caption key; packed, as there may be 10^9 rows.
 ROW = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<u4"), ("caption_size", "<u4"), ("key", "u1")])
@@ -67,7 +67,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     From a damaged shard, the samples before the damage are taken, and the reason is recorded.
 
     Raises:
-        OSError, Unavailable: it, or the captions beside it, cannot be read now.
+        OSError, Unavailable: the shard, or captions outside it, cannot be read now.
     """
     counts, rows, unlabelled = Counter[str](), [], 0
     with shard.open("rb", buffering=0) as file:
@@ -89,7 +89,7 @@ def index_shard(shard: Path, selection: Selection) -> Index:
 
 
 def unread(why: str) -> Index:
-    """The index of a shard of which nothing could be read."""
+    """The index of a shard that could not be read at all."""
     return Index(np.empty(0, ROW), {}, why)
 
 

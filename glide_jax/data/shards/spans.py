@@ -1,4 +1,4 @@
-"""Bytes of shards by position, which may vanish or change while they are read."""
+"""Reads bytes of shards by position; shards may vanish or change in the meantime."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from glide_jax.data.source import BadSample, Unavailable, image_size
 
 MOST_BYTES = 2**28  # of an image, caption or metadata file
-_JPEG, _JPEG_HEADER = b"\xff\xd8", 2**13  # how a JPEG begins, and most bytes that its size is likely to be in
+_JPEG, _JPEG_HEADER = b"\xff\xd8", 2**13  # the beginning of a JPEG, and the bytes that most likely include its size
 
 
 class Span(NamedTuple):
@@ -20,10 +20,10 @@ class Span(NamedTuple):
 
 
 def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> list[bytes]:
-    """Parts of a file.
+    """Reads parts of a file.
 
     Raises:
-        Unavailable: they cannot be read, or the file has changed since its `stamp_of` was `stamp`.
+        Unavailable: they cannot be read, or the file has changed since it had this `stamp` (`stamp_of`).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -44,13 +44,13 @@ def read_spans(path: Path, *spans: Span, stamp: Sequence[int] | None = None) -> 
 
 
 def image_size_in(image: Span, read: Callable[[Span], bytes]) -> tuple[int, int]:
-    """Width and height of an image in a shard, whose bytes `read` gives: the beginning is enough for most JPEGs.
+    """Width and height of an image in a shard, whose bytes `read` returns; the beginning suffices for most JPEGs.
 
     Raises:
         BadSample: it is damaged, or cannot be read now.
     """
     start = read(Span(image.offset, min(image.size, _JPEG_HEADER)))
-    if start.startswith(_JPEG):  # other formats may have their orientation at the end
+    if start.startswith(_JPEG):  # in other formats the orientation may be at the end
         with suppress(BadSample):
             return image_size(start)
     return image_size(start + read(Span(image.offset + len(start), image.size - len(start))))
