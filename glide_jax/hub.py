@@ -49,7 +49,7 @@ def fetch_file(name: Name, file: str) -> tuple[Path, str]:
     Raises:
         GlideError: there is no such repository, revision or file, or the Hub cannot be reached.
     """
-    with _library(name, f"it has no {file}, so it is of another library") as hub:
+    with _library(name, f"it has no {file}, so it is from another library") as hub:
         path = Path(hub.hf_hub_download(name.repository, file, revision=name.revision))
     return path, path.parent.name
 

@@ -116,7 +116,7 @@ def test_arrays_far_larger_than_their_files_are_not_made(tmp_path):
     """What a file does not hold is zeros: of a stranger's, as many as he likes."""
     zeros = {"table": jnp.zeros((1000, 1000))}
     save_weights(tmp_path / "zeros", zeros, {}, compress=True)
-    with pytest.raises(GlideError, match=r"zeros is damaged: arrays/data.json tells of 1000000 numbers, .* \d+ bytes;"):
+    with pytest.raises(GlideError, match=r"zeros is damaged: arrays/data.json lists 1000000 numbers, .* \d+ bytes;"):
         load_weights(tmp_path / "zeros", abstract(zeros))
 
 

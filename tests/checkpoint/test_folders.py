@@ -99,7 +99,7 @@ def test_blocks_that_a_record_claims_must_be_there(tmp_path):
     require_blocks(tmp_path / "base", {"unet/up": 3})
     require_blocks(tmp_path / "base", {"unet/up": 5, "text/blocks": 4}, unseen=5)
     for claimed, unseen in ((4, 0), (6, 5)):
-        with pytest.raises(GlideError, match=rf"of unet/up it has 3, not {claimed}$"):
+        with pytest.raises(GlideError, match=rf"it has 3 of unet/up, not {claimed}$"):
             require_blocks(tmp_path / "base", {"unet/up": claimed}, unseen=unseen)
 
 

@@ -136,7 +136,7 @@ BASE = {"num_head_channels": 16, "xf_heads": 2, "image_size": 16}
 @pytest.mark.parametrize(
     ("kind", "chosen", "message"),
     [
-        ("base", {}, r"cannot be split into heads by 64; what the tensors do not tell is given by --options"),
+        ("base", {}, r"cannot be split into heads by 64; give what the tensors do not tell with --options"),
         ("base", BASE | {"num_channels": 64, "xf_layers": 3}, r"num_channels is 32 in .*, 64 in .*; xf_layers is"),
         ("base", BASE | {"attention_resolutions": "8,16"}, r"attention_resolutions is \(8,\) in .*, \(16, 8\)"),
         ("base", BASE | {"channel_mult": "1,3"}, r"channel_mult is \(1, 2\) in .*, \(1, 3\) in"),
@@ -146,7 +146,7 @@ BASE = {"num_head_channels": 16, "xf_heads": 2, "image_size": 16}
         ("base", {"image_size": "64"}, r"image_size cannot be '64': it takes int"),
         ("base", {"noise_schedule": "sigmoid"}, r"noise_schedule must be one of linear or squared\w+, not 'sigmoid'"),
         ("base", {"channel_mult": "1;2"}, r"channel_mult cannot be \('1;2',\): it takes tuple\[int"),
-        ("clip/text-enc", {}, r"n_head_text must be at least 1, not 0; what the tensors do not tell"),
+        ("clip/text-enc", {}, r"n_head_text must be at least 1, not 0; give what the tensors do not tell"),
         ("clip/text-enc", {"n_head_text": 2, "n_head_state_text": 5}, r"n_head_text is 1 in .*, 2 in the"),
         ("clip/image-enc", {"n_head_image": 0}, r"n_head_image is 1 in the tensors, 0 in the options"),
         ("clip/image-enc", {"xf_width": 8}, r"xf_width is unknown"),
@@ -166,7 +166,7 @@ def test_options_that_repeat_the_reference_defaults_do_not_contradict():
 
 
 def test_other_tensors_are_refused():
-    with pytest.raises(GlideError, match=r"no GLIDE or noised CLIP tensors: conv1.weight, fc.bias"):
+    with pytest.raises(GlideError, match=r"not GLIDE or noised CLIP tensors: conv1.weight, fc.bias"):
         infer({"conv1.weight": (1,), "fc.bias": (2,)}, {})
     for key in ("output_blocks.0.foo", "blocks.block_0.foo"):
         with pytest.raises(GlideError, match="the architecture cannot be read"):

@@ -222,7 +222,7 @@ SPREAD = {
 @pytest.mark.parametrize("make", SPREAD.values(), ids=SPREAD)
 def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path, make, torch):
     torch.save(make(torch), tmp_path / "model.pt")
-    with pytest.raises(GlideError, match=r"tells of \d+ bytes of tensors, and has only \d+|which is not supported"):
+    with pytest.raises(GlideError, match=r"claims \d+ bytes of tensors, but has only \d+|which is not supported"):
         read_state_dict(tmp_path / "model.pt")
 
 

@@ -90,6 +90,6 @@ def written_plainly(folder):
 
 def test_a_file_of_pytorchs_alone_is_to_be_converted(tmp_path):
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(GlideError, match=r"bring a model of PyTorch's in by its to-flax$"):
+    with pytest.raises(GlideError, match=r"convert one of PyTorch's with its to-flax$"):
         Pipeline.from_checkpoints(tmp_path / "other.safetensors")
     assert read_state_dict(tmp_path / "other.safetensors").keys() == {"x"}

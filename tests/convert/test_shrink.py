@@ -52,7 +52,7 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line(checkpoint, tmp_path):
     with pytest.raises(GlideError, match=r"cannot read the captions in missing\.txt"):
         main(["shrink", checkpoint, *to, "--captions", "missing.txt"])
     (tmp_path / "captions.txt").write_text("a cat")
-    with pytest.raises(GlideError, match="no GLIDE model with text"):
+    with pytest.raises(GlideError, match="not a GLIDE model with text"):
         main(["shrink", save_clip(tmp_path)[0], *to, "--captions", str(tmp_path / "captions.txt")])
     with pytest.raises(GlideError, match="exists already"):
         main(["shrink", checkpoint, "--output", checkpoint])

@@ -102,7 +102,7 @@ def test_a_file_is_read_wherever_the_run_is(run, file, params):
         GlideError, match=r"has adapters of weights that it does not name: give --checkpoint BASE --lora \S+$"
     ):
         base_of(file)
-    with pytest.raises(GlideError, match="has adapters, not whole weights: join them first"):
+    with pytest.raises(GlideError, match="has adapters, not whole weights: merge them first"):
         to_torch(file, file.with_suffix(".pt"))
 
 
@@ -154,8 +154,8 @@ DAMAGED = f"the entry {HEADER} of its header is damaged$"
         ({"record": {"lora": {"rnk": 3}}}, "lora.rnk is unknown; did you mean rank"),
         ({"record": {"lora": {"targets": ["*"] * 1000}}}, "targets: give at most 38, one a layer, of at most 200 char"),
         ({"record": {"lora": {"targets": ["*" * 1000]}}}, "targets: give at most 38, one a layer, of at most 200 char"),
-        ({"record": {"model": {"num_res_blocks": 40}}}, "of unet/up it has 2, not 41$"),
-        ({"record": {"model": {"xf_layers": 10**9}}}, "of text/blocks it has 1, not 1000000000$"),
+        ({"record": {"model": {"num_res_blocks": 40}}}, "it has 2 of unet/up, not 41$"),
+        ({"record": {"model": {"xf_layers": 10**9}}}, "it has 1 of text/blocks, not 1000000000$"),
         ({"record": {"model": {"channel_mult": [1] * 20_000}}}, "channel_mult must have at most 13 levels, not 20000$"),
         ({"record": {"model": {"image_size": 2**30}}}, r"image_size must be in \[1, 4096\], not 1073741824$"),
         (
@@ -193,8 +193,8 @@ def with_entry(file, text):
         (lambda file: struct.pack("<Q", 2**62) + file.read_bytes()[8:], "cannot be read as a safetensors file"),
         (lambda file: b"", "cannot be read as a safetensors file"),
         (lambda file: b"<!DOCTYPE html><html></html>", "cannot be read as a safetensors file"),
-        (lambda file: struct.pack("<Q", 2) + b"{}", "does not tell which model it is of"),
-        (lambda file: file.read_bytes().replace(HEADER.encode(), HEADER[::-1].encode()), "does not tell which model"),
+        (lambda file: struct.pack("<Q", 2) + b"{}", "does not say which model it is"),
+        (lambda file: file.read_bytes().replace(HEADER.encode(), HEADER[::-1].encode()), "does not say which model"),
         (lambda file: with_entry(file, b"["), DAMAGED),
     ],
     ids=["cut", "size", "empty", "page", "nothing", "elsewhere", "not JSON"],

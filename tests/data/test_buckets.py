@@ -286,7 +286,7 @@ def test_an_image_that_cannot_be_read_now_is_measured_another_time(tmp_path, enc
 
         monkeypatch.setattr(type(opened), "image_size", failing)
         with pytest.raises(
-            GlideError, match=r"^data.buckets: cannot read the size of image 3 now \(.+\); see"
+            GlideError, match=r"^data.buckets: cannot read the size of image 3 now \(.+\); fix"
         ) as caught:
             measured(opened)
         assert "\n" not in str(caught.value)
@@ -327,9 +327,9 @@ def test_impossible_buckets_are_refused(buckets, message):
 
 
 def test_what_cannot_have_buckets_refuses_them(shapes):
-    with pytest.raises(GlideError, match=r"^data\.buckets need the sizes of all images"):
+    with pytest.raises(GlideError, match=r"^data\.buckets needs the sizes of all images"):
         DataConfig(path=shapes, source="stream", buckets=BUCKETS)
-    with pytest.raises(GlideError, match=r"^data\.trim_white changes the shapes that data\.buckets go by"):
+    with pytest.raises(GlideError, match=r"^data\.trim_white changes the shapes that data\.buckets goes by"):
         DataConfig(path=shapes, trim_white=True, buckets=BUCKETS)
     config = DataConfig(path=shapes, buckets=("8x8", "8x12", "9x6"))
     with pytest.raises(GlideError, match=r"^data\.buckets: 9x6 cannot be divided by 2"):

@@ -151,7 +151,7 @@ def test_no_more_is_laid_out_than_is_there(tmp_path):
         lambda: LoadedClip.from_checkpoints(small, path),
         lambda: convert(["merge", path, "--output", str(tmp_path / "merged")]),
     ):
-        with pytest.raises(GlideError, match=r"much is not as its record says: of .* it has ., not "):
+        with pytest.raises(GlideError, match=r"much does not match its record: it has . of .*, not "):
             load()
 
 
@@ -220,7 +220,7 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
     ("index", "message"),
     [
         ("{", "is not JSON"),
-        ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}', "it is of another library"),
+        ('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}', "it is from another library"),
         ('{"base": "../../etc"}', "base must be the name of a folder or file beside it, not '../../etc'"),
         ('{"base": ["a"]}', "base must be the name of a folder or file beside it"),
         ('{"base": "base", "settings": {"sampeler": "ddim"}}', "'sampeler' is not a setting of a pipeline"),
@@ -230,7 +230,7 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
         ('{"base": "base", "settings": {"upsampler_strength": 2}}', "its settings cannot be used: .*strength must be"),
         ('{"base": "base", "settings": {"guidance_interval": [1]}}', "its settings cannot be used: guidance_interval"),
         ('{"base": "base", "settings": {"guidance_scale": 1%s}}' % ("0" * 400), "guidance_scale is too large"),
-        ('{"base": "base", "settings": {"clip_guidance_scale": 1}}', "'clip_guidance_scale' is no setting"),
+        ('{"base": "base", "settings": {"clip_guidance_scale": 1}}', "'clip_guidance_scale' is not a setting"),
     ],
 )
 def test_an_index_that_cannot_be_used_is_one_line(index, message, tmp_path):
@@ -343,7 +343,7 @@ def test_a_model_alone_on_the_hub_is_named_with_its_commit(name, fetched, pipeli
         ("someone/tiny@v7", "cannot get hf://someone/tiny@v7: the repository has no such revision"),
         ("tiny", "hf://tiny is not the name of a repository: it must be hf://USER/NAME"),
         ("someone/../x", "hf://someone/../x is not the name of a repository: it must be hf://USER/NAME"),
-        ("someone/models", f"it has no {INDEX}, so it is of another library"),
+        ("someone/models", f"it has no {INDEX}, so it is from another library"),
         ("someone/models/none.safetensors", "it has no none.safetensors"),
         ("offline someone/else", "the Hub cannot be reached, and it was not downloaded before"),
     ],

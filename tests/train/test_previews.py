@@ -73,7 +73,7 @@ def test_a_base_model_is_shown_through_a_given_upsampler_too(tmp_path):
     [
         (BASE, BASE, "is a base model"),
         (UPSAMPLER, replace(BASE, image_size=16), "enlarges images of 8 pixels; the base generates 16"),
-        (UPSAMPLER, UPSAMPLER, "goes with a base model"),
+        (UPSAMPLER, UPSAMPLER, "needs a base model"),
         (replace(UPSAMPLER, inpaint=True), BASE, "must not be an inpainting one"),
     ],
 )

@@ -82,7 +82,7 @@ def test_without_weights_to_make_them_it_says_so(config):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": DataConfig(path="x.tar")}, "goes with data.source=folder"),
+        ({"data": DataConfig(path="x.tar")}, "needs data.source=folder"),
         ({"data": DataConfig(source="folder", path="x", caption_key="filename")}, "captions in text files"),
         ({"model": INPAINT}, "a base model that does not inpaint"),
     ],
@@ -93,6 +93,6 @@ def test_where_there_is_no_prior_it_says_so(changes, said, config):
 
 
 def test_a_missing_folder_is_refused_before_images_are_made(config, tmp_path):
-    with pytest.raises(GlideError, match="/none is no folder"):
+    with pytest.raises(GlideError, match="/none is not a folder"):
         with_prior(replace(config, data=replace(config.data, path=str(tmp_path / "none"))))
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,7 @@ def test_starting_weights_may_be_of_another_size(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "init_from", "message"),
     [
-        ({"trainable": "unet"}, "", r"train.trainable=unet keeps the rest as it is, but there are no weights"),
+        ({"trainable": "unet"}, "", r"train.trainable=unet freezes the rest, but there are no weights"),
         ({"reinitialize": True}, "weights", "train.reinitialize leaves nothing of init_from"),
     ],
 )

@@ -104,7 +104,7 @@ def test_impossible_options_are_refused(bad):
 
 
 def test_a_bucket_is_no_folder_to_write_runs_to():
-    with pytest.raises(GlideError, match=r"^run_dir=gs://bucket/run: it must be a folder"):
+    with pytest.raises(GlideError, match=r"^run_dir=gs://bucket/run: it must be a local folder"):
         RunConfig(run_dir="gs://bucket/run")
 
 

@@ -131,7 +131,7 @@ def test_a_file_that_vanishes_is_a_bad_sample(write, tmp_path):
         ),
         ({"caption_key": "json"}, "'txt' or 'filename', not 'json'"),
         ({"path": ""}, "no data path given"),
-        ({"path": "/no/such/folder"}, "/no/such/folder is no folder"),
+        ({"path": "/no/such/folder"}, "/no/such/folder is not a folder"),
     ],
 )
 def test_a_folder_without_samples_gets_one_clear_line(write, options, message):
