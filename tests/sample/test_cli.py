@@ -103,7 +103,10 @@ def test_what_cannot_be_done_is_refused_before_weights_are_read(given, said, mod
         (["--image", "file"], "cannot read the image file"),
         (["--image", "file", "--prompt", "a", "--prompt", "b"], "2 prompts for 1 images"),
         (["--image", "file", "--width", "16"], "an upsampler alone cannot use --width: give a base model"),
-        (["--image", "file", "--num_steps", "9", "--xy", "eta=0", "--mask", "file"], "cannot use --mask, --xy, --num_steps:"),
+        (
+            ["--image", "file", "--num_steps", "9", "--xy", "eta=0", "--mask", "file"],
+            "cannot use --mask, --xy, --num_steps:",
+        ),
     ],
 )
 def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatch):
