@@ -64,6 +64,9 @@ def test_results_are_packed_in_parts_that_may_be_carried(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "joined.tar.gz") as packed:
         assert packed.getnames() == ["runs/emoji/grid.png"]
         assert packed.extractfile("runs/emoji/grid.png").read() == noise
+    monkeypatch.setattr(device, "MOST_BYTES", 10_000)  # one part now: what was left of four would spoil it
+    device.pack("runs", folder, out, ["*.png"], most=4)
+    assert [part.name for part in out.iterdir()] == ["runs.tar.gz.0"]
     monkeypatch.setattr(device, "MOST_BYTES", 500)  # more parts than may be carried
     device.pack("more", folder, out, ["*.png"], most=4)
     assert not list(out.glob("more*"))

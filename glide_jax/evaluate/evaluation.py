@@ -97,7 +97,7 @@ def evaluate(
     batches = job.batches(size, wanted)
     each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
     with progress.bar("evaluations", sum(map(len, batches)) * each) as bar:
-        for index, images in _candidates(pipeline, job, batches, size, wanted, bar):
+        for index, images in _candidates(pipeline, job, batches, size, wanted, bar, each):
             prompt = job.prompts[index]
             scores = None if scorer is None else score(scorer, images, prompt).tolist()
             candidates = ranked(job.numbers(index), job.seed, scores, job.keep or job.num_images, job.suffix)
@@ -108,13 +108,21 @@ def evaluate(
 
 
 def _candidates(
-    pipeline: Pipeline, job: Job, batches: list[list[int]], size: int, wanted: Collection[int], bar: progress.Bar
+    pipeline: Pipeline,
+    job: Job,
+    batches: list[list[int]],
+    size: int,
+    wanted: Collection[int],
+    bar: progress.Bar,
+    each: int,
 ) -> Iterator[tuple[int, Candidates]]:
-    """The index of each wanted prompt with its candidates in order, as soon as the last one is generated."""
+    """The index of each wanted prompt with its candidates in order, as soon as the last one is generated.
+
+    `each` is the number of evaluations that an image takes.
+    """
     numbers = [number for batch in batches for number in batch]
     held: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
     finished, done, begun = 0, 0, time.monotonic()
-    each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
 
     def report(evaluations: int, _: Any) -> None:
         nonlocal done

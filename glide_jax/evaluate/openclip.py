@@ -60,7 +60,7 @@ def find_model(given: str) -> ModelName:
     """`parse_name` for the installed OpenCLIP, with the tag filled in; loads nothing.
 
     Raises:
-        GlideError: OpenCLIP is not installed, or knows no such model or tag.
+        GlideError: OpenCLIP cannot be imported, or knows no such model or tag.
     """
     open_clip = _import()
     name = parse_name(given, open_clip.list_models())
@@ -154,8 +154,8 @@ def _import() -> Any:
         import open_clip  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit its torch
         raise GlideError(
-            f"OpenCLIP is not installed: install the extra with `uv sync --extra clip`, or give"
-            f" --clip_model noised ({first_line(error)})"
+            f"OpenCLIP cannot be imported ({first_line(error)}): install the extra with `uv sync --extra clip`, or"
+            " give --clip_model noised"
         ) from error
     return open_clip
 
