@@ -189,7 +189,12 @@ class GuidanceOptions(Options):
     """
 
     guidance_scale: Annotated[
-        float, option("classifier-free guidance scale; 1 disables it at half the cost", low=0, most=30)
+        float,
+        option(
+            "how closely to follow the prompt (classifier-free guidance); 1 is without, twice as fast",
+            low=0,
+            most=30,
+        ),
     ] = 3.0
     guidance: Annotated[
         Literal["cfg", "cfg++", "apg"],

@@ -238,14 +238,11 @@ def _plan(settings: Mapping[str, Any], folder: RunFolder | None) -> _Plan:
 
 def _check_job(job: Job, pipeline: Pipeline, view: View) -> None:
     """Raises `GlideError` if a pipeline, still without weights, would refuse the job; shows its warnings."""
-    for prompt in job.prompts:
-        if cut := pipeline.unseen_end(prompt):
-            view.note(f"warning: the prompt is too long for this model; it does not see {cut!r}")
     pipeline.batches(
         job.prompts[:1], [0], seed=job.seed, negative_prompt=job.negative_prompt, options=job.options,
         upsampler_options=job.upsampler_options,
     )  # fmt: skip
-    for line in pipeline.doubts(job.options, job.upsampler_options):
+    for line in pipeline.doubts(job.options, job.upsampler_options, prompts=job.prompts):
         view.note(f"warning: {line}")
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,10 @@ def _check_request(
     pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], cells: Sequence[Cell]
 ) -> None:
     """Raises `GlideError` if a pipeline, still without weights, would refuse the request; prints its warnings."""
-    for text in sample.texts(prompts):
-        if cut := pipeline.unseen_end(text):
-            print(f"warning: the prompt is too long for this model; it does not see {cut!r}")
+    told = {"prompts": sample.texts(prompts), "from_image": bool(args.init_image)}
+    found = (pipeline.doubts(each.options, each.upsampler_options, **told) for each in cells)
+    for line in dict.fromkeys(chain.from_iterable(found)):
+        print(f"warning: {line}")
     if args.checkpoint is None:
         pipeline.upsample_batches([args.image], prompts or "", cells[0].upsampler_options, args.seed)
         return
@@ -170,9 +172,6 @@ def _check_request(
         sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     inputs = _inputs(pipeline, args)
-    both = [pipeline.doubts(each.options, each.upsampler_options, from_image=bool(args.init_image)) for each in cells]
-    for line in dict.fromkeys(line for found in both for line in found):
-        print(f"warning: {line}")
     for _, seed, options, up_options in cells:
         pipeline.batches(rows, range(len(rows)), seed=seed, options=options, upsampler_options=up_options, **inputs)
 

@@ -22,6 +22,9 @@ from glide_jax.sample.samples import Samples, cut
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
 
+# Characters of a prompt's unseen end that a warning quotes.
+_SHOWN_END = 60
+
 
 class Pipeline:
     """Text to image: a base model, an upsampler, or one after the other.
@@ -329,21 +332,21 @@ class Pipeline:
         sample_options = self._base_options(options, usual | changes)
         return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
 
-    def unseen_end(self, prompt: str) -> str:
-        """The end of a prompt that the first model cannot see, because the prompt is too long; or ""."""
-        model = self.base or self.upsampler
-        assert model is not None
-        return GlideTokenizer().truncated(prompt, model.stage.model.config.text_ctx)
-
     def doubts(
         self,
         options: SampleOptions | None = None,
         upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
         *,
+        prompts: Sequence[str] = (),
         from_image: bool = False,
     ) -> list[str]:
-        """Warnings, one line each, about options likely to give poor images; arguments and errors as for a call."""
-        lines = []
+        """Warnings, one line each, about too long prompts and about options likely to give poor images.
+
+        Arguments and errors are those of a call.
+        """
+        first = self.base or self.upsampler
+        assert first is not None
+        lines = [_unseen(prompt, first.stage.model.config.text_ctx) for prompt in prompts]
         if self.base is not None:
             lines.append(self.base.stage.doubt(self._base_options(options, {}), from_image=from_image))
         if self.upsampler is not None:
@@ -399,6 +402,13 @@ def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = 
     if height < unit or width < unit or height % unit or width % unit:
         raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")
     return height, width
+
+
+def _unseen(prompt: str, text_ctx: int) -> str:
+    """A warning that a model with so many text tokens does not see the end of a prompt, or ""."""
+    end = GlideTokenizer().truncated(prompt, text_ctx)
+    shown = end if len(end) <= _SHOWN_END else f"{end[:_SHOWN_END]}..."
+    return f"the prompt is too long for this model, which does not see its end: {shown!r}" if end else ""
 
 
 def _of_real(on_steps: OnSteps | None, real: int) -> OnSteps | None:

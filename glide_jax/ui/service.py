@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,13 +254,12 @@ def _summary(request: Request, generated: Sequence[Generated], pipeline: Pipelin
     elif request.task == "compare":
         what += " in a grid"
     yield f"{what} of {width} x {height} pixels in {seconds:.1f} s."
-    if cut := pipeline.unseen_end(request.prompt):
-        yield f"The prompt is too long for this model; it does not see “{cut}”."
     both = [(cell.options, cell.upsampler_options) for cell in request.cells] or [
         (request.options, request.upsampler_options)
     ]
     redraws = request.task == "redraw"
-    for line in dict.fromkeys(line for each in both for line in pipeline.doubts(*each, from_image=redraws)):
+    found = (pipeline.doubts(*each, prompts=[request.prompt], from_image=redraws) for each in both)
+    for line in dict.fromkeys(chain.from_iterable(found)):
         yield f"Note: {line}."
 
 

@@ -97,6 +97,10 @@ def test_noise_alone_is_no_start_where_images_should_show(loaded, upsampler, pho
         "num_steps 2 with schedule leading starts from noise alone at t = 500, where 49% should be image: schedule"
         " trailing starts at t = 999"
     )
+    assert both.doubts(prompts=["a cat", "a cat and " + "a dog " * 20]) == [
+        "the prompt is too long for this model, which does not see its end:"
+        " ' dog a dog a dog a dog a dog a dog a dog a dog a dog a dog a...'"
+    ]
     assert both.doubts(replace(few, strength=0.5), from_image=True) == []
     (line,) = both.doubts(upsampler_options={"schedule": "karras", "sigma_max": 1.0})
     assert line.startswith("of the upsampler, sigma_max 1 starts from noise alone at t =")

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_said_before_anything_is_generated(service):
 
 def test_the_end_of_a_long_prompt_is_named(service):
     last, _, _ = generated(service, prompt="a cat and <b>" + "a dog " * 9)
-    assert "too long for this model; it does not see" in last.status
+    assert "too long for this model, which does not see its end:" in last.status
     assert "<b>" not in last.status
     assert (
         "Note: num_steps 4 with schedule leading starts from noise alone at t = 750, where 14% should be" in last.status
