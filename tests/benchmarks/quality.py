@@ -62,7 +62,7 @@ def main() -> None:
     base, upsampler, settings = choose(None, None)
     parse.add_argument("--checkpoint", default=base)
     parse.add_argument("--upsampler", default=upsampler)
-    parse.add_argument("--upsampler_strength", type=float, default=settings["upsampler_strength"])
+    parse.add_argument("--upsampler_num_steps", type=int, default=settings["upsampler_num_steps"])
     parse.add_argument("--groups", default="{animals,food}", help="of the embedded set (default: %(default)s)")
     parse.add_argument("--captions", type=int, default=200, help="of the training set (default: %(default)s)")
     parse.add_argument("--sampler", default=settings["sampler"])
@@ -103,7 +103,7 @@ def main() -> None:
         x = network(pixels) * reference.shape[1] ** 0.5
         y = reference * reference.shape[1] ** 0.5
         print(f"{name} from held-out images ({len(x)}): Fréchet {frechet(x, y):.0f}, kernel {kernel(x, y):.3f}")
-    _print_enlarging(args.upsampler, args.upsampler_strength, f"datasets/emoji/val-{args.groups}-3d.tar")
+    _print_enlarging(args.upsampler, args.upsampler_num_steps, f"datasets/emoji/val-{args.groups}-3d.tar")
     for space, features in spaces.items():
         known = features(train.pixels)
         to_drawn = np.median(_distances(features(drawn["seen"].pixels), known).min(axis=1))
@@ -112,7 +112,7 @@ def main() -> None:
         print(f"copying, {space}: {to_drawn / np.median(among.min(axis=1)):.2f}")
 
 
-def _print_enlarging(checkpoint: str, strength: float, path: str) -> None:
+def _print_enlarging(checkpoint: str, num_steps: int, path: str) -> None:
     pipeline = Pipeline.from_checkpoints(upsampler=checkpoint, batch_size=4)
     assert pipeline.upsampler is not None
     model = pipeline.upsampler.stage.model.config
@@ -120,7 +120,7 @@ def _print_enlarging(checkpoint: str, strength: float, path: str) -> None:
     small = [Image.fromarray(x).resize((model.low_res_size,) * 2, Image.Resampling.BICUBIC) for x in true.pixels]
     bicubic = [np.asarray(x.resize((model.image_size,) * 2, Image.Resampling.BICUBIC)) for x in small]
     sets = {
-        "drawn": pipeline.upsample(small, true.captions, seed=0, strength=strength).images,
+        "drawn": pipeline.upsample(small, true.captions, seed=0, num_steps=num_steps).images,
         "bicubic": np.stack(bicubic),
         "true": true.pixels,
     }

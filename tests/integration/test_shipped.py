@@ -31,7 +31,7 @@ def test_a_caption_alone_draws_its_picture(tmp_path):
     assert result.returncode == 0, result.stderr
     picture = Image.open(tmp_path / "0000.png")
     assert picture.size == (128, 128)
-    used = {"checkpoint": BASE, "upsampler": UPSAMPLER, "sampler": "ddpm", "upsampler_strength": "0.5"}
+    used = {"checkpoint": BASE, "upsampler": UPSAMPLER, "sampler": "ddpm", "upsampler_num_steps": "10"}
     assert {name: picture.text[name] for name in used} == used
     assert_green_on_white(np.asarray(picture, float))
 
@@ -57,7 +57,7 @@ def test_the_upsampler_knows_more_than_interpolation():
     true = batch.arrays["image"].astype(float)
     small = [Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC) for picture in batch.arrays["image"]]
     pipeline = Pipeline.from_checkpoints(upsampler=ROOT / UPSAMPLER)
-    large = pipeline.upsample(small, batch.captions, seed=0, strength=0.5).images.astype(float)
+    large = pipeline.upsample(small, batch.captions, seed=0, num_steps=10).images.astype(float)
     bicubic = np.stack([picture.resize((128, 128), Image.Resampling.BICUBIC) for picture in small]).astype(float)
     assert np.abs(large.mean((1, 2)) - true.mean((1, 2))).max() < 8  # its colours, each within a few grey levels
     # Edges of the true height are missing from what is interpolated.

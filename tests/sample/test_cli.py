@@ -14,23 +14,24 @@ BUNDLED = "checkpoints/emoji/upsample"
 
 
 @pytest.mark.parametrize(
-    ("given", "sampler", "strength"),
+    ("given", "sampler", "steps"),
     [
-        ([], "ddpm", 0.5),
-        (["--sampler", "unipc", "--upsampler_strength", "0.8"], "unipc", 0.8),
-        (["--checkpoint", "models/base", "--upsampler", "models/upsample"], "ddim", 1.0),
-        (["--checkpoint", "runs/emoji_finetune", "--upsampler", BUNDLED], "ddim", 0.5),
-        (["--upsampler", str(ROOT / BUNDLED), "--image", "small.png"], "ddim", 0.5),
-        (["--upsampler", BUNDLED, "--upsampler_strength", "1"], "ddim", 1.0),
-        (["--checkpoint", "checkpoints/emoji/base"], "ddpm", 1.0),
-        (["--upsampler", "checkpoints/emoji", "--image", "small.png"], "ddim", 0.5),
+        ([], "ddpm", 10),
+        (["--sampler", "unipc", "--upsampler_num_steps", "8"], "unipc", 8),
+        (["--checkpoint", "models/base", "--upsampler", "models/upsample"], "ddim", "fast27"),
+        (["--checkpoint", "runs/emoji_finetune", "--upsampler", BUNDLED], "ddim", 10),
+        (["--upsampler", str(ROOT / BUNDLED), "--image", "small.png"], "ddim", 10),
+        (["--upsampler", BUNDLED, "--upsampler_timestep_respacing", "fast27"], "ddim", "fast27"),
+        (["--checkpoint", "checkpoints/emoji/base"], "ddpm", "fast27"),
+        (["--upsampler", "checkpoints/emoji", "--image", "small.png"], "ddim", 10),
     ],
 )
-def test_the_bundled_models_have_settings_of_their_own(given, sampler, strength, monkeypatch):
+def test_the_bundled_models_have_settings_of_their_own(given, sampler, steps, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = parse_with_settings(parser(), given)
     options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
-    assert (options.solver.sampler, up_options.strength) == (sampler, strength)
+    levels = up_options.levels
+    assert (options.solver.sampler, levels.timestep_respacing or levels.num_steps) == (sampler, steps)
 
 
 def test_images_say_how_they_were_enlarged_if_they_were():

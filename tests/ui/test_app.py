@@ -57,7 +57,7 @@ def test_it_starts_on_the_bundled_models(started, folder, tmp_path, monkeypatch)
     [(service, server, _)] = started
     assert server == app.Server("127.0.0.1", 7860, (), None)
     assert (service.base, service.upsampler) == ("emoji/base", "emoji/upsample")
-    assert (service.fields["sampler"].default, service.fields["upsampler_strength"].default) == ("ddpm", 0.5)
+    assert (service.fields["sampler"].default, service.fields["upsampler_num_steps"].default) == ("ddpm", 10)
     assert "a 3d render of a banana" in service.examples
 
 
