@@ -159,8 +159,10 @@ def _check_request(
     pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], cells: Sequence[Cell]
 ) -> None:
     """Raises `GlideError` if a pipeline, still without weights, would refuse the request; prints its warnings."""
-    told = {"prompts": sample.texts(prompts), "from_image": bool(args.init_image)}
-    found = (pipeline.doubts(each.options, each.upsampler_options, **told) for each in cells)
+    texts, from_image = sample.texts(prompts), bool(args.init_image)
+    found = (
+        pipeline.doubts(each.options, each.upsampler_options, prompts=texts, from_image=from_image) for each in cells
+    )
     for line in dict.fromkeys(chain.from_iterable(found)):
         print(f"warning: {line}")
     if args.checkpoint is None:
@@ -169,7 +171,7 @@ def _check_request(
     assert pipeline.base is not None
     warn_of_size(pipeline, args)
     if args.attention:
-        sample.check_words(sample.texts(prompts), args.attention, pipeline.base)
+        sample.check_words(texts, args.attention, pipeline.base)
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     inputs = _inputs(pipeline, args)
     for _, seed, options, up_options in cells:
