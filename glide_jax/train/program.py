@@ -1,7 +1,5 @@
 """What a run computes, independent of its data: the model, the layout of its state, and the compiled steps."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,10 +130,7 @@ class Program:
         return self.train_step.lower(self.abstract_packed, self.abstract_batch(size)).compile()
 
     def step_flops(self, size: Size | None = None) -> float:
-        """FLOPs of one device in one step, by `meter.product_flops`; what `train.remat` recomputes does not count."""
-        if self.config.train.remat != "none":
-            train = replace(self.config.train, remat="none")
-            return Program(replace(self.config, train=train), self.mesh).step_flops(size)
+        """FLOPs of one device in one step, by `meter.product_flops`."""
         traced = self.train_step.trace(self.abstract_packed, self.abstract_batch(size))
         return product_flops(traced.jaxpr.jaxpr) / self.mesh.size
 

@@ -59,13 +59,13 @@ def test_the_upsampler_knows_more_than_interpolation():
     pipeline = Pipeline.from_checkpoints(upsampler=ROOT / UPSAMPLER)
     large = pipeline.upsample(small, batch.captions, seed=0, num_steps=10).images.astype(float)
     bicubic = np.stack([picture.resize((128, 128), Image.Resampling.BICUBIC) for picture in small]).astype(float)
-    assert np.abs(large.mean((1, 2)) - true.mean((1, 2))).max() < 8  # its colours, each within a few grey levels
+    assert np.abs(large.mean((1, 2)) - true.mean((1, 2))).max() < 4  # its colours, each within a few grey levels
     # Edges of the true height are missing from what is interpolated.
     steep = [np.quantile(np.abs(np.diff(pictures, axis=2)), 0.99) for pictures in (bicubic, large, true)]
     assert steep[0] < 0.8 * steep[2]
     assert 1.2 * steep[0] < steep[1] < 1.2 * steep[2]
     bicubic_error, error = (np.sqrt(np.square(pictures - true).mean()) for pictures in (bicubic, large))
-    assert error < 0.95 * bicubic_error
+    assert error < 0.8 * bicubic_error
 
 
 def assert_green_on_white(picture):

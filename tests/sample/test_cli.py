@@ -119,13 +119,14 @@ def test_so_is_what_an_upsampler_alone_cannot_do(given, said, models, monkeypatc
     assert said in str(refused.value)
 
 
-def test_what_an_upsampler_alone_enlarges_says_how(models, tmp_path, monkeypatch):
+def test_what_an_upsampler_alone_enlarges_says_how(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
     up, small, out = models / "up", tmp_path / "small.png", tmp_path / "out"
     lora = save_lora(tmp_path / "lora", up, UPSAMPLER)
     Image.new("RGB", (9, 8), "red").save(small)
     given = ["--upsampler", up, "--image", small, "--lora", lora, "--upsampler_num_steps", 2, "--output", out]
     assert cli.main(list(map(str, given))) == 0
+    assert "warning: of the upsampler, num_steps 2 with schedule leading starts from noise" in capsys.readouterr().out
     with Image.open(out / "0000.png") as image:
         assert image.size == (2 * BASE.image_size,) * 2
         assert [image.text[name] for name in ("upsampler", "lora", "image")] == [str(up), lora, str(small)]
