@@ -76,6 +76,7 @@ class PendingSave:
 
     def _add_hashes(self) -> None:
         try:
+            _remove_paths(self._folder)
             write_hashes(self._folder)
         except OSError:
             delete(self._folder)
@@ -278,6 +279,13 @@ def _writing(folder: Path) -> Iterator[None]:
         raise GlideError(
             f"cannot write checkpoint {folder}: {_reason(error)}; what was saved before is untouched"
         ) from error
+
+
+def _remove_paths(folder: Path) -> None:
+    """Takes the step's absolute path out of the file that Orbax writes it to: it would travel with the weights."""
+    notice = folder / "commit_success.txt"
+    if notice.exists():
+        notice.write_text("Checkpoint commit was successful")
 
 
 def _remove(folder: Path) -> None:

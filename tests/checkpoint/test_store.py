@@ -30,6 +30,13 @@ def test_restores_every_bit_and_the_record(tmp_path):
     assert restored_record == record == read_record(tmp_path)
 
 
+def test_no_file_names_the_folder_it_was_written_to(tmp_path):
+    save_weights(tmp_path / "weights", tiny_state(), {})
+    files = [path for path in (tmp_path / "weights").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+
+
 def test_donating_the_state_and_changing_the_record_leave_a_running_save_alone(tmp_path):
     advance = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0 - 1, x), donate_argnums=0)
     state = {"params": {str(i): jax.random.normal(jax.random.key(i), (2**18,)) for i in range(8)}}
