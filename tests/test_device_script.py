@@ -48,7 +48,7 @@ def test_a_start_is_timed_to_its_sixth_line_and_then_asked_to_end(tmp_path, monk
         assert facts["sigterm_s"] < 5
 
 
-def test_results_are_packed_in_parts_that_may_be_carried(tmp_path, monkeypatch):
+def test_results_are_packed_in_parts_that_may_be_carried(tmp_path, monkeypatch, capsys):
     folder, out = tmp_path / "runs", tmp_path / "out"
     (folder / "emoji").mkdir(parents=True)
     out.mkdir()
@@ -65,11 +65,14 @@ def test_results_are_packed_in_parts_that_may_be_carried(tmp_path, monkeypatch):
         assert packed.getnames() == ["runs/emoji/grid.png"]
         assert packed.extractfile("runs/emoji/grid.png").read() == noise
     monkeypatch.setattr(device, "MOST_BYTES", 10_000)  # one part now: what was left of four would spoil it
-    device.pack("runs", folder, out, ["*.png"], most=4)
+    device.pack("runs", folder, out, ["*"], most=4)
     assert [part.name for part in out.iterdir()] == ["runs.tar.gz.0"]
-    monkeypatch.setattr(device, "MOST_BYTES", 500)  # more parts than may be carried
+    with tarfile.open(out / "runs.tar.gz.0") as packed:  # each file once, though its folder matches too
+        assert packed.getnames() == ["runs/emoji/grid.png", "runs/emoji/weights.bin"]
+    monkeypatch.setattr(device, "MOST_BYTES", 500)
     device.pack("more", folder, out, ["*.png"], most=4)
     assert not list(out.glob("more*"))
+    assert capsys.readouterr().out == "more not packed: 0.0 MB are more than 4 files of 0.0005 MB\n"
 
 
 def test_the_models_it_trains_have_pages():

@@ -105,20 +105,25 @@ def _log_lines(run_dir: Path) -> list[str]:
 
 
 def pack(name: str, folder: Path, out: Path, patterns: Sequence[str], most: int = 2) -> None:
-    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`; nothing if more than `most`."""
+    """Packs a folder's files into NAME.tar.gz.0, .1 and so on, to be joined by `cat`.
+
+    Of more than `most` parts, none can be carried home whole: the earlier ones stay, and the size is printed.
+    """
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         packed = Path(temporary) / "pack.tar.gz"
         with tarfile.open(packed, "w:gz") as tar:
             for pattern in patterns:
-                for path in sorted(folder.rglob(pattern)):
+                for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
                     tar.add(path, path.relative_to(folder.parent))
         content = packed.read_bytes()
     parts = [content[i : i + MOST_BYTES] for i in range(0, len(content), MOST_BYTES)]
-    if len(parts) <= most:
-        for stale in out.glob(f"{name}.tar.gz.*"):
-            stale.unlink()
-        for i, part in enumerate(parts):
-            (out / f"{name}.tar.gz.{i}").write_bytes(part)
+    if len(parts) > most:
+        print(f"{name} not packed: {len(content) / 1e6:.1f} MB are more than {most} files of {MOST_BYTES / 1e6:g} MB")
+        return
+    for stale in out.glob(f"{name}.tar.gz.*"):
+        stale.unlink()
+    for i, part in enumerate(parts):
+        (out / f"{name}.tar.gz.{i}").write_bytes(part)
 
 
 def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
