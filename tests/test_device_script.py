@@ -5,8 +5,9 @@ import tarfile
 import time
 
 import numpy as np
+import pytest
 
-from tests.benchmarks import device
+from tests.benchmarks import device, sampling
 
 
 def test_a_part_that_takes_too_long_ends_and_the_next_one_runs(tmp_path):
@@ -80,3 +81,13 @@ def test_the_models_it_trains_have_pages():
         name = page.partition(":")[0]
         assert (device.ROOT / "configs" / f"{name}.py").is_file()
     assert sum(device.MODELS.values()) == 1
+
+
+@pytest.mark.slow
+def test_the_speed_of_sampling_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sampling.py", "--tiny", "--models=base", "--steps=1", "--repeats=1"])
+    sampling.main()
+    header, _, row = capsys.readouterr().out.splitlines()[1:]
+    figures = dict(zip(header.split("|"), row.split("|"), strict=True))
+    assert figures[" model "] == " base (tiny) "
+    assert figures[" programs "] == " 1 "  # however many steps

@@ -146,10 +146,9 @@ def measure(parts: Parts, out: Path, tiny: bool, traces: Path) -> None:
     half = ["--dtype", "bfloat16"]
     for size in ("2",) if tiny else ("32", "64", "128"):
         parts.run(f"training_{size}", 100, "tests/benchmarks/training.py", "--batches", size, *half, *small)
-    for models, batches in (("base", "1,16"), ("upsample", "1")) if not tiny else ():
-        parts.run(
-            f"sampling_{models}", 70, "tests/benchmarks/sampling.py", "--models", models, "--batches", batches, *half
-        )
+    for models, batches in (("base", "1,2" if tiny else "1,16"), ("upsample", "1")):
+        sampling = ["tests/benchmarks/sampling.py", "--models", models, "--batches", batches, *half, *small]
+        parts.run(f"sampling_{models}", 70, *sampling)
     command = ["tests/benchmarks/training.py", "--batches", "2" if tiny else "32", *half, *small, "--trace", traces]
     parts.run("trace", 80, *command)
     pack("trace", traces, out, ["*.xplane.pb"], most=4)

@@ -5,11 +5,13 @@
 The base model is guided (two rows per image), the upsampler is not. Both sides run DDIM in turn, `--repeats` times,
 after a warm-up run that compiles; a step is the time by which a longer run exceeds a short one, best of each.
 The reference caches its text (cache_text_emb); "fixed" is the time outside the steps, text encoding included.
+`--tiny` narrows the models to 64 channels.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,14 +20,16 @@ import numpy as np
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.models import Glide, ModelConfig
 from glide_jax.sample import Inputs, SampleOptions, Stage
+from tests.benchmarks.training import TINY
 
 SCHEDULES = {"base": "squaredcos_cap_v2", "upsample": "linear"}
 PROMPT = "an oil painting of a corgi"
+SHORT = 2  # steps
 
 
-def ours(kind: str, batch: int, dtype: str) -> tuple[Callable[[int], None], dict[str, str]]:
+def ours(kind: str, batch: int, dtype: str, tiny: bool) -> tuple[Callable[[int], None], dict[str, str]]:
     """A function that samples for so many steps, and what compiling it took."""
-    config = ModelConfig.published(kind)
+    config = replace(ModelConfig.published(kind), **(TINY if tiny else {}))
     model = Glide(config, dtype)
     stage = Stage(model, DiffusionConfig(noise_schedule=SCHEDULES[kind]))
     params = jax.jit(model.init)(jax.random.key(0))
@@ -37,16 +41,11 @@ def ours(kind: str, batch: int, dtype: str) -> tuple[Callable[[int], None], dict
         options = SampleOptions.of(num_steps=steps, guidance_scale=scale)
         jax.block_until_ready(stage.sample(params, inputs, options))
 
-    begun = time.monotonic()
-    sample(1)
-    first = time.monotonic() - begun
-    begun = time.monotonic()
-    sample(1)
-    compile_seconds = first - (time.monotonic() - begun)
-    for steps in (2, 7):
-        sample(steps)
+    first = seconds(sample, SHORT)
+    again = seconds(sample, SHORT)
+    sample(SHORT + 5)
     return sample, {
-        "compile s": f"{compile_seconds:.0f}",
+        "compile s": f"{first - again:.0f}",
         "programs": str(stage._run._cache_size()),
         "peak GB": f"{_peak_bytes() / 2**30:.1f}",
     }
@@ -61,7 +60,7 @@ def _peak_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def reference(kind: str, batch: int, dtype: str) -> Callable[[int], None] | None:
+def reference(kind: str, batch: int, dtype: str, tiny: bool) -> Callable[[int], None] | None:
     """The same with the PyTorch reference; None where it is not installed."""
     try:
         import torch
@@ -71,7 +70,7 @@ def reference(kind: str, batch: int, dtype: str) -> Callable[[int], None] | None
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = model_and_diffusion_defaults() if kind == "base" else upsampler_defaults()
-    options |= {"cache_text_emb": True, "use_fp16": dtype != "float32"}
+    options |= {"cache_text_emb": True, "use_fp16": dtype != "float32"} | (TINY if tiny else {})
     named = {name: options.pop(name) for name in ("diffusion_steps", "noise_schedule", "timestep_respacing")}
     model = create_model(**options).eval().to(device)
     with torch.no_grad():
@@ -104,7 +103,7 @@ def reference(kind: str, batch: int, dtype: str) -> Callable[[int], None] | None
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    sample(2)
+    sample(SHORT)
     return sample
 
 
@@ -121,6 +120,7 @@ def main() -> None:
     parse.add_argument("--steps", type=int, default=3)
     parse.add_argument("--repeats", type=int, default=3)
     parse.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parse.add_argument("--tiny", action="store_true")
     args = parse.parse_args()
     print(f"{jax.devices()[0].device_kind}, {args.dtype}, jax {jax.__version__}")
     header = ["model", "batch", "ours s/step", "s/image/step", "fixed s", "reference s/step", "ratio"]
@@ -128,13 +128,15 @@ def main() -> None:
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for kind in args.models.split(","):
         for batch in map(int, args.batches.split(",")):
-            sample, facts = ours(kind, batch, args.dtype)
-            other = reference(kind, batch, args.dtype)
+            sample, facts = ours(kind, batch, args.dtype, args.tiny)
+            other = reference(kind, batch, args.dtype, args.tiny)
             sides = [sample, *([other] if other else [])]
-            runs = [[(seconds(side, 2), seconds(side, 2 + args.steps)) for side in sides] for _ in range(args.repeats)]
+            lengths = SHORT, SHORT + args.steps
+            runs = [[[seconds(side, steps) for steps in lengths] for side in sides] for _ in range(args.repeats)]
             short, long = np.min(runs, axis=0).T
             steps = (long - short) / args.steps
-            row = [kind, str(batch), f"{steps[0]:.3f}", f"{steps[0] / batch:.3f}", f"{short[0] - 2 * steps[0]:.2f}"]
+            row = [kind + (" (tiny)" if args.tiny else ""), str(batch), f"{steps[0]:.3f}", f"{steps[0] / batch:.3f}"]
+            row.append(f"{short[0] - SHORT * steps[0]:.2f}")
             row += [f"{steps[1]:.3f}", f"{steps[1] / steps[0]:.2f}x"] if other else ["not installed", ""]
             print("| " + " | ".join([*row, *facts.values()]) + " |", flush=True)
             del sample, other
