@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +29,16 @@ _TOO_LARGE = 2**63  # for integers of NumPy and JAX
 
 
 class Option(NamedTuple):
-    """A field's help and allowed values; see `option`."""
+    """A field's help and allowed values.
+
+    Attributes:
+        help: what it is, for `--help` and tables.
+        low, high: smallest and largest allowed value.
+        above, below: limits that are not themselves allowed.
+        choices: the allowed values, if they are few; a `Literal`'s are found by `fields`.
+        most: the largest value that a web page takes, if there is no `high`; the class itself takes more.
+        metavar: what `--help` calls the value.
+    """
 
     help: str
     low: float | None = None
@@ -227,10 +237,16 @@ def parse(hint: Any, text: str, where: str) -> Any:
         several = any(typing.get_origin(each) is tuple for each in _alternatives(hint)) and text.startswith(("(", "["))
         if not several:
             return convert(hint, text, where)
+    parts = typing.get_args(hint) if typing.get_origin(hint) is tuple else _alternatives(hint)
+    if str in parts and not text.startswith(("(", "[", "'", '"')):  # a prompt may be 2024, or none
+        return convert(hint, (text,), where)
+    python = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    if float in parts:
+        python = re.sub(r"\binf\b", "1e999", python)  # which Python has no literal for
     try:
-        value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+        value = ast.literal_eval(python)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = float(text) if float in _alternatives(hint) and text.strip("+-") in ("inf", "nan") else text
+        value = float(text) if float in parts and text == "nan" else text
     if typing.get_origin(hint) is tuple and not isinstance(value, tuple | list):
         value = (value,)
     return convert(hint, value, where)

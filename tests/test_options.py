@@ -125,6 +125,12 @@ def test_a_command_line_gives_what_the_user_gave():
         (tuple[int, ...], "5", (5,)),
         (str | tuple[str, ...], "('a', 'b')", ("a", "b")),
         (str | tuple[str, ...], "a{0..3}.tar", "a{0..3}.tar"),
+        (tuple[str, ...], "2024", ("2024",)),
+        (tuple[str, ...], "none", ("none",)),
+        (tuple[str, ...], "'a', 'b'", ("a", "b")),
+        (tuple[str, ...], "()", ()),
+        (tuple[float, float], "(0.5, inf)", (0.5, math.inf)),
+        (tuple[float, ...], "-inf", (-math.inf,)),
         (Literal["none", "full"], "none", "none"),
     ],
 )

@@ -45,7 +45,7 @@ class ModelConfig(Options):
         bool, option("residual blocks change the resolution; else strided and upsampling convolutions do")
     ] = True
     text_ctx: Annotated[int, option("length of texts in tokens", low=1)] = 128
-    xf_width: Annotated[int, option("width of the text transformer; 0: no text")] = 512
+    xf_width: Annotated[int, option("width of the text transformer; 0: no text", low=0)] = 512
     xf_layers: Annotated[int, option("layers of the text transformer")] = 16
     xf_heads: Annotated[int, option("attention heads of the text transformer")] = 8
     xf_final_ln: Annotated[bool, option("final LayerNorm of the text transformer")] = True
@@ -69,16 +69,20 @@ class ModelConfig(Options):
             raise GlideError(f"model.channel_mult must have at most {_MOST_LEVELS} levels, not {levels}")
         if self.image_size % self.unit:
             raise GlideError(f"model.image_size {self.image_size} must be divisible by {self.unit} for {levels} levels")
-        per_head = self.num_head_channels if self.num_head_channels != -1 else self.num_heads
-        for mult in self.channel_mult:
+        for level, mult in enumerate(self.channel_mult):
             channels = mult * self.num_channels
             if channels % self.norm_groups:
                 raise GlideError(
                     f"model.num_channels {self.num_channels} times {mult} must be a multiple of"
                     f" norm_groups {self.norm_groups}"
                 )
-            if per_head < 1 or channels % per_head:
-                raise GlideError(f"model: {channels} channels cannot be split into heads by {per_head}")
+            side = self.image_size >> level
+            ways = (False, True) if side in self.attention_resolutions else ()
+            # The middle block, at the last level, always has attention.
+            for upward in ways or ((False,) if level == levels - 1 else ()):
+                option = self._head_option(upward)
+                if (value := getattr(self, option)) < 1 or channels % value:
+                    raise GlideError(f"model.{option} {value} does not divide the {channels} channels at {side} px")
         if self.xf_width and (self.xf_heads < 1 or self.xf_width % self.xf_heads):
             raise GlideError(f"model.xf_width {self.xf_width} must be divisible by xf_heads {self.xf_heads}")
         if self.xf_width and self.xf_layers < 1:
@@ -113,9 +117,14 @@ class ModelConfig(Options):
 
     def heads(self, channels: int, upward: bool = False) -> int:
         """Attention heads of a block with that many channels."""
+        option = self._head_option(upward)
+        value: int = getattr(self, option)
+        return channels // value if option == "num_head_channels" else value
+
+    def _head_option(self, upward: bool) -> str:
         if self.num_head_channels != -1:
-            return channels // self.num_head_channels
-        return self.num_heads_upsample if upward and self.num_heads_upsample != -1 else self.num_heads
+            return "num_head_channels"
+        return "num_heads_upsample" if upward and self.num_heads_upsample != -1 else "num_heads"
 
     @classmethod
     def published(cls, kind: Kind) -> Self:

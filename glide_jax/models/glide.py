@@ -63,8 +63,8 @@ class Glide(Functional[_Net]):
     Args:
         config: the architecture.
         dtype: compute type of the torso, a `ComputeType`; parameters are always float32.
-        remat: what the backward pass recomputes: "none", "full" (everything inside a stage) or "dots"
-            (all but matrix products).
+        remat: what the backward pass recomputes: "none", "full" (everything inside a block) or "dots" (there, all but
+            convolutions and linear layers).
         lora: with a rank above 0, parameters get a third group, "lora", of adapters.
 
     Raises:

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from glide_jax.models.convolution import convolve
 from glide_jax.models.functional import Draws
+
+CONVOLUTION = "convolution"  # what rematerialization calls a convolution's result
 
 
 def uniform(draws: Draws, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
@@ -47,7 +50,7 @@ class _Conv(nnx.Conv):
     """Adds the bias in float32: its gradient is a sum over all pixels, too long for bfloat16."""
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "..."]:
-        return super().__call__(x).astype(self.dtype)
+        return checkpoint_name(super().__call__(x).astype(self.dtype), CONVOLUTION)
 
 
 def _all_but_bias(args: Sequence[Array | None], dtype: DTypeLike) -> list[Array | None]:

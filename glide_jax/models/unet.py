@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
 from glide_jax.models.layers import (
+    CONVOLUTION,
     conv,
     downsample_average,
     dropout,
@@ -38,7 +39,10 @@ RematPolicy = Literal["none", "full", "dots"]
 _RESAMPLE = {"up": upsample_nearest, "down": downsample_average}
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(CONVOLUTION),
+    ),
 }
 
 

@@ -150,7 +150,7 @@ class TrainConfig(Options):
     trainable: Annotated[Trainable, option("the whole model or one part; the rest is frozen")] = "all"
     reinitialize: Annotated[bool, option("start what is trained from fresh weights, the rest from init_from")] = False
     lora: Annotated[LoraConfig, option("adapters to train instead of the weights")] = LoraConfig()
-    remat: Annotated[Literal["none", "full", "dots"], option("what the backward pass recomputes")] = "none"
+    remat: Annotated[Literal["none", "full", "dots"], option("recomputed in the backward pass; dots: all but convolutions and linear layers")] = "none"
     loss: Annotated[LossConfig, option("the training loss")] = LossConfig()
     distill: Annotated[DistillConfig, option("few-step distillation")] = DistillConfig()
     conditioning: Annotated[ConditioningConfig, option("augmentation and masks")] = ConditioningConfig()

@@ -163,7 +163,10 @@ def test_bilinear_enlargement_is_half_pixel_centred():
     [
         ({"image_size": 15}, "divisible by 2"),
         ({"num_channels": 33}, "multiple of norm_groups 32"),
-        ({"num_head_channels": 24}, "heads"),
+        ({"num_head_channels": 24}, "num_head_channels 24 does not divide the 64 channels at 8 px"),
+        ({"num_head_channels": -1, "num_heads_upsample": 3}, "num_heads_upsample 3 does not divide"),
+        ({"num_head_channels": -1, "num_heads_upsample": 0}, "num_heads_upsample 0 does not divide"),
+        ({"xf_width": -16}, "xf_width must be at least 0"),
         ({"xf_heads": 3}, "xf_heads"),
         ({"dropout": 1.0}, "dropout"),
         ({"num_res_blocks": 0}, "at least 1"),
@@ -173,6 +176,14 @@ def test_bilinear_enlargement_is_half_pixel_centred():
 def test_impossible_architectures_are_refused(changes, message):
     with pytest.raises(GlideError, match=message):
         replace(TWO_LEVELS, **changes)
+
+
+def test_heads_need_to_divide_only_levels_with_attention():
+    config = replace(TWO_LEVELS, num_head_channels=64, attention_resolutions=(8,))
+    shapes = jax.tree.leaves(Glide(config).abstract_params()["unet"])
+    assert len(shapes) > 20
+    with pytest.raises(GlideError, match="the 32 channels at 16 px"):
+        replace(config, attention_resolutions=(16, 8))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "2", "", 2, None])
