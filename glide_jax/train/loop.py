@@ -25,7 +25,7 @@ from glide_jax.train.config import RunConfig
 from glide_jax.train.distill import student_settings
 from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
 from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
-from glide_jax.train.memory import OutOfMemory, fitting
+from glide_jax.train.memory import StateLost, fitting, fitting_aside
 from glide_jax.train.meter import Goodput, Meter, peak_flops
 from glide_jax.train.packing import averaged
 from glide_jax.train.previews import Previews, load_preview_upsampler
@@ -34,6 +34,7 @@ from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
 
 _LOG_SECONDS = 30.0  # between log lines, at most
+_MORE_MICRO_BATCHES = "--config.train.gradient_accumulation_steps, whose micro-batches validation uses too"
 
 
 class Trainer:
@@ -227,7 +228,7 @@ class Trainer:
         if self.validation is None:
             return
         validation_step, ema = self.program.validation_step, averaged(self.state)
-        with self._aside("validating"):
+        with self._aside("validating", _MORE_MICRO_BATCHES):
             sums = []
             for batch in self.validation:
                 sums.append(validation_step(ema, put_batch(batch.arrays, self.mesh)))
@@ -238,8 +239,8 @@ class Trainer:
         self.log.write(self.step, {"validation_mse": self.validation_mse[self.step]})
 
     def _sample(self) -> None:
-        """The first process samples on its first device, which gets a whole copy of the EMA weights."""
-        with self._aside("drawing the sample grid"):
+        """The first process samples on its first device; every device gets a whole copy of the EMA weights."""
+        with self._aside("generating the sample grid", "fewer images, --config.train.preview.count"):
             ema = self.program.packing.unpack(averaged(self.state))
             whole = jax.device_put(ema, NamedSharding(self.mesh, PartitionSpec()))
             if _is_first():
@@ -247,10 +248,14 @@ class Trainer:
                 self.log.image(self.step, "grid", self.previews.sample(params))
 
     @contextmanager
-    def _aside(self, label: str) -> Iterator[None]:
-        """Surrounds work that compiles on first use, which a signal to a single-process run does not wait for."""
+    def _aside(self, label: str, advice: str) -> Iterator[None]:
+        """Surrounds work that compiles on first use, which a signal to a single-process run does not wait for.
+
+        `advice` says what to try if memory does not suffice.
+        """
         alone = jax.process_count() == 1
-        with ending_at_once(self._saved_at_once) if alone else nullcontext(), _phase(label):
+        at_once = ending_at_once(self._saved_at_once) if alone else nullcontext()
+        with at_once, _phase(label), fitting_aside(label, advice):
             yield
 
     def _save(self) -> None:
@@ -277,7 +282,7 @@ class Trainer:
 
         With several processes, this may be the only one that met the error, and saving needs all of them.
         """
-        if not self.step or isinstance(error, OutOfMemory):
+        if not self.step or isinstance(error, StateLost):
             return False
         if jax.process_count() > 1 and not isinstance(error, TooManySkipped):
             return False

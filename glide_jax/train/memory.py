@@ -1,6 +1,6 @@
 """What to do when a batch does not fit in a device's memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,24 +10,46 @@ from glide_jax.errors import GlideError
 from glide_jax.train.config import TrainConfig
 
 
-class OutOfMemory(GlideError):
-    """A step does not fit in a device's memory; the state passed to it may be lost."""
+# What keeps less for the backward pass, the faster first.
+_MORE_REMAT = {"none": ("dots", "full"), "dots": ("full",), "full": ()}
+
+
+class StateLost(GlideError):
+    """A training step does not fit in a device's memory, and the state passed to it may be lost."""
 
 
 @contextmanager
 def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> Iterator[None]:
-    """Turns XLA's out-of-memory error in a training step into an `OutOfMemory` that says what would help.
+    """Turns XLA's out-of-memory error in a training step into a `StateLost` that says what would help.
 
     Args:
         config: of the run.
         step: the compiled step; None while it is being compiled.
     """
+    with _explaining(lambda reason: StateLost(_explained(config, step, reason))):
+        yield
+
+
+@contextmanager
+def fitting_aside(label: str, advice: str) -> Iterator[None]:
+    """Turns XLA's out-of-memory error in what is done between steps, as "validating", into a `GlideError`."""
+
+    def explained(reason: str) -> GlideError:
+        kind = jax.local_devices()[0].device_kind
+        return GlideError(f"{label} does not fit in the memory of {kind} ({reason}): try {advice}")
+
+    with _explaining(explained):
+        yield
+
+
+@contextmanager
+def _explaining(error_of: Callable[[str], GlideError]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(_explained(config, step, str(error).splitlines()[0])) from error
+        raise error_of(str(error).splitlines()[0]) from error
 
 
 def needed_bytes(step: jax.stages.Compiled) -> int | None:
@@ -50,8 +72,7 @@ def _explained(config: TrainConfig, step: jax.stages.Compiled | None, reason: st
     if (more := _more_micro_batches(config)) is not None:
         micro = config.batch_size // more
         helping.append(f"--config.train.gradient_accumulation_steps={more} (the same result, {micro} images at a time)")
-    if config.remat != "full":
-        helping.append("--config.train.remat=full")
+    helping += [f"--config.train.remat={more}" for more in _MORE_REMAT[config.remat]]
     helping.append("a smaller --config.train.batch_size" if config.batch_size > 1 else "--config.parallel.fsdp")
     at_a_time = config.batch_size // config.gradient_accumulation_steps
     return (

@@ -323,7 +323,9 @@ def validation_data(config: RunConfig) -> ValidationData | None:
     """The held-out batches, if configured; raises `GlideError` as `open_validation` does."""
     if not config.data.validation_path or not config.train.validate_every:
         return None
-    return open_validation(config.data, **_sizes(config.model), batch_size=config.train.batch_size, **_processes())
+    # As many at a time as in training, where a whole batch may be too much.
+    size = config.train.batch_size // config.train.gradient_accumulation_steps
+    return open_validation(config.data, **_sizes(config.model), batch_size=size, **_processes())
 
 
 def preview_examples(config: RunConfig) -> Batch:

@@ -7,6 +7,7 @@ import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -139,18 +140,38 @@ def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatc
     assert sorted(losses(tmp_path)) == [1, 2, 3]
 
 
-@pytest.mark.skipif(version("jaxlib") >= "0.11", reason="this jaxlib dies of the program on a CPU")
-def test_a_batch_too_large_for_the_memory_gets_one_clear_line(tmp_path, monkeypatch, capsys):
-    def too_large(state, batch):
-        table = jnp.outer(*2 * [jnp.repeat(batch["index"], 2**20)])
-        return state, {"loss": jnp.sort(table, axis=0).sum(dtype=jnp.float32)}
+def too_large(state, batch):
+    table = jnp.outer(*2 * [jnp.repeat(batch["index"], 2**20)])
+    return state, {"loss": jnp.sort(table, axis=0).sum(dtype=jnp.float32)}
 
+
+dies_of_it = pytest.mark.skipif(version("jaxlib") >= "0.11", reason="this jaxlib dies of the program on a CPU")
+
+
+@dies_of_it
+def test_a_batch_too_large_for_the_memory_gets_one_clear_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "make_train_step", lambda *_: too_large)
     given = ["--config.train.gradient_accumulation_steps=2", "--config.train.max_steps=3"]
     helping = "try --config.train.gradient_accumulation_steps=4 (the same result, 2 images at a time)"
-    shown = assert_one_clear_line(train(tmp_path, *given), f"{helping}, --config.train.remat=full", capsys)
+    shown = assert_one_clear_line(train(tmp_path, *given), f"{helping}, --config.train.remat=dots", capsys)
     assert "GB on each device are needed; RESOURCE_EXHAUSTED: Out of memory" in shown
     assert not complete_steps(tmp_path / "checkpoints")
+
+
+@dies_of_it
+def test_a_validation_too_large_for_the_memory_keeps_the_steps(tmp_path, monkeypatch, capsys):
+    make_ready = loop.Trainer._make_ready
+
+    def made_ready(trainer):
+        make_ready(trainer)
+        trainer.program.validation_step = jax.jit(too_large)
+
+    monkeypatch.setattr(loop.Trainer, "_make_ready", made_ready)
+    result = train(tmp_path, "--config.train.max_steps=3", "--config.train.validate_every=2")
+    shown = assert_one_clear_line(result, "try --config.train.gradient_accumulation_steps", capsys)
+    assert "validating does not fit in the memory of cpu (RESOURCE_EXHAUSTED: Out of memory" in shown
+    assert shown.endswith("; the state after step 2 is saved")
+    assert complete_steps(tmp_path / "checkpoints") == [2]
 
 
 def test_a_run_is_sampled_from_a_picture_and_enlarged(whole_run, tmp_path):
