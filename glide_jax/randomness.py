@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, stream name, indices): there is nothing to carry, split or save.
 
-Every random number in training and sampling is keyed by its purpose and by the example it belongs to, so results do
-not depend on the number of devices, the batch size, or where a run was interrupted.
+Every random number is keyed by its purpose and by the example it belongs to, in training by the step too. So results do
+not depend on the number of devices or where a run was interrupted, and samples do not depend on the batch size.
 """
 
 import zlib

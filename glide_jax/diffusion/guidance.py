@@ -92,7 +92,7 @@ class AdaptiveProjected:
         return cls(*map(jnp.float32, (options.guidance_scale, options.apg_eta, options.apg_momentum, limit)))
 
     def memory(self, x: Image) -> Image:
-        """The running average of updates."""
+        """The sum of updates so far, decayed by the momentum at each step; a negative one makes it alternate."""
         return jnp.zeros_like(x)
 
     def combine(
@@ -100,12 +100,12 @@ class AdaptiveProjected:
     ) -> tuple[Image, Image | None, Image]:
         """See `Method`."""
         x0_c = at.x_0(conditional)
-        average = at.slope * (unconditional - conditional) + self.momentum * memory
-        update = average * jnp.minimum(1.0, self.norm_threshold / jnp.maximum(_length(average), 1e-12))
+        total = at.slope * (unconditional - conditional) + self.momentum * memory
+        update = total * jnp.minimum(1.0, self.norm_threshold / jnp.maximum(_length(total), 1e-12))
         unit = x0_c / jnp.maximum(_length(x0_c), 1e-12)
         parallel = (update * unit).sum(axis=(1, 2, 3), keepdims=True) * unit
         update = update - parallel + self.eta * parallel
-        return at.prediction_of(x0_c + (self.scale - 1) * update), None, average
+        return at.prediction_of(x0_c + (self.scale - 1) * update), None, total
 
 
 METHODS: dict[str, type[Method]] = {"cfg": ClassifierFree, "cfg++": ManifoldConstrained, "apg": AdaptiveProjected}

@@ -98,7 +98,7 @@ class Glide(Functional[_Net]):
         """Shapes and dtypes of the parameters, with nothing allocated.
 
         Raises:
-            GlideError: adapters for layers that do not exist, or of a rank above that of a kernel.
+            GlideError: adapters for layers that do not exist, or of a rank above that of all of them.
         """
         params = super().abstract_params()
         return params | {GROUP: abstract_adapters(self.lora, params)} if self.lora.rank else params

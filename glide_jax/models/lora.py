@@ -67,7 +67,7 @@ class LoraConfig(Options):
             params: (abstract) parameters of the model.
 
         Raises:
-            GlideError: a target matches no layer, or the rank exceeds that of a kernel.
+            GlideError: there are no targets, one matches no layer, or the rank exceeds that of every layer.
         """
         kernels = {path[:-1]: leaf.shape for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
         # They may come from a stranger's file, and each is compared with each layer.
@@ -82,6 +82,8 @@ class LoraConfig(Options):
                 example = "/".join(next(iter(kernels)))
                 raise GlideError(f"train.lora.targets: no layer is named like {target!r}; one is named {example}")
             chosen |= found
+        if self.rank and not chosen:
+            raise GlideError("train.lora.targets names no layer, so there is nothing to train")
         full = max((min(math.prod(shape[:-1]), shape[-1]) for shape in chosen.values()), default=0)
         if self.rank > full:
             raise GlideError(f"train.lora.rank {self.rank} is more than any of the layers has: use at most {full}")
@@ -153,7 +155,8 @@ def _norms(kernel: Float[Array, "*fan_in out"]) -> Float[Array, " out"]:
 def fingerprint(params: Params) -> str:
     """Identifies a model's weights: the SHA-256 of its kernels, rounded to bfloat16.
 
-    It is the same for every stored type with a mantissa of at least eight bits, and ignores adapters.
+    It is the same for weights stored in float32 and in bfloat16, but not in float16, which rounds differently. Adapters
+    do not count.
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params).items()):

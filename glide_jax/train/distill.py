@@ -54,7 +54,7 @@ class Teacher:
         self._no_caption = np.asarray(tokens), np.asarray(mask)
 
     def timesteps(self, t: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        """Maps t in [0, T) to the student's timesteps, each equally often."""
+        """Maps t in [0, T) to the student's timesteps, in equal parts."""
         index = t * len(self._timesteps) // self._schedule.diffusion_steps
         return jnp.asarray(self._timesteps)[index]
 

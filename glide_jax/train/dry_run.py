@@ -19,8 +19,9 @@ from glide_jax.parallel import make_mesh
 from glide_jax.train.config import RunConfig
 from glide_jax.train.interrupt import ending_at_once
 from glide_jax.train.memory import fitting
+from glide_jax.train.previews import open_previews
 from glide_jax.train.program import Program
-from glide_jax.train.start import StartPoint, training_data
+from glide_jax.train.start import StartPoint, training_data, validation_data
 from glide_jax.train.state import is_trained
 
 _DEPTH = 2
@@ -30,7 +31,8 @@ _CELL = 96
 def dry_run(config: RunConfig) -> int:
     """Prints tables of the model and of the memory on each device, shows the first batch, compiles one step.
 
-    Writes `RUN/samples/dry_run.png` and nothing else. Raises `GlideError` as a run would.
+    Writes `RUN/samples/dry_run.png` and nothing else. Raises `GlideError` as a run would before its first step, except
+    that `train.prior` is left out.
     """
     with ending_at_once(lambda: f"while {progress.doing() or 'starting'}"):
         return _dry_run(config)
@@ -41,6 +43,8 @@ def _dry_run(config: RunConfig) -> int:
     program = Program(config, make_mesh(config.parallel))
     with progress.phase("opening the data"), training_data(config, start) as data:
         batch, sizes = next(data), [size for size, count in data.buckets.counts.items() if count]
+        validation_data(config)
+        open_previews(config, program.model)
     console = Console()
     console.print(model_table(program))
     path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
@@ -68,7 +72,7 @@ def model_table(program: Program) -> Table:
         part = _part(name, program.config.train.lora.targets)
         counts[part] += leaf.size
         trained[part] += leaf.size * is_trained(name, trained_set)
-    table = Table("part", "parameters", "trained", title=f"{program.config.model.kind}, float32")
+    table = Table("part", "parameters", "trained", title=program.config.model.kind)
     for part, count in counts.items():
         table.add_row(part, f"{count:,}", f"{trained[part]:,}")
     table.add_section()

@@ -105,7 +105,7 @@ class RunLog:
     def before_and_after(self, step: int) -> str:
         """Puts the grids from the start and from `step` side by side, after the ground truth if its layout matches.
 
-        Returns the name of the file, or None if there is no grid from the start.
+        Returns the name of the file; empty if there is no grid from the start.
         """
         if not self._path("grid", 0).exists():
             return ""

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -18,9 +19,8 @@ from glide_jax.checkpoint import CheckpointStore, complete_steps
 from glide_jax.data.examples import Batch
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
-from glide_jax.options import build, flat, nested
+from glide_jax.options import nested
 from glide_jax.parallel import make_mesh, put_batch, wait_for_all
-from glide_jax.sample import SampleOptions, Stage, overruled
 from glide_jax.train.config import RunConfig
 from glide_jax.train.distill import student_settings
 from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
@@ -28,10 +28,10 @@ from glide_jax.train.log import RunLog, SkipWatch, TooManySkipped
 from glide_jax.train.memory import StateLost, fitting, fitting_aside
 from glide_jax.train.meter import Goodput, Meter, peak_flops
 from glide_jax.train.packing import averaged
-from glide_jax.train.previews import Previews, load_preview_upsampler
+from glide_jax.train.previews import open_previews
 from glide_jax.train.prior import with_prior
 from glide_jax.train.program import Program
-from glide_jax.train.start import StartPoint, lora_entry, preview_examples, training_data, validation_data
+from glide_jax.train.start import StartPoint, lora_entry, training_data, validation_data
 
 _LOG_SECONDS = 30.0  # between log lines, at most
 _MORE_MICRO_BATCHES = "--config.train.gradient_accumulation_steps, whose micro-batches validation uses too"
@@ -60,6 +60,12 @@ class Trainer:
 
     def _make_ready(self) -> None:
         config, train = self.config, self.config.train
+        if _is_first() and train.max_steps <= train.optimizer.warmup_steps and not train.max_minutes:
+            print(
+                f"warning: the learning rate does not reach its peak within train.max_steps={train.max_steps}, because"
+                f" train.optimizer.warmup_steps is {train.optimizer.warmup_steps}",
+                file=sys.stderr,
+            )
         with _phase("starting the devices"):
             self.mesh = make_mesh(config.parallel)
         with _phase("looking for a checkpoint"):
@@ -71,13 +77,7 @@ class Trainer:
         with _phase("opening the data"):
             self.data = training_data(replace(config, data=data), self.start)
             self.validation = validation_data(config)
-            upsampler = load_preview_upsampler(train.preview, config.model)
-            stage = Stage(self.program.model, config.diffusion)
-            few = student_settings(train.distill)
-            options = build(SampleOptions, overruled(flat(train.preview.options), few))
-            self.previews = Previews(
-                stage, replace(train.preview, options=options), preview_examples(config), upsampler
-            )
+            self.previews = open_previews(config, self.program.model)
         # Last, because it creates the folder.
         self.store = CheckpointStore(
             self.run_dir / "checkpoints",
@@ -130,6 +130,11 @@ class Trainer:
             )
             try:
                 self._prepare()
+                if not self.step and 0 < train.max_minutes <= self._minutes():
+                    raise GlideError(
+                        f"train.max_minutes={train.max_minutes:g} are over before the first step: starting took"
+                        f" {self._minutes():.1f} minutes"
+                    )
                 over = False
                 while not over and not interrupt.stops(self.step) and (batch := self._next_batch(interrupt)):
                     self._train(batch)

@@ -9,7 +9,6 @@ import jax
 from glide_jax.errors import GlideError
 from glide_jax.train.config import TrainConfig
 
-
 # What keeps less for the backward pass, the faster first.
 _MORE_REMAT = {"none": ("dots", "full"), "dots": ("full",), "full": ()}
 

@@ -1,6 +1,7 @@
 """How fast a run goes: metrics averaged between log lines, step times, goodput, FLOP utilization (MFU)."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-# The vendor's dense bfloat16 FLOP/s of one device, by a substring of `jax.Device.device_kind`; the first match counts.
+# The vendor's dense bfloat16 FLOP/s of one device, by whole words of `jax.Device.device_kind`; the first match counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 NVL": 835e12,
@@ -17,6 +18,7 @@ PEAK_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "RTX 4090": 165e12,
@@ -39,13 +41,13 @@ def peak_flops(device_kind: str, peak_tflops: float = 0.0) -> float | None:
     """FLOP/s of a device: `peak_tflops` if that is not 0, else from the table; None if unknown."""
     if peak_tflops:
         return peak_tflops * 1e12
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 
 def product_flops(jaxpr: Jaxpr) -> float:
     """FLOPs of all matrix products and convolutions in a program, including loop iterations and recomputation.
 
-    Of several branches the costliest counts. The FLOPs of cuDNN's attention are not known here.
+    Of several branches the costliest counts, so cuDNN's attention counts as much as XLA's, the other branch.
     """
     flops = 0.0
     for equation in jaxpr.eqns:

@@ -9,12 +9,15 @@ import numpy as np
 from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, from_uint8, grid, to_uint8
-from glide_jax.models import ModelConfig, Params
+from glide_jax.models import Glide, ModelConfig, Params
+from glide_jax.options import build, flat
 from glide_jax.randomness import keys_per_example, stream_key
-from glide_jax.sample import Inputs, LoadedModel, Stage, check_upsampler
+from glide_jax.sample import Inputs, LoadedModel, SampleOptions, Stage, check_upsampler, overruled
 from glide_jax.sample.options import UPSAMPLER_DEFAULTS
 from glide_jax.train.augment import random_masks
-from glide_jax.train.config import MaskConfig, PreviewConfig
+from glide_jax.train.config import MaskConfig, PreviewConfig, RunConfig
+from glide_jax.train.distill import student_settings
+from glide_jax.train.start import preview_examples
 
 _CELL = 96
 _HIDDEN = 128
@@ -81,6 +84,20 @@ class Previews:
         if self._masks is not None:
             seen.append(np.where(self._masks > 0, self._true, _HIDDEN).astype(np.uint8))
         return seen
+
+
+def open_previews(config: RunConfig, model: Glide) -> Previews:
+    """The previews of a run of `model`, with the first of its training images.
+
+    Raises:
+        GlideError: there is no upsampler or data, or they do not fit the model; or sampling options are impossible.
+    """
+    preview = config.train.preview
+    upsampler = load_preview_upsampler(preview, config.model)
+    few = student_settings(config.train.distill)
+    options = build(SampleOptions, overruled(flat(preview.options), few))
+    stage = Stage(model, config.diffusion)
+    return Previews(stage, replace(preview, options=options), preview_examples(config), upsampler)
 
 
 def load_preview_upsampler(config: PreviewConfig, model: ModelConfig) -> LoadedModel | None:

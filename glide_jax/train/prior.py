@@ -1,8 +1,9 @@
 """Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv:2208.12242), so that learning a few images
 does not displace everything else.
 
-The starting weights generate images of what they know, once, into RUN/prior. These make up half of the training images:
-the given ones are repeated until there are as many, so that both halves of the loss have equal weight.
+The starting weights generate images of what they know, once, into RUN/prior. These make up half of the training images,
+so that both halves of the loss have equal weight: the given ones are repeated until there are about as many. If more
+than `count` are given, it is less than half.
 """
 
 from dataclasses import replace
@@ -26,7 +27,8 @@ def with_prior(config: RunConfig) -> DataConfig:
     """The training data of a run with `train.prior.prompts`: the given folders and RUN/prior, which is filled first.
 
     Image i is made from prompt i modulo the number of prompts, and depends only on the weights, `train.seed` and
-    `train.preview.options`. Images that an interrupted run has made are kept.
+    `train.preview.options`. Images of these prompts that are there are kept, whatever they depended on; others of an
+    earlier start are removed.
 
     Raises:
         GlideError: images are to be made by several processes or without starting weights, or the folder is unwritable.
@@ -34,10 +36,17 @@ def with_prior(config: RunConfig) -> DataConfig:
     prior, folder = config.train.prior, Path(config.run_dir).expanduser() / "prior"
     copies = max(1, round(prior.count / len(open_indexed(config.data))))  # first, because it may be refused
     wanted = {number: prior.prompts[number % len(prior.prompts)] for number in range(prior.count)}
-    if missing := [number for number, prompt in wanted.items() if not _is_there(folder, number, prompt)]:
-        if jax.process_count() > 1:
-            raise GlideError(f"{folder} lacks {len(missing)} images: begin the run with one process, which makes them")
-        _make(config, folder, {number: wanted[number] for number in missing})
+    missing = {number: prompt for number, prompt in wanted.items() if not _is_there(folder, number, prompt)}
+    surplus = [path for path in folder.glob("*") if path.stem.isdecimal() and int(path.stem) not in wanted]
+    if (missing or surplus) and jax.process_count() > 1:
+        raise GlideError(
+            f"{folder} lacks {len(missing)} images, and has {len(surplus)} files too many: begin the run with one"
+            " process, which makes them"
+        )
+    for path in surplus:
+        path.unlink()
+    if missing:
+        _make(config, folder, missing)
     given = (config.data.path,) if isinstance(config.data.path, str) else config.data.path
     return replace(config.data, path=(*given * copies, str(folder)))
 

@@ -72,11 +72,14 @@ class StartPoint:
                 " python -m convert merge"
             )
         require_fit(config.model, record.get("model", {}), config.init_from)
-        if config.train.lora.rank and record["model"].get("inpaint") != config.model.inpaint:
-            raise GlideError("train.lora cannot teach inpainting: its weights stay as they are; train all of them")
-        # A model of the noise may be retrained to predict v; the reverse is more likely a forgotten option. A teacher
-        # has to predict it already.
-        learns_v = config.diffusion.prediction_type == "v_prediction" and not config.train.distill.num_steps
+        if config.train.trained in ("lora", "text") and record["model"].get("inpaint") != config.model.inpaint:
+            raise GlideError(
+                f"train.{_choice(config)} cannot teach inpainting: the layer that would see the mask stays as it is;"
+                " train the whole model"
+            )
+        # A model of the noise may be retrained to predict v; the reverse is more likely a forgotten option. Not by
+        # adapters, which are used with their base model and its record.
+        learns_v = config.diffusion.prediction_type == "v_prediction" and not config.train.lora.rank
         ignore = ("prediction_type",) if learns_v else ()
         require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), config.init_from, ignore)
         return cls(_source(record))
@@ -194,12 +197,17 @@ def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
 def _check_init_options(config: RunConfig) -> None:
     train = config.train
     if train.trained != "all" and not config.init_from:
-        chosen = f"lora.rank={train.lora.rank}" if train.lora.rank else f"trainable={train.trainable}"
         raise GlideError(
-            f"train.{chosen} freezes the rest, but there are no weights to freeze: give --config.init_from=DIR"
+            f"train.{_choice(config)} freezes the rest, but there are no weights to freeze: give --config.init_from=DIR"
         )
     if train.trainable == "all" and train.reinitialize and config.init_from:
         raise GlideError("train.reinitialize leaves nothing of init_from: leave out one of the two")
+
+
+def _choice(config: RunConfig) -> str:
+    """The option that decides which parameters are trained."""
+    lora = config.train.lora
+    return f"lora.rank={lora.rank}" if lora.rank else f"trainable={config.train.trainable}"
 
 
 def require_same(

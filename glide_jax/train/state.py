@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from glide_jax.errors import GlideError
 from glide_jax.models import Params
 from glide_jax.train.config import OptimizerConfig, Trained
 
 # {"step", "params", "ema", "opt", "skips"}: plain dicts of float32 arrays, except for the kernels that adapters leave
-# frozen; step and counts are int32. The optimizer holds the trained parameters only. A step takes it `packing.Packed`.
+# frozen and the first moments; step and counts are int32. The optimizer holds the trained parameters only. A step takes
+# it `packing.Packed`.
 State = dict[str, Any]
 # {"count": updates skipped so far, "loss_ema": running average of the finite losses, infinite before the first}.
 Skips = dict[str, Array]
@@ -46,15 +46,9 @@ def is_trained(path: str, trainable: Trained) -> bool:
 
 
 def split(params: Params, trainable: Trained) -> tuple[Params, Params]:
-    """The trained and the frozen part of a nested dict of parameters.
-
-    Raises:
-        GlideError: nothing would be trained.
-    """
+    """The trained and the frozen part of a nested dict of parameters."""
     flat = flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if is_trained("/".join(path), trainable)}
-    if not trained:
-        raise GlideError(f"train.trainable={trainable} leaves nothing to train: this model has no text transformer")
     return unflatten_dict(trained), unflatten_dict({path: leaf for path, leaf in flat.items() if path not in trained})
 
 

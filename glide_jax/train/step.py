@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
@@ -29,6 +30,7 @@ Gather = Callable[[Any], Params]
 LossFn = Callable[[Params, Any], tuple[Array, PyTree[Array]]]
 
 QUARTILES = 4
+_GOLDEN = np.uint32(round((5**0.5 - 1) / 2 * 2**32))
 
 
 class StepNoise(NamedTuple):
@@ -73,8 +75,8 @@ def validation_noise(diffusion_steps: int) -> NoiseFn:
     """The same noise each time, so that validation losses compare across steps and runs; t covers [0, T) evenly."""
 
     def noise_fn(step: Int[Array, ""], index: Int[Array, " batch"], shape: tuple[int, ...]) -> StepNoise:
-        # Multiples of the golden ratio fill [0, 1) evenly for any number of examples.
-        uniform = jnp.mod(index.astype(jnp.float32) * 0.6180339887, 1.0)
+        # Multiples of the golden ratio, in 2^-32, fill [0, 1) evenly for any number of examples.
+        uniform = (index.astype(jnp.uint32) * _GOLDEN >> 8).astype(jnp.float32) / 2**24
         return StepNoise(
             _to_timestep(uniform, diffusion_steps),
             normal_per_example(stream_key(0, "validation"), index, shape),
@@ -172,7 +174,7 @@ def make_train_step(
         ema = update_ema(config.optimizer, old[1], new, step - skips["count"])
         new, ema, opt = choose(good, (new, ema, opt), old)
         params, ema = (x._replace(frozen=state[name].frozen) for name, x in (("params", new), ("ema", ema)))
-        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "param_norm": optax.tree.norm(new)}
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()

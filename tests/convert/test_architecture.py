@@ -136,7 +136,7 @@ BASE = {"num_head_channels": 16, "xf_heads": 2, "image_size": 16}
 @pytest.mark.parametrize(
     ("kind", "chosen", "message"),
     [
-        ("base", {"num_head_channels": 48}, r"does not divide the 64 channels at 32 px; give what the tensors do not tell"),
+        ("base", {"num_head_channels": 48}, r"64 channels at 32 px; give what the tensors do not tell with --options"),
         ("base", BASE | {"num_channels": 64, "xf_layers": 3}, r"num_channels is 32 in .*, 64 in .*; xf_layers is"),
         ("base", BASE | {"attention_resolutions": "8,16"}, r"attention_resolutions is \(8,\) in .*, \(16, 8\)"),
         ("base", BASE | {"channel_mult": "1,3"}, r"channel_mult is \(1, 2\) in .*, \(1, 3\) in"),

@@ -20,7 +20,7 @@ from glide_jax.config import from_ml_collections
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.models import Glide
 from glide_jax.sample import Stage
-from glide_jax.train import loop
+from glide_jax.train import loop, previews
 from tests.integration import page
 from tests.programs import call
 from tests.tiny.training import MODEL, compiled_step, make_config, make_program, timed_config
@@ -89,7 +89,7 @@ def compiled_once() -> Iterator[None]:
             patch.setattr(importlib.import_module(f"glide_jax.train.{module}"), "Program", _program)
         # Programs of one model, whatever their optimizers, draw with the same stage.
         patch.setattr("glide_jax.train.program.Glide", _glide)
-        patch.setattr(loop, "Stage", _stage)
+        patch.setattr(previews, "Stage", _stage)
         yield
 
 

@@ -24,8 +24,13 @@ def test_a_rehearsal_shows_everything_and_leaves_one_picture(tmp_path, capsys):
 
 
 def test_what_a_run_refuses_the_rehearsal_refuses_too(tmp_path, capsys):
-    for given, said in [("train.trainable=text", "give --config.init_from=DIR"), ("data.path=/none.tar", "/none.tar")]:
-        assert train(tmp_path, "--dry_run", f"--config.{given}") == 2
+    for given, said in [
+        ("train.trainable=text", "give --config.init_from=DIR"),
+        ("data.path=/none.tar", "/none.tar"),
+        ("data.validation_path=/none.tar", "/none.tar"),
+        ("train.preview.upsampler=/none", "/none"),
+    ]:
+        assert train(tmp_path, "--dry_run", "--config.train.validate_every=1", f"--config.{given}") == 2
         shown = capsys.readouterr()
         assert said in shown.err.strip().splitlines()[-1]
         assert shown.out == ""

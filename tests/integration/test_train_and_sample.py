@@ -334,6 +334,17 @@ def test_a_mistake_gets_one_clear_line(mistake, tmp_path, capsys):
     assert_one_clear_line(train(tmp_path / "run", *arguments), expected, capsys)
 
 
+def test_too_short_a_run_says_so(tmp_path, capsys):
+    given = ["--config.train.max_steps=3", "--config.train.optimizer.warmup_steps=3", "--config.data.path=/nowhere.tar"]
+    assert train(tmp_path, *given) == 2
+    warning = "warning: the learning rate does not reach its peak within train.max_steps=3, because"
+    assert warning in capsys.readouterr().err
+    given = ["--config.train.max_steps=3", "--config.train.max_minutes=0.00001"]
+    expected = "train.max_minutes=1e-05 are over before the first step: starting took 0."
+    assert_one_clear_line(train(tmp_path / "timed", *given), expected, capsys)
+    assert not complete_steps(tmp_path / "timed" / "checkpoints")
+
+
 def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
     before = sorted(p.name for p in whole_run.rglob("*"))
     wider = "--config.model.num_channels=64"

@@ -74,7 +74,8 @@ def test_peak_of_a_device():
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
-    assert peak_flops("cpu") is None
+    assert peak_flops("NVIDIA L40") == 181e12
+    assert peak_flops("NVIDIA RTX A1000") is peak_flops("NVIDIA A10G") is peak_flops("cpu") is None
     assert peak_flops("cpu", 0.5) == 0.5e12
     assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
 

@@ -72,6 +72,9 @@ def test_other_prompts_are_made_anew(config, tmp_path):
     with_prior(replace(config, train=replace(config.train, prior=prior)))
     texts = [(tmp_path / "run" / "prior" / f"{number:04}.txt").read_text() for number in range(5)]
     assert texts == ["a cat", "a fox", "a cat", "a fox", "a cat"]
+    prior = replace(prior, count=1)
+    with_prior(replace(config, train=replace(config.train, prior=prior)))
+    assert sorted(path.name for path in (tmp_path / "run" / "prior").iterdir()) == ["0000.png", "0000.txt"]
 
 
 def test_without_weights_to_make_them_it_says_so(config):

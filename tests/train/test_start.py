@@ -14,7 +14,7 @@ from glide_jax.checkpoint import save_weights
 from glide_jax.data import DataConfig
 from glide_jax.errors import GlideError
 from glide_jax.images import save_png
-from glide_jax.models import Conditioning, Glide, ModelConfig
+from glide_jax.models import Conditioning, Glide, LoraConfig, ModelConfig
 from glide_jax.train.config import RunConfig
 from glide_jax.train.start import StartPoint, load_starting_weights, training_data
 from glide_jax.train.state import split
@@ -61,6 +61,8 @@ def test_a_model_of_the_noise_may_learn_v_but_not_forget_it(tmp_path):
     save_weights(tmp_path / "v", make_params(1), {"model": model, "diffusion": asdict(as_v.diffusion)})
     with pytest.raises(GlideError, match="prediction_type: v_prediction there, epsilon here"):
         StartPoint.of(replace(run, init_from=str(tmp_path / "v")))
+    with pytest.raises(GlideError, match="prediction_type: epsilon there, v_prediction here"):  # its base stays
+        StartPoint.of(replace(as_v, train=replace(run.train, lora=LoraConfig(rank=1))))
 
 
 def test_starting_weights_may_be_of_another_size(tmp_path):
@@ -84,6 +86,15 @@ def test_starting_weights_may_be_of_another_size(tmp_path):
 def test_contradictions_are_refused(tmp_path, changes, init_from, message):
     with pytest.raises(GlideError, match=message):
         StartPoint.of(config(tmp_path, init_from, **changes))
+
+
+@pytest.mark.parametrize("part", [{"trainable": "text"}, {"lora": LoraConfig(rank=1)}])
+def test_a_mask_is_not_learnt_by_layers_that_do_not_see_it(tmp_path, part):
+    run = config(tmp_path / "run", tmp_path / "weights", **part)
+    save_weights(tmp_path / "weights", make_params(1), {"model": asdict(MODEL), "diffusion": asdict(run.diffusion)})
+    assert StartPoint.of(run).step is None
+    with pytest.raises(GlideError, match=r"train\.(trainable=text|lora\.rank=1) cannot teach inpainting"):
+        StartPoint.of(replace(run, model=replace(MODEL, inpaint=True)))
 
 
 def test_a_run_that_trains_another_part_is_refused_with_both(tmp_path):

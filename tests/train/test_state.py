@@ -171,9 +171,10 @@ def leaf_at(tree, name):
 def test_impossible_choices_are_refused():
     with pytest.raises(GlideError, match=r"train.trainable must be one of all, unet or text, not 'decoder'"):
         TrainConfig(trainable="decoder")
-    params = Glide(replace(MODEL, xf_width=0)).abstract_params()
     with pytest.raises(GlideError, match="no text transformer"):
-        split(params, "text")
+        RunConfig(model=replace(MODEL, xf_width=0), train=TrainConfig(trainable="text"))
+    with pytest.raises(GlideError, match=r"keep_best_checkpoints needs held-out images: give data\.validation_path"):
+        RunConfig(train=TrainConfig(keep_best_checkpoints=1))
 
 
 def bits(tree):
