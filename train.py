@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """All options of `train.py` but those of the page."""
     parse = Parser(
         prog="train.py",
-        unknown="options of a page are written --config.NAME=VALUE",
+        unknown="options of a page are written --config.NAME=VALUE (docs/migration.md has glide-finetune's)",
         description="Trains or fine-tunes a model according to a page of configs/.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

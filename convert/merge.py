@@ -7,7 +7,7 @@ from convert.architecture import Architecture, recorded_architecture
 from glide_jax.checkpoint import load_weights, read_record, save_weights
 from glide_jax.files import require_new
 from glide_jax.sample import with_recorded
-from glide_jax.sample.lora import Adapters, base_of, merged
+from glide_jax.sample.lora import Adapters, base_of, check_not_repeated, merged
 
 
 def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architecture:
@@ -22,6 +22,7 @@ def merge(checkpoint: str | Path, lora: Sequence[str], output: Path) -> Architec
         GlideError: a checkpoint cannot be read, the adapters belong to other weights, or `output` cannot be written.
     """
     require_new(output)
+    check_not_repeated(checkpoint, lora)
     base = base_of(checkpoint)
     own = [] if base is None else [str(checkpoint)]
     whole = checkpoint if base is None else Path(base)

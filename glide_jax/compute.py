@@ -29,9 +29,10 @@ def arrays_and_products(dtype: Any) -> tuple[Any, str]:
 
 
 def check_device(dtype: str, option: str) -> None:
-    """Raises `GlideError`, naming `option`, if this process's GPU cannot compute in that type or tf32 has no GPU."""
+    """Raises `GlideError` for an unknown type or, naming `option`, one that this process's device cannot compute in."""
     import jax  # noqa: PLC0415 (as above)
 
+    arrays_and_products(dtype)
     capability = cuda_capability()
     if capability >= 8 or dtype == "float32" or (dtype == "bfloat16" and not capability):
         return

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import importlib.util
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def read_page(page: str) -> ConfigDict:
     Raises:
         GlideError: there is no such file (the page of `configs/` perhaps meant is named), or it is not a config page.
     """
-    path, colon, argument = page.partition(":")
+    path, colon, variant = page.partition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         pages = {each.stem: each for each in Path("configs").glob("*.py")}
@@ -46,7 +48,9 @@ def read_page(page: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if colon else []))
+        if colon and not inspect.signature(module.get_config).parameters:
+            raise GlideError(f"--config {page}: {path} has no variants; leave out :{variant}")
+        config = module.get_config(*([variant] if colon else []))
     except (AttributeError, ImportError, NameError, SyntaxError, KeyError, TypeError, ValueError) as error:
         raise GlideError(f"--config {page}: {' '.join(str(error).split())}") from error
     return config
@@ -80,8 +84,21 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
 def _option(cls: Any, name: str, key: str) -> Field:
     known = fields(cls)
     if name not in known:
-        raise GlideError(f"unknown configuration key {key}; {nearest(name, known)}")
+        tails = (f"_{part.replace('.', '_')}" for part in (key, name))
+        paths = list(_paths(RunConfig))
+        elsewhere = [path for tail in tails for path in paths if f"_{path.replace('.', '_')}".endswith(tail)]
+        meant = f"did you mean {' or '.join(dict.fromkeys(elsewhere))}?" if elsewhere else nearest(name, known)
+        raise GlideError(f"unknown configuration key {key}; {meant}")
     return known[name]
+
+
+def _paths(cls: Any, prefix: str = "") -> Iterator[str]:
+    """All options of a page, as "train.max_steps"."""
+    for name, field in fields(cls).items():
+        if dataclasses.is_dataclass(field.hint):
+            yield from _paths(field.hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _defaults(cls: Any) -> dict[str, Any]:

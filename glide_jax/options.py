@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -25,6 +26,7 @@ from glide_jax.errors import GlideError
 
 T = TypeVar("T")
 
+_SIMILAR = 0.72  # at difflib's 0.6, --num_samples would resemble --upsampler
 _TOO_LARGE = 2**63  # for integers of NumPy and JAX
 
 
@@ -169,7 +171,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
 
 def nearest(name: str, known: Collection[str]) -> str:
     """The end of an error about an unknown name: the known names that were perhaps meant."""
-    near = difflib.get_close_matches(name, known, n=2)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=_SIMILAR)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(known))}"
 
 
@@ -219,6 +221,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, f"{where}.")  # type: ignore[arg-type]
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, Real) and not isinstance(value, int | float):  # NumPy's
+        value = int(value) if isinstance(value, Integral) else float(value)
     if not any(_fits(each, value) for each in _alternatives(hint)):
         raise GlideError(f"{where} cannot be {value!r:.100}: it takes {' or '.join(map(_name, _alternatives(hint)))}")
     whole = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, int)]
@@ -307,7 +311,7 @@ class Parser(argparse.ArgumentParser):
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
             self.error(f"unexpected argument {words[0]!r}: {said}")
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
-        if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1):
+        if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1, cutoff=_SIMILAR):
             raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
         self.error(f"unknown option {flag}" + (f": {self._unknown}" if self._unknown else ""))
 

@@ -137,6 +137,8 @@ def step_folder(directory: Path, step: int | None = None) -> Path:
     if not steps:
         inside = sorted(folder.name for folder in directory.iterdir() if is_step(folder)) if directory.is_dir() else []
         hint = f"; name the one that you mean: {', '.join(inside[:5])}" if inside else ""
+        if (directory / "model_index.json").is_file():
+            hint += "; it is a whole pipeline, which Pipeline.from_pretrained loads"
         raise GlideError(f"no complete checkpoint in {directory}{hint}")
     if step is not None and step not in steps:
         raise GlideError(f"no checkpoint of step {step} in {directory}; there are {', '.join(map(str, steps))}")

@@ -1,7 +1,6 @@
 """Inspects a data set before training: counts, sizes, captions, and a sheet of what the model will see."""
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -23,6 +22,7 @@ from glide_jax.options import Parser, add_arguments, build, given
 from glide_jax.tokenizer import GlideTokenizer
 
 _SURVEYED = 1000  # samples, chosen at random, for the statistics
+_NAMED = 10  # unusable samples, for each reason
 _TOKENIZED = 10_000  # characters shown of a caption
 _SHEET = 64
 _SHEET_TEXT_CTX = 128
@@ -42,19 +42,24 @@ class Survey:
     Attributes:
         widths, heights: of images, in pixels.
         characters, tokens: lengths of captions.
-        faults: unusable samples, by reason.
+        faults: the names of unusable samples, by reason.
     """
 
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> int:
+        """The number of unusable samples."""
+        return sum(map(len, self.faults.values()))
 
     @property
     def read(self) -> int:
         """The number of samples read, usable or not."""
-        return len(self.widths) + self.faults.total()
+        return len(self.widths) + self.bad
 
 
 def survey(source: Source, seed: int = 0) -> Survey:
@@ -66,7 +71,7 @@ def survey(source: Source, seed: int = 0) -> Survey:
             sample = source[order[number]]
             width, height = image_size(sample.image)
         except BadSample as bad:
-            found.faults[str(bad)] += 1
+            found.faults.setdefault(str(bad), []).append(source.named(order[number]))
             continue
         found.widths.append(width)
         found.heights.append(height)
@@ -75,12 +80,17 @@ def survey(source: Source, seed: int = 0) -> Survey:
     return found
 
 
-def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
-    """The report, line by line."""
-    lines = [f"{len(source)} usable samples"]
+def describe(source: Source, found: Survey, text_ctx: int, bad_share: float) -> list[str]:
+    """The report, line by line; training stops at a share of unusable samples above `bad_share`."""
+    lines = [f"{len(source)} sample{'s' * (len(source) != 1)} with an image and a caption"]
     lines += [f"  left out, {reason}: {count}" for reason, count in source.counts.most_common()]
-    lines.append(f"{found.read} of them read")
-    lines += [f"  unusable, {reason}: {count}" for reason, count in found.faults.most_common()]
+    lines.append(f"{found.read} of them read, {found.read - found.bad} are usable")
+    for reason, names in sorted(found.faults.items(), key=lambda item: -len(item[1])):
+        lines.append(f"  unusable, {reason}: {len(names)}")
+        lines += [f"    {name}" for name in names[:_NAMED]]
+        lines += [f"    and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    if found.bad > bad_share * found.read:
+        lines.append(f"training would stop: {found.bad / found.read:.0%} are unusable, and bad_share is {bad_share:g}")
     if not found.widths:
         return lines
     longer = np.mean(np.array(found.tokens) >= text_ctx)
@@ -91,7 +101,7 @@ def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
         _percentiles("width / height", np.divide(found.widths, found.heights)),
         _percentiles("caption, characters", found.characters),
         _percentiles("caption, tokens", found.tokens),
-        f"captions of {text_ctx} tokens and more, which are cut: {longer:.1%}",
+        f"captions of {text_ctx} tokens or more, which are cut: {longer:.1%}",
     ]
 
 
@@ -133,7 +143,7 @@ def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | 
     if sheet.is_dir():
         raise GlideError(f"--sheet {sheet} is a folder: give a file, as {sheet / 'sheet.png'}")
     source = open_indexed(config)
-    lines = describe(source, survey(source), text_ctx)
+    lines = describe(source, survey(source), text_ctx, config.bad_share)
     if config.sizes:
         buckets = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate)
         lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in buckets.counts.items()]

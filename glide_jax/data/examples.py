@@ -150,6 +150,7 @@ class Images:
         self._kept: dict[tuple[int, Size], tuple[np.ndarray, tuple[str, ...]]] = {}
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter(read=0)
+        self._first_bad: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -179,6 +180,7 @@ class Images:
             if counted:
                 with self._lock:
                     self.counts[reason] += 1
+                    self._first_bad.setdefault(reason, self.source.named(index))
             raise BadSample(reason) from error
 
     def report(self) -> dict[str, int]:
@@ -196,9 +198,11 @@ class Images:
             bad = Counter(self.counts)
         read = bad.pop("read")
         if bad.total() > self._config.bad_share * max(read, _BAD_SHARE_FROM):
+            reasons = "; ".join(f"{why}: {count}, as {self._first_bad[why]}" for why, count in bad.most_common())
             raise GlideError(
-                f"{bad.total()} of {read} samples were unusable ({listed(bad)}), more than data.bad_share "
-                f"{self._config.bad_share:g} allows; repair the data or raise it"
+                f"{bad.total()} of {read} samples were unusable ({reasons}), more than data.bad_share"
+                f" {self._config.bad_share:g} allows: repair them, which python -m glide_jax.data check lists, or raise"
+                " --config.data.bad_share"
             )
 
     def _decoded(self, index: int, size: Size) -> CaptionedImage:

@@ -110,6 +110,10 @@ class Source(ABC):
         """All samples in order, in parts; a source that is not resumable has none."""
         return []
 
+    def named(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"sample {index}"
+
     def image_size(self, index: int) -> tuple[int, int]:
         """Width and height of an image in pixels, reading no more of the sample than necessary.
 

@@ -105,7 +105,9 @@ class EvaluateOptions(Options):
         if self.reference is None:
             return
         if self.output_format != "png":
-            raise GlideError("JPEG artefacts would enter the distance: with --reference give --output_format png")
+            raise GlideError(
+                "JPEG artefacts would enter the distance: --reference needs images generated with --output_format png"
+            )
         if self.features == "inception" and self.inception_checkpoint is None:
             raise GlideError("--features inception needs --inception_checkpoint FILE (inception-2015-12-05.pt)")
         check_reference(self.reference)

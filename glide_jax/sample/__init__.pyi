@@ -17,6 +17,7 @@ from .loading import recorded_sampling as recorded_sampling
 from .lora import Adapters as Adapters
 from .lora import split_scale as split_scale
 from .lora import trained_on as trained_on
+from .options import IMAGE_STRENGTH as IMAGE_STRENGTH
 from .options import SAMPLERS as SAMPLERS
 from .options import SampleOptions as SampleOptions
 from .options import base_options as base_options

@@ -15,6 +15,7 @@ from glide_jax.images import check_animation, grid, save_animation, save_png, to
 from glide_jax.options import Parser, add_arguments, fields
 from glide_jax.sample.compare import Axis, Cell, cells, compare
 from glide_jax.sample.options import (
+    IMAGE_STRENGTH,
     SampleOptions,
     add_sampling_arguments,
     base_options,
@@ -34,7 +35,6 @@ examples:
   python sample.py --upsampler models/upsample --prompt "a corgi" --image small.png
 """
 _CELL = 128
-_STRENGTH = 0.6
 _FAR = 2  # times the side the model was trained on
 # What an image file's metadata has besides its settings.
 _WRITTEN = (
@@ -108,7 +108,7 @@ def _add_images(parse: argparse.ArgumentParser) -> None:
     group = parse.add_argument_group("from images")
     add = group.add_argument
     add("--init_image", metavar="FILE", help="image to start from, of any size (image to image)")
-    add_arguments(group, SampleOptions, only=("strength",), base=SampleOptions(strength=_STRENGTH))
+    add_arguments(group, SampleOptions, only=("strength",), base=SampleOptions(strength=IMAGE_STRENGTH))
     add("--image", metavar="FILE", help="image to inpaint with an inpainting model, or to enlarge")
     add("--mask", metavar="FILE", help="white (255, or 1) where that image is kept, black (0) where it is inpainted")
 
@@ -128,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.prompt_weights:
         args.negative_prompt = sample.weighted(args.negative_prompt)
     if not prompts and args.checkpoint is not None:
-        raise GlideError('nothing to generate: give --prompt "a caption" or --prompt_file FILE')
-    args.strength = None if args.init_image is None else _STRENGTH if args.strength is None else args.strength
+        empty = f"{args.prompt_file} has no prompts: " if args.prompt_file else ""
+        raise GlideError(f'nothing to generate: {empty}give --prompt "a caption" or --prompt_file FILE')
+    args.strength = None if args.init_image is None else IMAGE_STRENGTH if args.strength is None else args.strength
     options, up_options = (of(vars(args), args.settings) for of in (base_options, upsampler_options))
     axes = [Axis.parse(text) for text in args.xy or ()]
     compared = cells(axes, vars(args), args.settings) if axes else []

@@ -30,7 +30,7 @@ class Inputs:
         prompts: one for each image.
         indices: the number of each image, which decides its noise together with the seed: the same pair gives the same
             image in any batch.
-        negative_prompt: what guidance steers away from.
+        negative_prompt: what guidance steers away from: one for all images, or one for each.
         low_res: low-resolution inputs, for an upsampler.
         inpaint_image, inpaint_mask: images of which the part with mask 1 is kept, for an inpainting model.
         init_image: images to start from, noised according to `SampleOptions.strength`; by default an upsampler starts
@@ -41,7 +41,7 @@ class Inputs:
 
     prompts: Sequence[Prompt]
     indices: Sequence[int]
-    negative_prompt: Prompt = ""
+    negative_prompt: Prompt | Sequence[Prompt] = ""
     low_res: Images | None = None
     inpaint_image: Images | None = None
     inpaint_mask: Images | None = None
@@ -121,7 +121,9 @@ class Conditioner:
         Raises:
             GlideError: the noised CLIP is missing or sees images of another size.
         """
-        text = self._text(params, inputs.prompts, None if guidance is None else inputs.negative_prompt)
+        negative = inputs.negative_prompt
+        negatives = [negative] * len(inputs.prompts) if isinstance(negative, Prompt) else list(negative)
+        text = self._text(params, [*inputs.prompts, *([] if guidance is None else negatives)])
         given = (inputs.low_res, inputs.inpaint_image, inputs.inpaint_mask)
         images = [None if each is None else self.put(np.asarray(each, np.float32)) for each in given]
         twice = [each if each is None or guidance is None else jnp.concatenate([each, each]) for each in images]
@@ -136,14 +138,13 @@ class Conditioner:
             self.put(jnp.asarray(inputs.indices, jnp.int32)),
         )
 
-    def _text(self, params: Params, prompts: Sequence[Prompt], negative: Prompt | None) -> EncodedText | None:
-        """Encodes each distinct text once; rows are the prompts, then as many negative ones if guided."""
-        distinct = dict.fromkeys([*prompts, *([] if negative is None else [negative])])
+    def _text(self, params: Params, prompts: Sequence[Prompt]) -> EncodedText | None:
+        """One row for each prompt; every distinct text is encoded once."""
+        distinct = dict.fromkeys(prompts)
         texts = dict.fromkeys(text for prompt in distinct for text, _ in parts(prompt))
         encoded = {text: self._encode_one(params, text) for text in texts}
         mixed = {prompt: _mixed([(encoded[text], weight) for text, weight in parts(prompt)]) for prompt in distinct}
-        rows = [mixed[prompt] for prompt in [*prompts, *([] if negative is None else [negative] * len(prompts))]]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *(mixed[prompt] for prompt in prompts))
 
     def _encode_one(self, params: Params, text: Text) -> EncodedText | None:
         tokenizer, text_ctx = GlideTokenizer(), self._model.config.text_ctx

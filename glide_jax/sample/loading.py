@@ -17,7 +17,7 @@ from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig
 from glide_jax.models.lora import fingerprint
 from glide_jax.options import build, fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
-from glide_jax.sample.lora import Adapters, base_of, check_adapters, merged
+from glide_jax.sample.lora import Adapters, base_of, check_adapters, check_not_repeated, merged
 from glide_jax.sample.options import SampleOptions
 from glide_jax.sample.pretrained import check_settings
 from glide_jax.sample.stage import Stage
@@ -81,6 +81,7 @@ class LoadedModel:
             raise GlideError(f"lora is a list of adapters: lora=[{str(lora)!r}]")
         for each in lora:
             check_adapters(each)
+        check_not_repeated(path, lora)
         return cls(_stage(config, dtype, diffusion, None if clip is None else clip.model), {})
 
     @classmethod

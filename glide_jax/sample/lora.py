@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from glide_jax import hub
-from glide_jax.checkpoint import load_weights, read_record, require_blocks
+from glide_jax.checkpoint import load_weights, read_record, require_blocks, resolve
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint, with_adapters
@@ -109,6 +109,18 @@ def trained_on(path: str | Path) -> TrainedOn | None:
     """
     entry = read_record(path).get("lora")
     return TrainedOn(str(entry.get("base", "")), str(entry.get("base_sha256", ""))) if isinstance(entry, dict) else None
+
+
+def check_not_repeated(path: str | Path, lora: Sequence[str | Path]) -> None:
+    """Raises `GlideError` if adapters to add to the model at `path` are already part of it."""
+    if trained_on(path) is None:
+        return
+    for each in lora:
+        if resolve(split_scale(str(each))[0]) == resolve(path):
+            raise GlideError(
+                f"{each} is already part of {path}: leave it out; or, for another scale, give the weights it belongs to"
+                f" and --lora {path}:SCALE"
+            )
 
 
 def base_of(path: str | Path) -> str | None:

@@ -21,9 +21,9 @@ from glide_jax.errors import GlideError
 from glide_jax.options import INLINE, Field, Options, add_arguments, build, fields, flat, given, option
 
 __all__ = [
-    "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_flags", "base_options",
-    "default_schedule", "flag_fields", "flags", "level_options", "metadata", "of_upsampler", "overruled",
-    "sampler_options", "upsampler_flags", "upsampler_named", "upsampler_options", "upsampling",
+    "IMAGE_STRENGTH", "SAMPLERS", "UPSAMPLER_DEFAULTS", "SampleOptions", "add_sampling_arguments", "base_flags",
+    "base_options", "default_schedule", "flag_fields", "flags", "level_options", "metadata", "of_upsampler",
+    "overruled", "sampler_options", "upsampler_flags", "upsampler_named", "upsampler_options", "upsampling",
 ]  # fmt: skip
 
 
@@ -38,8 +38,8 @@ class SampleOptions(Options):
     strength: Annotated[
         float,
         option(
-            "how far to depart from the image to start from: the share of the steps to run, from 0 (the image as it is)"
-            " to 1 (nothing of it is left); below 1, an upsampler starts from the image it enlarges",
+            "how far to depart from the image to start from, which for an upsampler is the one it enlarges: the share"
+            " of the steps to run, from 0 (the image as it is) to 1 (nothing of it is left)",
             low=0,
             high=1,
         ),
@@ -72,8 +72,12 @@ class SampleOptions(Options):
 
 
 UPSAMPLER_DEFAULTS = SampleOptions(
-    levels=LevelOptions(timestep_respacing="fast27"), guidance=GuidanceOptions(guidance_scale=1.0), temperature=0.997
+    levels=LevelOptions(num_steps=27, timestep_respacing="fast27"),
+    guidance=GuidanceOptions(guidance_scale=1.0),
+    temperature=0.997,
 )
+# The strength for an image to start from, if none is given.
+IMAGE_STRENGTH = 0.6
 _PREFIX = "upsampler_"
 _NAMES = {"temperature": "upsample_temp"}
 # The options that decide which others apply, and the groups of those.

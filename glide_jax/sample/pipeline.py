@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
@@ -13,17 +13,34 @@ from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
 from glide_jax.options import build
 from glide_jax.sample.conditioning import Inputs
-from glide_jax.sample.image_inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image
 from glide_jax.sample.loading import LoadedClip, LoadedModel, check_upsampler
-from glide_jax.sample.options import SampleOptions, base_flags, overruled, upsampler_flags, upsampling
+from glide_jax.sample.options import (
+    IMAGE_STRENGTH,
+    SampleOptions,
+    base_flags,
+    of_upsampler,
+    overruled,
+    upsampler_flags,
+    upsampling,
+)
 from glide_jax.sample.pretrained import Pretrained, check_settings, new_folder, with_recorded, write_index
 from glide_jax.sample.prompts import Prompt
+from glide_jax.sample.requests import (
+    check_numbers,
+    check_weights,
+    checked_seed,
+    checked_size,
+    inpainted,
+    is_image,
+    of_real,
+    one_each,
+    one_per_image,
+    repeated,
+    unseen,
+)
 from glide_jax.sample.samples import Samples, cut
 from glide_jax.sample.stage import OnSteps
-from glide_jax.tokenizer import GlideTokenizer
-
-# Characters of a prompt's unseen end that a warning quotes.
-_SHOWN_END = 60
 
 
 class Pipeline:
@@ -136,11 +153,11 @@ class Pipeline:
         num_images: int = 1,
         options: SampleOptions | None = None,
         upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         on_steps: OnSteps | None = None,
         indices: Sequence[int] | None = None,
-        negative_prompt: Prompt = "",
-        init_image: ImageSource | None = None,
+        negative_prompt: Prompt | Sequence[Prompt] = "",
+        init_image: ImageSource | Sequence[ImageSource] | None = None,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
@@ -155,28 +172,40 @@ class Pipeline:
             options: of the base model; None is `settings`.
             upsampler_options: the upsampler's options, or changes by name to those in `settings` and GLIDE's own
                 ("fast27" DDIM, no guidance).
-            seed: in [0, 2^31); image i of the request is the same whatever the batch size.
+            seed: in [0, 2^31); image i of the request is the same whatever the batch size. None chooses one, which the
+                samples have.
             on_steps: called with the number of image evaluations just done (5 steps of a batch of 4 are 20) and the
                 current prediction of the images, in [-1, 1]; an exception from it ends the sampling.
             indices: numbers of the images, instead of 0, 1, ...: generates a part of a larger request.
-            negative_prompt: what guidance leads away from.
-            init_image: image to start from (image to image); `strength` is how far to depart from it.
+            negative_prompt: what guidance leads away from: one, or one for each prompt.
+            init_image: image to start from (image to image), or one for each prompt; `strength` is how far to depart
+                from it, by default 0.6.
             image, mask: image to inpaint with an inpainting model, and the mask: white is kept, black is inpainted.
             x_t: noise to start from instead of the seed's, one for each image, as from `invert`.
             size: (height, width) of the base model's images; None for the square it was trained on.
-            **changes: to `options`, by name: sampler, num_steps, guidance_scale, ...
+            **changes: to `options`, by name: sampler, num_steps, guidance_scale, ...; with `upsampler_` before it, to
+                `upsampler_options`.
 
         Raises:
             GlideError: no prompts, invalid options, or images that the models cannot use.
         """
-        rows = _rows(prompts, num_images)
+        check_weights(self.base)
+        rows = one_per_image(prompts, num_images)
+        if up_changes := upsampler_flags(changes):
+            changes = {name: value for name, value in changes.items() if not of_upsampler(name)}
+            if isinstance(upsampler_options, SampleOptions):
+                upsampler_options = build(SampleOptions, up_changes, base=upsampler_options)
+            else:
+                upsampler_options = {**(upsampler_options or {}), **up_changes}
+        if options is None and init_image is not None and "strength" not in self.settings:
+            changes = {"strength": IMAGE_STRENGTH} | changes
         batches = list(
             self.batches(
                 rows, range(len(rows)) if indices is None else indices,
                 options=self._base_options(options, changes),
-                upsampler_options=upsampler_options, seed=seed,
-                on_steps=on_steps, negative_prompt=negative_prompt, init_image=init_image, image=image, mask=mask,
-                x_t=x_t, size=size,
+                upsampler_options=upsampler_options, seed=seed, on_steps=on_steps,
+                negative_prompt=repeated(negative_prompt, num_images), init_image=repeated(init_image, num_images),
+                image=image, mask=mask, x_t=x_t, size=size,
             )
         )  # fmt: skip
         return Samples.joined(batches)
@@ -188,10 +217,10 @@ class Pipeline:
         *,
         options: SampleOptions,
         upsampler_options: SampleOptions | Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         on_steps: OnSteps | None = None,
-        negative_prompt: Prompt = "",
-        init_image: ImageSource | None = None,
+        negative_prompt: Prompt | Sequence[Prompt] = "",
+        init_image: ImageSource | Sequence[ImageSource] | None = None,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
         x_t: Float[np.ndarray, "n height width 3"] | None = None,
@@ -201,15 +230,21 @@ class Pipeline:
         """Checks a request immediately, then generates batch by batch; arguments as for a call, except these.
 
         Args:
-            prompts, indices: the prompt and number of each image.
+            prompts, indices: the prompt and number of each image; negative prompts and images to start from, if there
+                are several, are one for each image too.
+            options: of the base model; a strength below 1 needs an image to start from.
             batch_size: images per batch, at most `self.batch_size`; a short last batch is padded to it, so that it runs
                 the same program. By default all images.
         """
         base = self.base
         if base is None:
             raise GlideError("no base model: an upsampler alone enlarges images (Pipeline.upsample, or --image)")
-        _check_numbers(indices, len(prompts))
-        _check_seed(seed)
+        check_numbers(indices, len(prompts))
+        seed = checked_seed(seed)
+        negatives = one_each("negative_prompt", negative_prompt, len(prompts))
+        starts = one_each("init_image", init_image, len(prompts))
+        if options.strength < 1 and init_image is None:
+            raise GlideError(f"strength {options.strength:g} needs an image to start from: give init_image")
         if (image is None) != (mask is None):
             raise GlideError("inpainting needs both an image and a mask")
         if image is not None and not base.stage.model.config.inpaint:
@@ -218,29 +253,33 @@ class Pipeline:
         if size is not None and options.clip_guidance_scale:
             raise GlideError("the noised CLIP sees images of one size: leave out size or clip_guidance_scale")
         base.stage.check(prompts, options, from_image=init_image is not None)
-        base_size = _checked_size(base, size)
+        base_size = checked_size(base, size)
         if x_t is not None and np.shape(x_t)[1:] != (*base_size, 3):
             raise GlideError(
                 f"x_t must be of the images' size, {base_size[0]} x {base_size[1]}, not {np.shape(x_t)[1:]}"
             )
-        known, known_large = _known(base, image, mask, base_size), {}
-        if init_image is not None:
-            known["init_image"] = load_image(init_image, base_size)
+        known, known_large = inpainted(base, image, mask, base_size), {}
+        if init_image is not None and starts is None:
+            known["init_image"] = load_image(cast(ImageSource, init_image), base_size)
+        from_each = None if starts is None else np.stack([load_image(each, base_size) for each in starts])
         large: tuple[int, int] | None = None
         if self.upsampler is not None:
             self.upsampler.stage.check(prompts, up_options, from_image=True)
             up = self.upsampler.stage.model.config
             height, width = (edge * up.image_size // up.low_res_size for edge in base_size)
-            large = _checked_size(self.upsampler, (height, width), " of what the upsampler makes")
-            known_large = _known(self.upsampler, image, mask, large)
+            large = checked_size(self.upsampler, (height, width), " of what the upsampler makes")
+            known_large = inpainted(self.upsampler, image, mask, large)
 
         def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
             more |= {name: np.repeat(array[None], len(picked), axis=0) for name, array in known.items()}
-            return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative_prompt, **more)
+            negative = negative_prompt if negatives is None else [negatives[i] for i in picked]
+            return Inputs([prompts[i] for i in picked], [indices[i] for i in picked], negative, **more)
 
         def batch(picked: list[int], real: int) -> Samples:
-            report = _of_real(on_steps, real)
-            given = inputs(known, picked, x_t=None if x_t is None else np.asarray(x_t)[picked], size=base_size)
+            report = of_real(on_steps, real)
+            own = {"x_t": None if x_t is None else np.asarray(x_t)[picked]}
+            own |= {} if from_each is None else {"init_image": from_each[picked]}
+            given = inputs(known, picked, size=base_size, **own)
             clip_params = None if self.clip is None else self.clip.params
             generated = base.stage.sample(
                 base.params, given, options, seed=seed, clip_params=clip_params, on_steps=report
@@ -256,49 +295,51 @@ class Pipeline:
 
     def upsample(
         self,
-        images: Sequence[ImageSource],
+        images: ImageSource | Sequence[ImageSource],
         prompts: Prompt | Sequence[Prompt] = "",
         *,
         options: SampleOptions | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         on_steps: OnSteps | None = None,
         **changes: Any,
     ) -> Samples:
         """Enlarges images of any size, which are first resized to the upsampler's input size.
 
         Args:
-            images: files, PIL images or uint8 arrays.
+            images: one or several; files, PIL images or uint8 arrays.
             prompts: what they show: one for all, or one for each.
             options: of the upsampler; None is `settings`.
             seed, on_steps: as in a call.
             **changes: to `options`, by name.
         """
+        check_weights(self.upsampler)
         return Samples.joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
 
     def upsample_batches(
         self,
-        images: Sequence[ImageSource],
+        images: ImageSource | Sequence[ImageSource],
         prompts: Prompt | Sequence[Prompt] = "",
         options: SampleOptions | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         on_steps: OnSteps | None = None,
         **changes: Any,
     ) -> Iterator[Samples]:
         """Checks an `upsample` request immediately, then enlarges batch by batch."""
         if self.upsampler is None:
             raise GlideError("no upsampler was given")
-        rows = _rows(prompts, 1) * (len(images) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
-        if len(rows) != len(images) or not rows:
-            raise GlideError(f"{len(rows)} prompts for {len(images)} images: give one for all, or one each")
-        _check_seed(seed)
+        several = [images] if is_image(images) else list(cast(Sequence[ImageSource], images))
+        rows = one_per_image(prompts, 1) * (len(several) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
+        if len(rows) != len(several) or not rows:
+            raise GlideError(f"{len(rows)} prompts for {len(several)} images: give one for all, or one each")
+        seed = checked_seed(seed)
         up_options = build(SampleOptions, changes, base=options) if options else self._upsampler_options(changes)
         self.upsampler.stage.check(rows, up_options, from_image=True)
         size = self.upsampler.stage.model.config.low_res_size
-        low_res = np.stack([load_image(image, size) for image in images])
+        low_res = np.stack([load_image(image, size) for image in several])
 
         def batch(picked: list[int], real: int) -> Samples:
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
-            enlarged = self._enlarged(inputs, up_options, seed, _of_real(on_steps, real))[:real]
+            enlarged = self._enlarged(inputs, up_options, seed, of_real(on_steps, real))[:real]
             mine = picked[:real]
             return Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine]))
 
@@ -327,7 +368,7 @@ class Pipeline:
         if self.base is None:
             raise GlideError("no base model was given")
         stage = self.base.stage
-        start = load_image(image, _checked_size(self.base, size))[None]
+        start = load_image(image, checked_size(self.base, size))[None]
         usual = {} if options else {"sampler": "ddim", "guidance_scale": 1.0}
         sample_options = self._base_options(options, usual | changes)
         return np.asarray(stage.invert(self.base.params, Inputs([prompt], [0], init_image=start), sample_options))
@@ -346,7 +387,7 @@ class Pipeline:
         """
         first = self.base or self.upsampler
         assert first is not None
-        lines = [_unseen(prompt, first.stage.model.config.text_ctx) for prompt in prompts]
+        lines = [unseen(prompt, first.stage.model.config.text_ctx) for prompt in prompts]
         if self.base is not None:
             lines.append(self.base.stage.doubt(self._base_options(options, {}), from_image=from_image))
         if self.upsampler is not None:
@@ -380,53 +421,3 @@ class Pipeline:
         if isinstance(options, SampleOptions):
             return options
         return upsampling(overruled(upsampler_flags(self.settings), options or {}))
-
-
-def _known(
-    model: LoadedModel, image: ImageSource | None, mask: ImageSource | None, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """An inpainting model's inputs for the image to inpaint; nothing for other models."""
-    if image is None or mask is None or not model.stage.model.config.inpaint:
-        return {}
-    return {"inpaint_image": load_image(image, size), "inpaint_mask": load_mask(mask, size)}
-
-
-def _checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "") -> tuple[int, int]:
-    """Height and width; raises `GlideError` if the UNet cannot halve them as often as it needs to."""
-    config = model.stage.model.config
-    size = size or 2 * (config.image_size,)
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise GlideError(f"size must be (height, width), not {size!r}")
-    height, width = size
-    unit = config.unit
-    if height < unit or width < unit or height % unit or width % unit:
-        raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")
-    return height, width
-
-
-def _unseen(prompt: str, text_ctx: int) -> str:
-    """A warning that a model with so many text tokens does not see the end of a prompt, or ""."""
-    end = GlideTokenizer().truncated(prompt, text_ctx)
-    shown = end if len(end) <= _SHOWN_END else f"{end[:_SHOWN_END]}..."
-    return f"the prompt is too long for this model, which does not see its end: {shown!r}" if end else ""
-
-
-def _of_real(on_steps: OnSteps | None, real: int) -> OnSteps | None:
-    return None if on_steps is None else lambda steps, x_0: on_steps(steps * real, x_0[:real])
-
-
-def _rows(prompts: Prompt | Sequence[Prompt], num_images: int) -> list[Prompt]:
-    prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    if not prompts or num_images < 1:
-        raise GlideError("nothing to generate: give at least one prompt and num_images of at least 1")
-    return [prompt for prompt in prompts for _ in range(num_images)]
-
-
-def _check_numbers(numbers: Sequence[int], count: int) -> None:
-    if len(numbers) != count or not all(0 <= number < 2**31 for number in numbers):
-        raise GlideError(f"indices must be {count} numbers in [0, 2^31), one for each image")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31:
-        raise GlideError(f"seed must be in [0, 2^31), not {seed}")

@@ -72,9 +72,10 @@ class Pretrained:
         else:
             path, where = Path(name).expanduser() / INDEX, str(Path(name).expanduser())
             if not path.is_file():
-                looks_so = str(name).count("/") == 1 and not Path(name).exists()
-                raise GlideError(f"no pipeline at {name}: it has no {INDEX}" + (
-                    f"; a repository of the Hugging Face Hub is hf://{name}" if looks_so else ""))  # fmt: skip
+                hint = f"; a repository of the Hugging Face Hub is hf://{name}" if str(name).count("/") == 1 else ""
+                if Path(name).exists():
+                    hint = "; models of their own are for Pipeline.from_checkpoints"
+                raise GlideError(f"no pipeline at {name}: it has no {INDEX}{hint}")
         index = _read_index(path)
         parts = {part: f"{where}/{index[part]}" for part in _PARTS if part in index}
         return cls(where, settings=index.get("settings", {}), **parts)

@@ -61,6 +61,8 @@ class StartPoint:
             if config.train.lora.rank and not config.init_from:
                 base = record.get("lora", {}).get("base", "its base")
                 raise GlideError(f"{run_dir} has only adapters: give the weights too, --config.init_from={base}")
+            if config.train.lora.rank:
+                require_fit(config.model, read_record(config.init_from).get("model", {}), config.init_from)
             return cls(record, step, damaged)
         _check_init_options(config)
         if not config.init_from:
@@ -223,7 +225,8 @@ def require_same(
     different = [k for k, v in kept.items() if theirs.get(k) != v]
     if different:
         listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {kept[k]} here" for k in different)
-        raise GlideError(f"{where} is of another model ({listed}); change --config.{name} or choose another folder")
+        kind = "is of a run with other options" if name == "train" else "is of another model"
+        raise GlideError(f"{where} {kind} ({listed}); change --config.{name} or choose another folder")
 
 
 def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
@@ -235,9 +238,14 @@ def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> N
     Raises:
         GlideError: they differ in more than that; every difference is listed.
     """
+    if theirs.get("super_res", config.super_res) != config.super_res:
+        kinds = ("an upsampler", "a base model") if config.super_res else ("a base model", "an upsampler")
+        raise GlideError(f"this run trains {kinds[0]}, and {where} is {kinds[1]}: give --config.init_from another")
     ignore = ["inpaint"] if config.inpaint else []
     size = theirs.get("image_size", config.image_size)
     if size != config.image_size:
+        sizes = ("image_size", "low_res_size", "attention_resolutions")
+        require_same("model", asdict(config), theirs, where, [*ignore, *sizes])
         scale = config.image_size / size
         attention = tuple(round(side * scale) for side in theirs.get("attention_resolutions", ()))
         wanted: dict[str, Any] = {"attention_resolutions": attention}
@@ -246,7 +254,7 @@ def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> N
         wrong = [f"{k} {v}, not {getattr(config, k)}" for k, v in wanted.items() if v != getattr(config, k)]
         if wrong:
             raise GlideError(f"{where} has image_size {size}; for {config.image_size} it needs {', '.join(wrong)}")
-        ignore += ["image_size", "low_res_size", "attention_resolutions"]
+        return
     require_same("model", asdict(config), theirs, where, ignore)
 
 

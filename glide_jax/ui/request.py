@@ -11,6 +11,7 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.options import Field, Options, build, fields, option
 from glide_jax.sample import (
+    IMAGE_STRENGTH,
     SAMPLERS,
     Axis,
     Cell,
@@ -146,7 +147,12 @@ def request_fields(limits: Limits, defaults: Mapping[str, Any]) -> dict[str, Fie
     most = {"num_images": limits.max_images, "candidates": limits.max_candidates, "top_k": limits.max_candidates}
     most |= dict.fromkeys(("num_steps", "upsampler_num_steps"), limits.max_steps)
     low, high = defaults.get("guidance_interval", (None, None))
-    usual = {"strength": 0.6, "interval_low": low, "interval_high": None if high == math.inf else high, **defaults}
+    usual = {
+        "strength": IMAGE_STRENGTH,
+        "interval_low": low,
+        "interval_high": None if high == math.inf else high,
+        **defaults,
+    }
     return {name: _bounded(name, field, most.get(name), usual) for name, field in found.items()}
 
 

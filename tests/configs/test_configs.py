@@ -134,11 +134,16 @@ def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, 
         (["--config.run_dir=a", "b"], "unexpected argument 'b'"),
         (["--noconfig.run_dir=a"], r"unknown option --noconfig\.run_dir: "),
         (["--dry_rum"], r"^unknown option --dry_rum; did you mean --dry_run\?$"),
-        (["--batch_size=8"], r"^unknown option --batch_size: options of a page are written --config\.NAME=VALUE; "),
+        (
+            ["--batch_size=8"],
+            r"^unknown option --batch_size: options of a page are written --config\.NAME=VALUE \(docs",
+        ),
         (["--num_processes=two"], r"^argument --num_processes: invalid int value: 'two'; train\.py --help lists"),
         (["--noconfig.train.max_steps"], "train.max_steps cannot be False: it takes int"),
         (["--config.train.seed.x=1"], "seed has no options of its own"),
         (["--config.train=1"], "is a group of options"),
+        (["--config.train.learning_rate=1"], r"did you mean train\.optimizer\.learning_rate\?"),
+        (["--config.lora_rank=4"], r"did you mean train\.lora\.rank\?"),
     ],
 )
 def test_what_is_no_option_is_one_line(words, message, monkeypatch):
@@ -211,7 +216,7 @@ def test_impossible_values_are_refused(key, value, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("unknown", "near"), [("batchsize", "batch_size"), ("max_step", "max_steps or max_minutes")])
+@pytest.mark.parametrize(("unknown", "near"), [("batchsize", "batch_size"), ("max_step", "max_steps")])
 def test_unknown_keys_are_refused_with_the_nearest_name(unknown, near):
     config = default_config()
     with config.unlocked():

@@ -30,14 +30,17 @@ def test_the_command_prints_figures_and_writes_the_sheet(write_shard, numbered, 
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = {line[:24].strip(): line[24:].split() for line in result.stdout.splitlines()}
-    assert result.stdout.startswith("20 usable samples\n")
-    for line in ("left out, missing image: 1", "left out, unreadable shard: 1", "unusable, corrupt image: 1"):
+    assert result.stdout.startswith("20 samples with an image and a caption\n")
+    for line in ("left out, missing image: 1", "left out, unreadable shard: 1", "unusable, corrupt image: 1",
+                 f"  {tmp_path}/a.tar, sample 2"):  # fmt: skip
         assert f"  {line}\n" in result.stdout
+    assert "\n20 of them read, 19 are usable\n" in result.stdout
+    assert "training would stop" not in result.stdout
     assert rows["shorter side, pixels"] == ["16"] * 5
     assert rows["width / height"] == ["1"] * 5
     assert rows["caption, characters"][0] == "8"
     assert rows["caption, characters"][-1] == "249"
-    assert "captions of 32 tokens and more, which are cut: 5.3%" in result.stdout
+    assert "captions of 32 tokens or more, which are cut: 5.3%" in result.stdout
     assert f"{tmp_path}/c.tar: unreadable shard" in result.stderr
     with Image.open(sheet) as image:
         assert 4 * 96 < image.width < 6 * 96, "five in a row"
@@ -70,7 +73,7 @@ def test_the_command_takes_the_filters_of_a_run(write_shard, numbered, tmp_path,
     filters = ["--filters.skip_words", "blue", "green", "--filters.min_caption_length", "4"]
     assert check_in_process(path, "--sheet", tmp_path / "sheet.png", "--image_size", 8, *filters) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("1 usable samples\n")
+    assert shown.startswith("1 sample with an image and a caption\n")
     assert "\n1 random samples as the model sees them: " in shown
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width < 2 * 96
@@ -114,7 +117,22 @@ def test_a_survey_of_many_samples_reads_some(write_shard, numbered, monkeypatch)
     source = open_indexed(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))
     found = survey(source)
     assert len(found.widths) == found.read == 5
-    assert describe(source, found, 16)[:2] == ["9 usable samples", "5 of them read"]
+    assert describe(source, found, 16, 0.1)[:2] == [
+        "9 samples with an image and a caption",
+        "5 of them read, 5 are usable",
+    ]
+
+
+def test_a_set_that_would_stop_a_run_says_so_and_names_its_files(tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:02}.txt").write_text("a cat")
+        (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
+    Image.new("RGB", (16, 16)).save(tmp_path / "00.png")
+    config = DataConfig(source="folder", path=str(tmp_path))
+    lines = describe(open_indexed(config), survey(open_indexed(config)), 16, config.bad_share)
+    assert lines[1:3] == ["12 of them read, 1 are usable", "  unusable, corrupt image: 11"]
+    assert {*lines[3:13]} < {f"    {tmp_path}/{number:02}.png" for number in range(1, 12)}
+    assert lines[13:15] == ["    and 1 more", "training would stop: 92% are unusable, and bad_share is 0.1"]
 
 
 @pytest.mark.parametrize("low_res_size", [None, 4])

@@ -27,6 +27,9 @@ class CountedSource:
         self.reads.append(index)
         return self.source[index]
 
+    def named(self, index):
+        return self.source.named(index)
+
 
 @pytest.fixture
 def open_images(numbered_shards):
@@ -69,6 +72,9 @@ def test_whatever_a_read_raises_costs_one_sample(numbered_shards, error):
     class Failing:
         def __getitem__(self, index):
             raise error
+
+        def named(self, index):
+            return f"sample {index}"
 
     source.source = Failing()
     with pytest.raises(BadSample, match=f"^failed with {type(error).__name__}$"):
@@ -132,7 +138,9 @@ def test_training_stops_above_the_configured_share(half_bad, bad_share, stops):
     images.check_bad_share()
     read_all(images, times=20)
     if stops:
-        with pytest.raises(GlideError, match=r"100 of 200 samples were unusable \(corrupt image: 100\)"):
+        with pytest.raises(
+            GlideError, match=r"100 of 200 samples were unusable \(corrupt image: 100, as .*/half\.tar, sample 1\)"
+        ):
             images.check_bad_share()
     else:
         images.check_bad_share()

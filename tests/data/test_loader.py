@@ -181,7 +181,7 @@ def test_replacements_are_the_same_for_every_process_and_after_resuming(open_str
 
 def test_too_many_bad_samples_end_training_with_the_counts(open_stream, with_faults):
     stream = open_stream(batch_size=12, path=with_faults, bad_share=0.1)
-    with pytest.raises(GlideError, match=r"samples were unusable \(corrupt image: \d+, empty caption: \d+\)"):
+    with pytest.raises(GlideError, match=r"unusable \(corrupt image: \d+, as .*; empty caption: \d+, as .*\)"):
         take(stream, 50)
 
 

@@ -72,7 +72,7 @@ def test_an_unusable_sample_has_no_weight_and_is_counted(write_shard, numbered):
     config = DataConfig(validation_path=str(write_shard("a.tar", samples)), workers=1)
     (batch,) = open_validation(config, batch_size=5, **SHAPES)
     np.testing.assert_array_equal(batch.arrays["weight"], [1, 1, 0, 1, 1])
-    with pytest.raises(GlideError, match=r"1 of 5 samples were unusable \(corrupt image: 1\)"):
+    with pytest.raises(GlideError, match=r"1 of 5 samples were unusable \(corrupt image: 1, as .*, sample 2\)"):
         list(open_validation(replace(config, bad_share=0.0), batch_size=5, **SHAPES))
 
 

@@ -144,6 +144,11 @@ def test_what_is_left_out_or_no_number_is_one_line(base, run, capsys):
     assert f"has only adapters: give the weights too, --config.init_from={base}" in capsys.readouterr().err
     assert call("sample.py", "--checkpoint", base, "--lora", f"{run}:nan", "--prompt", "a cat") == 2
     assert "the scale must be a finite number" in capsys.readouterr().err
+    for twice in ([run, "--lora", f"{run}:0.5"], [f"{run}@4", "--lora", run]):
+        assert call("sample.py", "--checkpoint", *twice, "--prompt", "a cat") == 2
+        assert "is already part of" in capsys.readouterr().err
+    assert call("-m", "convert", "merge", run, "--lora", run, "--output", run + "-twice") == 2
+    assert "is already part of" in capsys.readouterr().err
     assert call("sample.py", "--checkpoint", run, "--lora", base, "--prompt", "a cat") == 2
     assert "has no adapters: it is a whole model" in capsys.readouterr().err
 

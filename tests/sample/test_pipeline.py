@@ -237,6 +237,10 @@ def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler):
     samples = Pipeline(loaded, upsampler)(["a cat", "a dog"], num_steps=4, upsampler_options={"num_steps": 3})
     assert samples.images.shape == (2, 2 * SIDE, 2 * SIDE, 3)
     np.testing.assert_array_equal(samples.small, draw(loaded, ["a cat", "a dog"], seed=0))
+    flags = Pipeline(loaded, upsampler)(["a cat", "a dog"], num_steps=4, upsampler_num_steps=3)
+    np.testing.assert_array_equal(flags.images, samples.images)
+    (one,) = Pipeline(None, upsampler).upsample(samples.small[0], "a cat", num_steps=3).images
+    np.testing.assert_array_equal(one, samples.images[0])
     alone = Pipeline(None, upsampler).upsample(list(samples.small), ["a cat", "a dog"], num_steps=3)
     np.testing.assert_array_equal(alone.images, samples.images)
     assert [image.size for image in samples.pil()] == [(2 * SIDE, 2 * SIDE)] * 2
@@ -280,6 +284,28 @@ def test_image_to_image_goes_from_the_image_to_text_to_image(loaded, photo):
     np.testing.assert_array_equal(square, images[0.0])
 
 
+def test_an_image_to_start_from_is_used_unless_told_otherwise(loaded, photo):
+    usual = draw(loaded, "a cat", init_image=photo)
+    np.testing.assert_array_equal(usual, draw(loaded, "a cat", init_image=photo, strength=0.6))
+    assert (usual != draw(loaded, "a cat")).mean() > 0.3
+
+
+def test_each_prompt_may_have_a_negative_one_and_an_image_of_its_own(loaded, photo):
+    prompts, negative, images = ["a cat", "a dog"], ["a fox", "a cow"], [photo, 255 - photo]
+    both = draw(loaded, prompts, num_images=2, negative_prompt=negative, init_image=images)
+    for i in range(2):
+        alone = draw(
+            loaded, prompts[i], num_images=2, indices=[2 * i, 2 * i + 1], negative_prompt=negative[i],
+            init_image=images[i],
+        )  # fmt: skip
+        np.testing.assert_array_equal(both[2 * i : 2 * i + 2], alone)
+
+
+def test_no_seed_chooses_one_and_says_which(loaded):
+    samples = Pipeline(loaded)("a cat", num_steps=np.int64(4), seed=None)
+    np.testing.assert_array_equal(samples.images, draw(loaded, "a cat", seed=samples.seed))
+
+
 def test_inverted_noise_draws_the_image_again(loaded):
     """The model's outputs are damped: random ones are far from a smooth flow."""
     damped = jax.tree.map_with_path(lambda path, x: x * (0.1 if "out_conv" in str(path[1]) else 1), loaded.params)
@@ -315,7 +341,11 @@ def test_clip_guidance_changes_the_image(loaded):
         ("a cat", {"eta": 2.0}, "eta"),
         ("a cat", {"rho": 7.0}, "rho has no effect on leading"),
         ("a cat", {"sampler": "plms", "num_steps": 2}, "at least 3 steps"),
+        (3, {}, "a prompt is a text, not 3"),
+        ("a cat", {"seed": 1.5}, "seed must be .* not 1.5"),
         ("a cat", {"strength": 1.5}, "strength"),
+        ("a cat", {"strength": 0.5}, "strength 0.5 needs an image to start from"),
+        ("a cat", {"negative_prompt": ["a dog", "a fox"]}, "2 of negative_prompt for 1 images"),
         ("a cat", {"temperature": 0.0}, "temperature"),
         ("a cat", {"guidance": "cfg++", "guidance_scale": 0.5, "sampler": "heun"}, "not with heun"),
         ("a cat", {"clip_guidance_scale": 1.0}, "needs a noised CLIP"),
@@ -327,6 +357,12 @@ def test_clip_guidance_changes_the_image(loaded):
 def test_impossible_requests_are_refused(loaded, prompts, options, message):
     with pytest.raises(GlideError, match=message):
         Pipeline(loaded)(prompts, **options)
+
+
+def test_without_weights_a_pipeline_only_checks_requests(tmp_path):
+    pipeline = Pipeline.from_checkpoints(save_model(tmp_path / "base"), weights=False)
+    with pytest.raises(GlideError, match="loaded without weights"):
+        pipeline("a cat")
 
 
 def test_models_in_the_wrong_place_are_refused(loaded, upsampler):

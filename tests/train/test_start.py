@@ -65,6 +65,14 @@ def test_a_model_of_the_noise_may_learn_v_but_not_forget_it(tmp_path):
         StartPoint.of(replace(as_v, train=replace(run.train, lora=LoraConfig(rank=1))))
 
 
+def test_weights_of_the_other_kind_are_called_that(tmp_path):
+    run = config(tmp_path / "run", tmp_path / "weights")
+    other = replace(MODEL, super_res=True, image_size=2 * MODEL.image_size)
+    save_weights(tmp_path / "weights", make_params(1), {"model": asdict(other), "diffusion": asdict(run.diffusion)})
+    with pytest.raises(GlideError, match=r"this run trains a base model, and .*weights is an upsampler"):
+        StartPoint.of(run)
+
+
 def test_starting_weights_may_be_of_another_size(tmp_path):
     run = config(tmp_path / "run", tmp_path / "weights")
     half = tuple(side // 2 for side in MODEL.attention_resolutions)

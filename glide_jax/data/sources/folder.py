@@ -75,6 +75,10 @@ class Folder(Source):
         below = {root: _parts([image for image, _ in pairs]) for root, pairs in self._below.items()}
         return [part for root in self._roots for part in below[root]]
 
+    def named(self, index: int) -> str:
+        """The image's path, in which bytes that are no UTF-8 are escaped."""
+        return os.fsencode(self._pairs[index][0]).decode("utf-8", "backslashreplace")
+
     def image_size(self, index: int) -> tuple[int, int]:
         """The size in the file's header."""
         return image_size(self._pairs[index][0])
@@ -84,7 +88,8 @@ class Folder(Source):
         return Facts(dict, lambda: _captions(image, text), lambda: image_size(image))
 
     def _advice(self, config: DataConfig) -> str:
-        if "missing caption" in self.counts and "filename" not in self._from:
+        ((most, _),) = self.counts.most_common(1) or [("", 0)]
+        if most == "missing caption" and "filename" not in self._from:
             return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
         return Filters(config.filters).advice(self.counts)
 

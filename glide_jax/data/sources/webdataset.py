@@ -71,6 +71,12 @@ class WebDataset(Source):
         shards = zip(self._shards, self._stamps, self._rows, strict=True)
         return [Part(self._selection.identity(shard), stamp, len(rows)) for shard, stamp, rows in shards]
 
+    def named(self, index: int) -> str:
+        """The shard, and the sample's number among those of it that are used."""
+        position, _ = self._row(index)
+        first = 0 if position == 0 else int(self._ends[position - 1])
+        return f"{self._shards[position]}, sample {index - first}"
+
     def image_size(self, index: int) -> tuple[int, int]:
         """As the header says."""
         position, (offset, _, size, *_) = self._row(index)

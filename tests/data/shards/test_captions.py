@@ -62,7 +62,7 @@ def test_a_file_name_in_another_encoding_is_one_bad_sample(tmp_path, numbered):
             file.write(numbered(0)["png"])
     source = Folder(DataConfig(source="folder", path=str(tmp_path), caption_key="filename"))
     found = survey(source)
-    assert found.faults == {"caption is not UTF-8": 1}
+    assert found.faults == {"caption is not UTF-8": [rf"{tmp_path}/caf\xe9.png"]}
     assert len(found.widths) == 1
 
 
