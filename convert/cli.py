@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convert.architecture import Options, read_options
 from convert.bundle import bundle
+from convert.described import described, own
 from convert.download import PUBLISHED, Source, open_source
 from convert.merge import merge
 from convert.shrink import shrink
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="FILE.safetensors", help="the new file, which --lora takes too"
     )
 
-    inspect = commands.add_parser("inspect", help="what is in a PyTorch file")
+    inspect = commands.add_parser("inspect", help="what is in a PyTorch file, or in a checkpoint of glide_jax")
     inspect.set_defaults(run=_inspect)
     _add_source(inspect)
     return parser
@@ -160,6 +161,9 @@ def _bundle(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
+    if given.source not in PUBLISHED and (path := own(given.source)) is not None:
+        print("\n".join(described(path)))
+        return
     source, options = _opened(given)
     arrays = read_state_dict(source.path, ema=given.ema)
     architecture, assumed = architecture_of(source.path, arrays, options)

@@ -115,7 +115,7 @@ def _nothing(path: str | PathLike[str], found: Path) -> str:
         return f"{path} is a file, and no checkpoint: give a folder, or a {safetensors_file.SUFFIX} file"
     said = f"no checkpoint at {path}: no such {'file' if found.suffix == safetensors_file.SUFFIX else 'folder'}"
     if found.name in _PUBLISHED:
-        said += f"; the published weights come by python -m convert to-flax {_PUBLISHED[found.name]} --output {path}"
+        said += f"; get the published weights with python -m convert to-flax {_PUBLISHED[found.name]} --output {path}"
     return said
 
 

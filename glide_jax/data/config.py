@@ -65,15 +65,16 @@ class DataConfig(Options):
     `path` for each `source`:
 
     - webdataset: a folder of tar shards, a file, a glob, a brace list (`{00000..00099}.tar`), or a `.txt` file with
-      such patterns; several are joined by `::` or given as a tuple; `~` is expanded. - folder: folders of image files.
-      - tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`). - stream: shards as above, `pipe:COMMAND` and
-      URLs.
+      such patterns; several are joined by `::` or given as a tuple; `~` is expanded.
+    - folder: folders of image files.
+    - tfds: a prepared folder or a name, then `@SPLIT` (`mnist@train`).
+    - stream: shards as above, `pipe:COMMAND` and URLs.
 
     `image_key` and `caption_key` list endings of members in a shard, as alternatives joined by `;`, the best first;
-    `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`
-    or `filename`; for TFDS, both are features, as `captions/text`. Empty keys, and filters that are not set, come from
-    the preset. A random crop is torch's `RandomResizedCrop`, with `resize_ratio` as a fraction of the largest box of
-    the wanted shape; `bicubic` is how the inputs of GLIDE's upsampler were made.
+    `json:FIELD` is a field of the JSON member, `jsonl:FIELD` one of `captions_jsonl`. A folder's caption key is `txt`,
+    `jsonl:FIELD` or `filename`; for TFDS, both are features, as `captions/text`. Empty keys, and filters that are not
+    set, come from the preset. A random crop is torch's `RandomResizedCrop`, with `resize_ratio` as a fraction of the
+    largest box of the wanted shape; `bicubic` is how the inputs of GLIDE's upsampler were made.
 
     With `buckets` (height x width), each image is brought to the size of nearest aspect ratio, and a batch holds images
     of one size; see `glide_jax.data.buckets`.
@@ -85,7 +86,9 @@ class DataConfig(Options):
     preset: Annotated[str, option("layout and filters of a known WebDataset", choices=tuple(PRESETS))] = "simple"
     image_key: Annotated[str, option("where images are in a sample, as `jpg;png`")] = ""
     caption_key: Annotated[str, option("where captions are in a sample, as `txt;json:caption`")] = ""
-    captions_jsonl: Annotated[str, option("file with a JSON object per line, whose `key` is a sample's key")] = ""
+    captions_jsonl: Annotated[
+        str, option("file with a JSON object per line, whose `key` is a sample's key (in folders: `file_name`)")
+    ] = ""
     label_templates: Annotated[Words, option("captions of TFDS class labels")] = ("a photo of a {label}",)
     filters: FilterConfig = FilterConfig()
     revalidate: Annotated[bool, option("check every shard again instead of trusting the cached check")] = False

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -70,10 +71,19 @@ def canonical_name(sampler: str) -> str:
     """
     name = _ALIASES.get(sampler, sampler)
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(sampler, [*SAMPLERS, *_ALIASES], n=3)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(SAMPLERS)}"
-        raise GlideError(f"sampler {sampler!r} is unknown; {advice}")
+        raise GlideError(f"sampler {sampler!r} is unknown; {_meant(sampler)}")
     return name
+
+
+def _meant(sampler: str) -> str:
+    """Advice on an unknown name, perhaps that of k-diffusion (sample_heun), diffusers (DDIMScheduler) or a web page."""
+    plain = re.sub("sample_|scheduler|discrete", "", sampler.lower().replace("++", "pp"))
+    plain = re.sub("[^a-z0-9]+", "_", plain).strip("_")
+    name, karras = plain.removesuffix("_karras"), plain.endswith("_karras")
+    if name in (*SAMPLERS, *_ALIASES):
+        return f"did you mean {name}" + (", with schedule karras?" if karras else "?")
+    near = difflib.get_close_matches(name, [*SAMPLERS, *_ALIASES], n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(SAMPLERS)}"
 
 
 def sampler_options(sampler: str) -> tuple[str, ...]:

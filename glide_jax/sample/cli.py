@@ -311,11 +311,7 @@ def _write(samples: "sample.Samples", args: argparse.Namespace, settings: dict[s
     output, how = args.output, {name: str(value) for name in _WRITTEN if (value := getattr(args, name))} | settings
     if args.lora:
         how["lora"] = " ".join(args.lora)
-    each = zip(samples.images, samples.prompts, samples.indices, strict=True)
-    for number, (image, prompt, index) in enumerate(each):
-        own = {"prompt": prompt, "seed": str(samples.seed), "index": str(index)}
-        save_png(output / f"{number:04d}.png", image, own | how)
-    save_png(output / "grid.png", grid(list(samples.images), samples.prompts, cell=_CELL))
+    samples.save(output, how)
     count = len(samples.images)
     print(f"{count} {'image and' if count == 1 else 'images and'} grid.png are in {output}")
     older = sum(path.stem.isdecimal() and int(path.stem) >= count for path in output.glob("[0-9]*.png"))

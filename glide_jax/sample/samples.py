@@ -1,17 +1,24 @@
 """A pipeline's output, and how a request is cut into batches of one size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from glide_jax.images import grid, png, save_png
+
 Pixels = UInt8[np.ndarray, "n height width 3"]
 
 
-@dataclass(frozen=True)
+_CELL = 128
+
+
+@dataclass(frozen=True, repr=False)
 class Samples:
     """Images and what they were generated from.
 
@@ -29,9 +36,33 @@ class Samples:
     seed: int
     small: UInt8[np.ndarray, "n small_height small_width 3"] | None = None
 
+    def __repr__(self) -> str:
+        count, height, width, _ = self.images.shape
+        return f"Samples({count} of {height} x {width}, seed {self.seed})"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return png(self.grid())
+
     def pil(self) -> list[Image.Image]:
         """The images as PIL images."""
         return [Image.fromarray(image) for image in self.images]
+
+    def grid(self) -> UInt8[np.ndarray, "_height _width 3"]:
+        """All images with their prompts, in rows."""
+        return grid(list(self.images), self.prompts, cell=_CELL)
+
+    def save(self, folder: str | Path, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Writes 0000.png, 0001.png, ... and grid.png; a file's text has its prompt, seed, index and `settings`.
+
+        Raises:
+            GlideError: the folder cannot be written to.
+        """
+        each = zip(self.images, self.prompts, self.indices, strict=True)
+        for number, (image, prompt, index) in enumerate(each):
+            own = {"prompt": prompt, "seed": str(self.seed), "index": str(index)}
+            save_png(Path(folder) / f"{number:04d}.png", image, {**own, **settings})
+        save_png(Path(folder) / "grid.png", self.grid())
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

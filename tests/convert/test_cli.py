@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from convert.cli import main
 from convert.state_dict import read_state_dict, write_tensors
+from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
 from tests.convert.state_dicts import architecture, assert_same_state_dict, options, state_dict
 from tests.programs import ROOT
+from tests.tiny.models import BASE
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -98,3 +101,30 @@ def test_wrong_usage_is_one_line(arguments, message, capsys):
     with pytest.raises(GlideError, match=message):
         main(arguments)
     assert capsys.readouterr().err == ""
+
+
+def test_inspect_says_what_our_own_checkpoints_are(tmp_path, capsys):
+    main(["inspect", str(ROOT / "checkpoints" / "emoji")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["  base model of 32 px", "  predicts v, schedule squaredcos_cap_v2"]
+    assert "  upsample model of 128 px" in lines
+    assert lines[-1] == "  default upsampler_num_steps: 10"
+    lora = {
+        "rank": 4,
+        "alpha": 0.0,
+        "targets": ["unet/*"],
+        "dora": True,
+        "base": "models/base",
+        "base_sha256": "ab" * 32,
+    }
+    record = {"model": asdict(BASE), "diffusion": {}, "lora": lora, "step": 7, "minutes": 2.4, "validation_mse": 0.1}
+    save_weights(tmp_path / "run" / "checkpoints" / "7", {"lora": np.zeros(6, np.float32)}, record)
+    main(["inspect", str(tmp_path / "run@7")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  adapters (DoRA) of rank 4, alpha 0.0, for ['unet/*']",
+        "  trained on models/base of SHA-256 abababababab",
+        "  predicts noise, schedule unknown",
+        "  6 parameters",
+        "  step 7 of a run, after 2 minutes",
+        "  validation loss 0.1000",
+    ]

@@ -118,7 +118,7 @@ def test_checkpoints_are_read_under_any_name(tmp_path, name, kind, torch, capsys
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.mkdir(), r"model.pt is a folder: give a PyTorch or safetensors file"),
+        (lambda path: path.mkdir(), r"no complete checkpoint in .*model.pt"),
         (lambda path: path.symlink_to("/proc/self/mem"), r"cannot read .*model.pt: "),
         (lambda path: None, r"model.pt is neither a file nor a published name"),
     ],
@@ -130,10 +130,17 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, make, message):
         main(["inspect", str(tmp_path / "model.pt")])
 
 
+def test_a_folder_is_no_file_to_convert(tmp_path):
+    with pytest.raises(GlideError, match="is a folder: give a PyTorch or safetensors file"):
+        main(["to-flax", str(tmp_path), "--output", str(tmp_path / "new")])
+
+
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/model.pt", "x" * 5000, "a\0b"], ids=["user", "long", "null"])
 def test_impossible_names_are_one_line(name):
     with pytest.raises(GlideError, match="is neither a file nor a published name"):
         open_source(name)
+    with pytest.raises(GlideError, match="is neither a file nor a published name"):
+        main(["inspect", name])
 
 
 DEEP = 28  # in each other: 2^28 to look at, some seconds; 60 would be years

@@ -306,6 +306,15 @@ def test_names_aliases_and_options():
     assert sampler_options("ddim") == ("eta",)
     with pytest.raises(GlideError, match=r"did you mean .*dpmpp_2m"):
         canonical_name("dpmpp2m")
+    for theirs, ours in {
+        "DPM++ 2M Karras": "dpmpp_2m, with schedule karras",
+        "sample_heun": "heun",
+        "DDIMScheduler": "ddim",
+        "EulerDiscreteScheduler": "euler",
+        "Euler a": "euler_a",
+    }.items():
+        with pytest.raises(GlideError, match=rf"is unknown; did you mean {ours}\?$"):
+            canonical_name(theirs)
     with pytest.raises(GlideError, match="dpmpp_2m has no eta; ddim, "):
         SolverOptions("dpmpp_2m", eta=1.0)
     with pytest.raises(GlideError, match="at least 3 steps"):

@@ -231,7 +231,7 @@ def test_python_blocks_run(workspace):
         shorter = content.replace("num_steps=25", "num_steps=2, upsampler_options={'num_steps': 2}")
         with chdir(workspace):
             exec(shorter.replace("num_images=4", "num_images=2"), {})
-    assert (workspace / "bicycle.png").exists()
+    assert (workspace / "out" / "grid.png").exists()
 
 
 def test_no_command_hides_in_an_indented_block():

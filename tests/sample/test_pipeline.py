@@ -1,5 +1,6 @@
 """Sampling from small models: same images in any batch, no recompilation, both stages, images to start from."""
 
+import io
 from dataclasses import replace
 
 import jax
@@ -233,7 +234,7 @@ def test_a_negative_prompt_leads_elsewhere_and_an_empty_one_does_not(loaded):
     assert np.abs(same - draw(loaded, "a cat", guidance_scale=1.0)).max() <= 1
 
 
-def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler):
+def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler, tmp_path):
     samples = Pipeline(loaded, upsampler)(["a cat", "a dog"], num_steps=4, upsampler_options={"num_steps": 3})
     assert samples.images.shape == (2, 2 * SIDE, 2 * SIDE, 3)
     np.testing.assert_array_equal(samples.small, draw(loaded, ["a cat", "a dog"], seed=0))
@@ -244,6 +245,13 @@ def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler):
     alone = Pipeline(None, upsampler).upsample(list(samples.small), ["a cat", "a dog"], num_steps=3)
     np.testing.assert_array_equal(alone.images, samples.images)
     assert [image.size for image in samples.pil()] == [(2 * SIDE, 2 * SIDE)] * 2
+    samples.save(tmp_path, {"note": "mine"})
+    with Image.open(tmp_path / "0001.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), samples.images[1])
+        assert image.text == {"prompt": "a dog", "seed": "0", "index": "1", "note": "mine"}
+    with Image.open(tmp_path / "grid.png") as sheet, Image.open(io.BytesIO(samples._repr_png_())) as shown:
+        np.testing.assert_array_equal(sheet, shown)
+    assert repr(samples) == f"Samples(2 of {2 * SIDE} x {2 * SIDE}, seed 0)"
 
 
 def test_the_upsampler_defaults_to_fast27(loaded, upsampler):

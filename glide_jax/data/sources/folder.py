@@ -1,10 +1,12 @@
 """Image files in folders, with captions from text files next to them or from their names."""
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import Facts, Filters, index_passing, report_unlabelled
@@ -22,9 +24,10 @@ from glide_jax.data.source import (
     usable_captions,
 )
 from glide_jax.errors import GlideError
-from glide_jax.files import lines
+from glide_jax.files import lines, read_text
 from glide_jax.images import SUFFIXES
 
+_JSONL = "jsonl:"
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
 
@@ -32,9 +35,11 @@ class Folder(Source):
     """The images below the given folders, in order of their paths, with extensions in any case.
 
     With `caption_key="txt"`, the captions of `a/b.jpg` are the lines of `a/b.txt`, or else of the only `b.txt` below
-    the same folder; one line is sampled each time. With `filename`, the caption is the file's name with underscores as
-    spaces, without a first part that contains a digit (`00017_a_red_dog.jpg`). `txt;filename` takes the first that
-    exists.
+    the same folder; one line is sampled each time. With `jsonl:FIELD`, they are a field of the line of
+    `data.captions_jsonl` whose `file_name` is the image's path from that file's folder, as in the `metadata.jsonl` of
+    Hugging Face data sets. With `filename`, the caption is the file's name with underscores as spaces, without a first
+    part that contains a digit (`00017_a_red_dog.jpg`). `txt;jsonl:text;filename` takes the first that exists, in this
+    order.
 
     Of images that share a folder and a stem the first by name is taken. The others, and an image to which several text
     files could belong, are left out and counted as `stem clash`.
@@ -45,8 +50,12 @@ class Folder(Source):
 
     def __init__(self, config: DataConfig, share: Share = WHOLE) -> None:
         self._from = tuple(part.strip() for part in (config.caption_key or "txt").split(";"))
-        if not set(self._from) <= {"txt", "filename"}:
-            raise GlideError(f"data.caption_key of a folder is 'txt' or 'filename', not {config.caption_key!r}")
+        fields = [part.removeprefix(_JSONL) for part in self._from if part.startswith(_JSONL)]
+        if not {part for part in self._from if not part.startswith(_JSONL)} <= {"txt", "filename"} or len(fields) > 1:
+            raise GlideError(
+                f"data.caption_key of a folder is txt, jsonl:FIELD or filename, not {config.caption_key!r}"
+            )
+        self._listed = _listed_captions(config.captions_jsonl, fields[0]) if fields else {}
         self.counts: Counter[str] = Counter()
         self._roots = _folders(config.path)
         # A folder given several times, so that its images come more often, is read once.
@@ -68,7 +77,7 @@ class Folder(Source):
 
     def __getitem__(self, index: int) -> Sample:
         image, text = self._pairs[index]
-        return Sample(_read(image), _captions(image, text))
+        return Sample(_read(image), self._captions(image, text))
 
     def parts(self) -> list[Part]:
         """The images of each folder in runs of 10,000."""
@@ -85,13 +94,20 @@ class Folder(Source):
 
     def _facts(self, index: int) -> Facts:
         image, text = self._pairs[index]
-        return Facts(dict, lambda: _captions(image, text), lambda: image_size(image))
+        return Facts(dict, lambda: self._captions(image, text), lambda: image_size(image))
 
     def _advice(self, config: DataConfig) -> str:
         ((most, _),) = self.counts.most_common(1) or [("", 0)]
         if most == "missing caption" and "filename" not in self._from:
             return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
         return Filters(config.filters).advice(self.counts)
+
+    def _captions(self, image: Path, text: Path | None) -> tuple[str, ...]:
+        if text is not None:
+            return usable_captions([part for caption in usable_captions(_read(text)) for part in lines(caption)])
+        if self._listed and (value := self._listed.get(_absolute(image))) is not None:
+            return usable_captions(value)
+        return usable_captions(" ".join(_IDENTIFIER.sub("", image.stem).replace("_", " ").split()))
 
     def _paired(self, root: Path) -> list[tuple[Path, Path | None]]:
         images, texts = _files(root)
@@ -104,12 +120,33 @@ class Folder(Source):
             candidates = [texts[key]] if key in texts else by_stem.get(image.stem, [])
             if "txt" in self._from and len(candidates) == 1:
                 pairs.append((image, candidates[0]))
-            elif "filename" in self._from:
+            elif "filename" in self._from or _absolute(image) in self._listed:
                 pairs.append((image, None))
             else:
                 self.counts["stem clash" if candidates else "missing caption"] += 1
         self.counts += Counter()  # drops zeros
         return pairs
+
+
+def _listed_captions(path: str, field: str) -> dict[str, Any]:
+    """What a field of each line of a JSONL file is, by the absolute path of the image."""
+    file = Path(path).expanduser()
+    if not path or not field:
+        raise GlideError("captions of a JSONL file: give --config.data.captions_jsonl=FILE and caption_key=jsonl:FIELD")
+    found: dict[str, Any] = {}
+    for line in lines(read_text(file, "data.captions_jsonl")):
+        try:
+            record = json.loads(line)
+            found.setdefault(_absolute(file.parent / record["file_name"]), record.get(field))
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            continue
+    if not found:
+        raise GlideError(f"no line of data.captions_jsonl {path} is a JSON object with a 'file_name'")
+    return {image: value for image, value in found.items() if value is not None}
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (removes "..", without following links)
 
 
 def _folders(path: str | Sequence[str]) -> list[Path]:
@@ -144,12 +181,6 @@ def _files(root: Path) -> tuple[dict[Path, list[Path]], dict[Path, Path]]:
 def _parts(images: Sequence[Path]) -> list[Part]:
     runs = (images[at : at + PART] for at in range(0, len(images), PART))
     return [Part([*map(str, run)], [number for image in run for number in _stamp(image)], len(run)) for run in runs]
-
-
-def _captions(image: Path, text: Path | None) -> tuple[str, ...]:
-    if text is not None:
-        return usable_captions([part for caption in usable_captions(_read(text)) for part in lines(caption)])
-    return usable_captions(" ".join(_IDENTIFIER.sub("", image.stem).replace("_", " ").split()))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

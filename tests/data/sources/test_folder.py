@@ -50,6 +50,35 @@ def test_images_are_paired_with_their_captions_in_order(write):
     assert not source.counts
 
 
+def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
+    lines = [
+        '{"file_name": "a/1.png", "text": "one"}', '{"file_name": "a/1.png", "text": "again"}', "no JSON",
+        '{"file_name": "2.png", "text": ["two", "deux"]}', '{"file_name": "3.png"}', '{"text": "no name"}',
+        '{"file_name": 5, "text": ""}', '{"file_name": "4_of_them.png", "text": "four"}', "[]",
+    ]  # fmt: skip
+    images = ("a/1.png", "2.png", "3.png", "4_of_them.png", "5_a_fox.png")
+    path = write({"metadata.jsonl": "\n".join(lines), "4_of_them.txt": "its own", **dict.fromkeys(images, b"0")})
+    given = {"captions_jsonl": f"{path}/../set/metadata.jsonl"}
+    source = open_folder(path, caption_key="jsonl:text", **given)
+    assert [source[i].captions for i in range(len(source))] == [("two", "deux"), ("four",), ("one",)]
+    assert source.counts == {"missing caption": 2}
+    source = open_folder(path, caption_key="txt;jsonl:text;filename", **given)
+    assert [source[i].captions[0] for i in range(len(source))] == ["two", "3", "its own", "a fox", "one"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"caption_key": "jsonl:text"}, r"give --config\.data\.captions_jsonl=FILE"),
+        ({"caption_key": "jsonl:text", "captions_jsonl": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+        ({"caption_key": "jsonl:a;jsonl:b"}, "txt, jsonl:FIELD or filename"),
+    ],
+)
+def test_captions_that_cannot_be_are_one_line(write, options, message):
+    with pytest.raises(GlideError, match=message):
+        open_folder(write({"1.png": b"1"}), **options)
+
+
 def test_captions_may_lie_in_a_folder_of_their_own(write):
     source = open_folder(write({"images/1.png": b"1", "captions/1.txt": "one"}))
     assert source[0] == (b"1", ("one",))
@@ -129,7 +158,7 @@ def test_a_file_that_vanishes_is_a_bad_sample(write, tmp_path):
             {"caption_key": "filename", "filters": FilterConfig(min_caption_length=5)},
             r"\(caption length: 1\); change --config\.data\.filters\.min_caption_length \(now 5\)$",
         ),
-        ({"caption_key": "json"}, "'txt' or 'filename', not 'json'"),
+        ({"caption_key": "json"}, "txt, jsonl:FIELD or filename, not 'json'"),
         ({"path": ""}, "no data path given"),
         ({"path": "/no/such/folder"}, "/no/such/folder is not a folder"),
     ],
