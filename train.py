@@ -27,7 +27,6 @@ def parser() -> argparse.ArgumentParser:
         description="Trains or fine-tunes a model according to a page of configs/.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parse.add_argument
     add("--config", metavar="FILE", help="a page of configs/; change its options by --config.NAME=VALUE")

@@ -20,7 +20,7 @@ def get_config(widths: str = "published", run_dir: str = "runs/glide_upsample") 
     config.diffusion.noise_schedule = "linear"
     config.data.uncond_p = 0.0
     config.train.batch_size = 8
-    config.train.remat = "full"
+    config.train.remat = "dots"
     config.train.preview.options.timestep_respacing = "fast27"
     config.train.preview.options.guidance_scale = 1.0
     return config

@@ -288,7 +288,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, unnamed: str = "", unknown: str = "", **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(allow_abbrev=False, **options)  # an abbreviation would change its meaning with a new option
         self._unnamed = unnamed
         self._unknown = unknown
 
