@@ -42,11 +42,17 @@ def described(path: Path) -> Iterator[str]:
     yield from (f"  default {name}: {value}" for name, value in whole.settings.items())
 
 
-def _checkpoint(path: Path) -> Iterator[str]:
+def _checkpoint(path: Path) -> list[str]:
     record, found = read_record(path), resolve(path)
-    yield f"{found}"
+    try:
+        return [str(found), *_recorded(record, path), f"  {_counted(found)}"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GlideError(f"the record of {path} cannot be understood: {error!r:.200}") from error
+
+
+def _recorded(record: dict[str, Any], path: Path) -> Iterator[str]:
     if GROUP in record:
-        yield from _adapters(record[GROUP], path)
+        yield from _adapters(record[GROUP])
     else:
         architecture = recorded_architecture(record, path)
         size = record.get("model", {}).get("image_size")
@@ -55,7 +61,6 @@ def _checkpoint(path: Path) -> Iterator[str]:
         diffusion = record["diffusion"]
         predicts = _PREDICTS[diffusion.get("prediction_type", "epsilon")]
         yield f"  {predicts}, schedule {diffusion.get('noise_schedule', 'unknown')}"
-    yield f"  {_counted(found)}"
     if "step" in record:
         yield f"  step {record['step']} of a run, after {record.get('minutes', 0.0):.0f} minutes"
     if "validation_mse" in record:
@@ -64,9 +69,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
     yield from (f"  from {name} {value}" for name, value in record.get("source", {}).items())
 
 
-def _adapters(entry: Any, path: Path) -> Iterator[str]:
-    if not isinstance(entry, dict):
-        raise GlideError(f"the record of {path} has a lora entry that is no mapping")
+def _adapters(entry: dict[str, Any]) -> Iterator[str]:
     kind = "DoRA" if entry.get("dora") else "LoRA"
     yield f"  adapters ({kind}) of rank {entry.get('rank')}, alpha {entry.get('alpha')}, for {entry.get('targets')}"
     yield f"  trained on {entry.get('base') or 'weights'} of SHA-256 {str(entry.get('base_sha256'))[:12]}"

@@ -124,7 +124,10 @@ def test_inspect_says_what_our_own_checkpoints_are(tmp_path, capsys):
         "  adapters (DoRA) of rank 4, alpha 0.0, for ['unet/*']",
         "  trained on models/base of SHA-256 abababababab",
         "  predicts noise, schedule unknown",
-        "  6 parameters",
         "  step 7 of a run, after 2 minutes",
         "  validation loss 0.1000",
+        "  6 parameters",
     ]
+    save_weights(tmp_path / "odd", {"lora": np.zeros(6, np.float32)}, record | {"lora": "rank 4"})
+    with pytest.raises(GlideError, match=r"the record of .*odd cannot be understood"):
+        main(["inspect", str(tmp_path / "odd")])

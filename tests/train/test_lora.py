@@ -58,7 +58,9 @@ def test_frozen_kernels_take_half_the_room_and_adapters_alone_have_averages_and_
 
 def test_a_record_older_than_an_option_is_resumed(tmp_path):
     lora = LoraConfig(rank=2)
-    run = RunConfig(run_dir=str(tmp_path), init_from="base", model=MODEL, train=make_config(lora=lora))
+    base = str(tmp_path / "base")
+    run = RunConfig(run_dir=str(tmp_path), init_from=base, model=MODEL, train=make_config(lora=lora))
+    save_weights(base, {"params": np.zeros(1, np.float32)}, {"model": asdict(MODEL)})
     config = nested(run)
     del config["train"]["lora"]["dora"]
     record = {"model": asdict(MODEL), "diffusion": asdict(run.diffusion), "config": config, "position": 0}
