@@ -35,7 +35,7 @@ def test_updates_and_state_are_those_of_optax():
             jax.jit(tx.update)(random(step), state, params)
             for tx, state in ((ours, (optax.EmptyState(), found)), (theirs, expected))
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0], expected[0])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0], expected[0])
         found, expected = found[1][1], expected[1]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
 
@@ -44,7 +44,7 @@ def test_matrices_together_are_as_each_alone():
     leaves = [leaf for leaf in random(0).values() if leaf.ndim > 1]
     for alone, together in zip(_each_alone(leaves), _by_shape(leaves), strict=True):
         assert alone.shape == together.shape
-        np.testing.assert_allclose(alone, together, atol=1e-6)
+        np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
 def test_a_matrix_of_zeros_stays_zero():
@@ -62,7 +62,7 @@ grads = {name: leaf for name, leaf in random(0).items() if leaf.ndim > 1}
 alone, shared = scale_by_muon(), scale_by_muon(mesh=make_mesh(ParallelConfig(data=2, fsdp=2)))
 update = jax.jit(shared.update).lower(grads, shared.init(grads)).compile()
 found, expected = update(grads, shared.init(grads))[0], jax.jit(alone.update)(grads, alone.init(grads))[0]
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 loops = [part for part in re.split(r"\\n(?=%|ENTRY)", update.as_text()) if not part.startswith("ENTRY")]
 print(sum(bool(re.search(r" dot\\(|dot_general", part)) for part in loops) > 0)
 print([part[:60] for part in loops if re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all)", part)])
