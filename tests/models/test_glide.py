@@ -13,6 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, Glide, NoisedClip
 from glide_jax.models.layers import dropout, group_norm, kept_by_dropout, resize_bilinear, timestep_embedding
+from glide_jax.train.meter import product_flops
 from tests.tiny.models import BASE, random_weights
 
 TWO_LEVELS = replace(BASE, image_size=16, channel_mult=(1, 2))
@@ -69,6 +70,16 @@ def test_remat_saves_memory():
 
     kept = {policy: bytes_kept_for_the_backward_pass(policy) for policy in ("full", "dots", "none")}
     assert kept["full"] < kept["dots"] < 0.5 * kept["none"]
+
+
+def test_dots_repeats_hardly_any_product():
+    def flops(remat):
+        model = Glide(BASE, remat=remat)
+        loss = jax.grad(lambda p: jnp.square(forward(model, p)).mean())
+        return product_flops(jax.make_jaxpr(loss)(model.abstract_params()).jaxpr)
+
+    none, dots, full = map(flops, ("none", "dots", "full"))
+    assert none < dots < none + 0.2 * (full - none)
 
 
 def test_dropout_needs_a_key_and_drops_the_given_share():

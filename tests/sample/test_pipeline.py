@@ -299,12 +299,12 @@ def test_an_image_to_start_from_is_used_unless_told_otherwise(loaded, photo):
 
 
 def test_each_prompt_may_have_a_negative_one_and_an_image_of_its_own(loaded, photo):
-    prompts, negative, images = ["a cat", "a dog"], ["a fox", "a cow"], [photo, 255 - photo]
-    both = draw(loaded, prompts, num_images=2, negative_prompt=negative, init_image=images)
+    prompts, negative, images = ["a cat", "a dog"], ["", "red green blue"], [photo, 255 - photo]
+    both = draw(loaded, prompts, num_images=2, negative_prompt=negative, init_image=images, guidance_scale=10)
     for i in range(2):
         alone = draw(
             loaded, prompts[i], num_images=2, indices=[2 * i, 2 * i + 1], negative_prompt=negative[i],
-            init_image=images[i],
+            init_image=images[i], guidance_scale=10,
         )  # fmt: skip
         np.testing.assert_array_equal(both[2 * i : 2 * i + 2], alone)
 

@@ -65,6 +65,15 @@ SAMPLE = (
           "itertools.product(*(axis.values for axis in reversed(axes)))",
           "itertools.product(*(axis.values for axis in axes))",
           ("tests/sample/test_compare.py::test_the_first_option_runs_along_a_row",)),
+    Fault("an image to start from is not used unless a strength is given", "glide_jax/sample/pipeline.py",
+          '{"strength": IMAGE_STRENGTH} | changes', "changes",
+          ("tests/sample/test_pipeline.py::test_an_image_to_start_from_is_used_unless_told_otherwise",)),
+    Fault("images get the negative prompt of another", "glide_jax/sample/pipeline.py",
+          "[negatives[i] for i in picked]", "[negatives[0] for i in picked]",
+          ("tests/sample/test_pipeline.py::test_each_prompt_may_have_a_negative_one_and_an_image_of_its_own",)),
+    Fault("adapters are added to themselves", "glide_jax/sample/loading.py",
+          "        check_not_repeated(path, lora)\n", "",
+          ("tests/integration/test_lora.py::test_what_is_left_out_or_no_number_is_one_line",)),
 )
 EVALUATE = (
     Fault("the worst images are ranked first", "glide_jax/evaluate/run_folder.py",

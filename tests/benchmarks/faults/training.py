@@ -57,6 +57,9 @@ MODELS = (
           ("tests/integration/test_lora.py::test_evaluate_py_takes_them_and_a_resumed_run_keeps_them",)),
     Fault("adapters of any weights are taken", "glide_jax/sample/lora.py", "each.base_sha256 != found", "not found",
           ("tests/integration/test_lora.py::test_adapters_of_other_weights_and_adapters_alone_are_refused_in_one_line",)),
+    Fault("remat=dots computes convolutions again", "glide_jax/models/unet.py",
+          "save_only_these_names(CONVOLUTION)", 'save_only_these_names("none")',
+          ("tests/models/test_glide.py::test_dots_repeats_hardly_any_product",)),
 )
 DIFFUSION = (
     Fault("x_t in v has the wrong sign", "glide_jax/diffusion/forward.py",
@@ -160,6 +163,9 @@ DATA = (
     Fault("a stream's shuffle window is one sample", "glide_jax/data/sources/stream.py",
           "if len(buffer) >= buffer_size:", "if buffer:",
           ("tests/data/sources/test_stream.py",)),
+    Fault("unusable samples have no names", "glide_jax/data/sources/folder.py",
+          "os.fsencode(self._pairs[index][0])", 'b""',
+          ("tests/data/test_check.py::test_a_set_that_would_stop_a_run_says_so_and_names_its_files",)),
 )
 PARALLEL = (
     Fault("the least size to split counts elements", "glide_jax/parallel/sharding.py",
