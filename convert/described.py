@@ -62,7 +62,7 @@ def _recorded(record: dict[str, Any], path: Path) -> Iterator[str]:
         predicts = _PREDICTS[diffusion.get("prediction_type", "epsilon")]
         yield f"  {predicts}, schedule {diffusion.get('noise_schedule', 'unknown')}"
     if "step" in record:
-        yield f"  step {record['step']} of a run, after {record.get('minutes', 0.0):.0f} minutes"
+        yield f"  step {record['step']} of a run, after {record.get('minutes', 0.0):.1f} minutes"
     if "validation_mse" in record:
         yield f"  validation loss {record['validation_mse']:.4f}"
     yield from (f"  default {name}: {value}" for name, value in record.get("sampling", {}).items())
@@ -71,7 +71,8 @@ def _recorded(record: dict[str, Any], path: Path) -> Iterator[str]:
 
 def _adapters(entry: dict[str, Any]) -> Iterator[str]:
     kind = "DoRA" if entry.get("dora") else "LoRA"
-    yield f"  adapters ({kind}) of rank {entry.get('rank')}, alpha {entry.get('alpha')}, for {entry.get('targets')}"
+    alpha = entry.get("alpha") or entry["rank"]
+    yield f"  adapters ({kind}) of rank {entry['rank']}, alpha {alpha:g}, for {', '.join(entry['targets'])}"
     yield f"  trained on {entry.get('base') or 'weights'} of SHA-256 {str(entry.get('base_sha256'))[:12]}"
 
 

@@ -27,6 +27,29 @@ from glide_jax.errors import GlideError
 T = TypeVar("T")
 
 _SIMILAR = 0.72  # at difflib's 0.6, --num_samples would resemble --upsampler
+# What other programs, or others of ours, call an option.
+_ELSEWHERE = {
+    "steps": ("num_steps",),
+    "num_inference_steps": ("num_steps",),
+    "cfg": ("guidance_scale",),
+    "cfg_scale": ("guidance_scale",),
+    "model": ("checkpoint",),
+    "base_model": ("checkpoint",),
+    "neg": ("negative_prompt",),
+    "num_images": ("num_samples",),
+    "num_samples": ("num_images",),
+    "num_images_per_prompt": ("num_images", "num_samples"),
+    "generator": ("seed",),
+    "height": ("size",),
+    "width": ("size",),
+    "mask_image": ("mask",),
+    "callback_on_step_end": ("on_steps",),
+    "torch_dtype": ("dtype",),
+    "prompt": ("prompts",),
+    "output": ("output_dir",),
+    "output_dir": ("output",),
+    "out": ("output", "output_dir"),
+}
 _TOO_LARGE = 2**63  # for integers of NumPy and JAX
 
 
@@ -171,7 +194,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
 
 def nearest(name: str, known: Collection[str]) -> str:
     """The end of an error about an unknown name: the known names that were perhaps meant."""
-    near = difflib.get_close_matches(name, known, n=2, cutoff=_SIMILAR)
+    near = [other for other in _ELSEWHERE.get(name, ()) if other in known]
+    near = near or difflib.get_close_matches(name, known, n=2, cutoff=_SIMILAR)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(known))}"
 
 
@@ -311,8 +335,8 @@ class Parser(argparse.ArgumentParser):
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
             self.error(f"unexpected argument {words[0]!r}: {said}")
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
-        if near := difflib.get_close_matches(flag.lstrip("-"), known, n=1, cutoff=_SIMILAR):
-            raise GlideError(f"unknown option {flag}; did you mean --{near[0]}?")
+        if (near := nearest(flag.lstrip("-"), known)).startswith("did"):
+            raise GlideError(f"unknown option {flag}; {near.replace('mean ', 'mean --').replace(' or ', ' or --')}")
         self.error(f"unknown option {flag}" + (f": {self._unknown}" if self._unknown else ""))
 
 

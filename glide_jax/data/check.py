@@ -90,7 +90,10 @@ def describe(source: Source, found: Survey, text_ctx: int, bad_share: float) -> 
         lines += [f"    {name}" for name in names[:_NAMED]]
         lines += [f"    and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
     if found.bad > bad_share * found.read:
-        lines.append(f"training would stop: {found.bad / found.read:.0%} are unusable, and bad_share is {bad_share:g}")
+        lines.append(
+            f"training would stop: {found.bad / found.read:.0%} are unusable, and --config.data.bad_share is"
+            f" {bad_share:g}"
+        )
     if not found.widths:
         return lines
     longer = np.mean(np.array(found.tokens) >= text_ctx)

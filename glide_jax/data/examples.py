@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -183,6 +183,24 @@ class Images:
                     self._first_bad.setdefault(reason, self.source.named(index))
             raise BadSample(reason) from error
 
+    def check_few(self, size: Size) -> None:
+        """Reads all samples of a small set, at most 100; raises `GlideError` if more than `bad_share` are unusable.
+
+        So the few images of a fine-tuning run are known to be good before minutes of compiling.
+        """
+        if len(self) > _BAD_SHARE_FROM:
+            return
+        bad: dict[str, str] = {}
+        for index in range(len(self)):
+            try:
+                self.read(index, size, counted=False)
+            except BadSample as error:
+                bad[self.source.named(index)] = str(error)
+        names = {self.source.named(index) for index in range(len(self))}
+        if len(bad) > self._config.bad_share * len(names):
+            first = {reason: name for name, reason in reversed(bad.items())}
+            raise _too_many_bad(Counter(bad.values()), first, len(names), self._config)
+
     def report(self) -> dict[str, int]:
         """`usable` and `read` samples, and by reason those left out on opening or found unusable since.
 
@@ -198,12 +216,7 @@ class Images:
             bad = Counter(self.counts)
         read = bad.pop("read")
         if bad.total() > self._config.bad_share * max(read, _BAD_SHARE_FROM):
-            reasons = "; ".join(f"{why}: {count}, as {self._first_bad[why]}" for why, count in bad.most_common())
-            raise GlideError(
-                f"{bad.total()} of {read} samples were unusable ({reasons}), more than data.bad_share"
-                f" {self._config.bad_share:g} allows: repair them, which python -m glide_jax.data check lists, or raise"
-                " --config.data.bad_share"
-            )
+            raise _too_many_bad(bad, self._first_bad, read, self._config)
 
     def _decoded(self, index: int, size: Size) -> CaptionedImage:
         sample, config = self.source[index], self._config
@@ -220,6 +233,14 @@ class Images:
                 self._free -= size
                 self._kept[key] = np.asarray(read.image), read.captions
         return read
+
+
+def _too_many_bad(bad: Counter[str], first: Mapping[str, str], read: int, config: DataConfig) -> GlideError:
+    reasons = "; ".join(f"{why}: {count}, as {first[why]}" for why, count in bad.most_common())
+    return GlideError(
+        f"{bad.total()} of {read} samples were unusable ({reasons}), more than data.bad_share {config.bad_share:g}"
+        " allows: repair them, which python -m glide_jax.data check lists, or raise --config.data.bad_share"
+    )
 
 
 class TrainingExamples:

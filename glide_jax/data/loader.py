@@ -135,6 +135,8 @@ def open_data(
     source = source_type(config.source)(config, share)
     buckets = open_buckets(source, list(by_size), seed, revalidate=config.revalidate)
     images = Images(source, config, buckets.left_out)
+    if config.source == "folder":
+        images.check_few(next(iter(by_size)))
     examples = TrainingExamples(images, config, seed)
 
     def work() -> Iterator[Work]:

@@ -121,9 +121,10 @@ def upsampling(changes: Mapping[str, Any]) -> SampleOptions:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds flags for both models' options, except --strength; `base_options` and `upsampler_options` read them."""
     for title, cls in _GROUPS.items():
-        add_arguments(parser.add_argument_group(title), cls)
+        about = "models may bring settings of their own, which python -m convert inspect shows"
+        add_arguments(parser.add_argument_group(title, about if cls is SolverOptions else None), cls)
     add_arguments(parser.add_argument_group("noise"), SampleOptions, only=("temperature", "clip_guidance_scale"))
-    group = parser.add_argument_group("upsampler", "all options above exist for it too, as --upsampler_NAME")
+    group = parser.add_argument_group("upsampler", "it takes all options from --sampler on too, as --upsampler_NAME")
     hidden = [name for name in flat(UPSAMPLER_DEFAULTS) if name not in _LISTED]
     add_arguments(group, SampleOptions, _PREFIX, names=_NAMES, hide=hidden, base=UPSAMPLER_DEFAULTS)
 

@@ -27,7 +27,9 @@ from glide_jax.sample.options import (
 from glide_jax.sample.pretrained import Pretrained, check_settings, new_folder, with_recorded, write_index
 from glide_jax.sample.prompts import Prompt
 from glide_jax.sample.requests import (
+    check_names,
     check_numbers,
+    check_prompts,
     check_weights,
     checked_seed,
     checked_size,
@@ -77,6 +79,11 @@ class Pipeline:
         check_settings(settings)
         self.settings = dict(settings)
 
+    def __repr__(self) -> str:
+        configs = [model.stage.model.config for model in (self.base, self.upsampler) if model is not None]
+        models = ", ".join(f"{config.kind} of {config.image_size} px" for config in configs)
+        return f"Pipeline({models}, {self.settings})"
+
     @classmethod
     def from_checkpoints(
         cls,
@@ -120,6 +127,7 @@ class Pipeline:
         Raises:
             GlideError: it does not exist, cannot be downloaded, or does not hold what its index says.
         """
+        check_names(options, cls.from_checkpoints)
         whole = Pretrained.open(name)
         loaded = cls.from_checkpoints(whole.base, whole.upsampler, **options)
         loaded.settings = with_recorded(whole.settings, whole.base, whole.upsampler, options.get("lora", ()))
@@ -190,6 +198,7 @@ class Pipeline:
             GlideError: no prompts, invalid options, or images that the models cannot use.
         """
         check_weights(self.base)
+        check_names(changes, Pipeline.__call__)
         rows = one_per_image(prompts, num_images)
         if up_changes := upsampler_flags(changes):
             changes = {name: value for name, value in changes.items() if not of_upsampler(name)}
@@ -242,11 +251,15 @@ class Pipeline:
         check_numbers(indices, len(prompts))
         seed = checked_seed(seed)
         negatives = one_each("negative_prompt", negative_prompt, len(prompts))
+        check_prompts([negative_prompt] if negatives is None else negatives)
         starts = one_each("init_image", init_image, len(prompts))
         if options.strength < 1 and init_image is None:
             raise GlideError(f"strength {options.strength:g} needs an image to start from: give init_image")
         if (image is None) != (mask is None):
-            raise GlideError("inpainting needs both an image and a mask")
+            raise GlideError(
+                "inpainting needs both an image and a mask; to start from an image, give init_image; to enlarge one,"
+                " use upsample (or --upsampler without --checkpoint)"
+            )
         if image is not None and not base.stage.model.config.inpaint:
             raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")
         up_options = self._upsampler_options(upsampler_options)
@@ -310,9 +323,11 @@ class Pipeline:
             prompts: what they show: one for all, or one for each.
             options: of the upsampler; None is `settings`.
             seed, on_steps: as in a call.
-            **changes: to `options`, by name.
+            **changes: to `options`, by name, with or without `upsampler_` before it.
         """
         check_weights(self.upsampler)
+        check_names(changes, Pipeline.upsample)
+        changes = {name: value for name, value in changes.items() if not of_upsampler(name)} | upsampler_flags(changes)
         return Samples.joined(list(self.upsample_batches(images, prompts, options, seed, on_steps, **changes)))
 
     def upsample_batches(

@@ -1,7 +1,8 @@
 """What a pipeline's call is given: checked, and turned into one for each image."""
 
+import inspect
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any, TypeGuard
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource
+from glide_jax.options import nearest
 from glide_jax.sample.image_inputs import load_image, load_mask
 from glide_jax.sample.loading import LoadedModel
+from glide_jax.sample.options import flag_fields
 from glide_jax.sample.prompts import Prompt
 from glide_jax.sample.stage import OnSteps
 from glide_jax.tokenizer import GlideTokenizer
@@ -18,6 +21,19 @@ from glide_jax.tokenizer import GlideTokenizer
 # Characters of a prompt's unseen end that a warning quotes.
 _SHOWN_END = 60
 _IMAGE_AXES = 3  # of an array, at most
+
+
+def check_names(given: Iterable[str], function: Callable[..., Any]) -> None:
+    """Raises `GlideError` for a name that is neither an argument of a pipeline's method nor, if it takes `changes`, a
+    sampling option.
+    """
+    parameters = inspect.signature(function).parameters
+    known = {name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD} - {"self", "prompts"}
+    if "changes" in parameters:
+        known |= flag_fields().keys()
+    for name in given:
+        if name not in known:
+            raise GlideError(f"{name} is unknown; {nearest(name, known)}")
 
 
 def check_weights(model: LoadedModel | None) -> None:
@@ -63,11 +79,19 @@ def of_real(on_steps: OnSteps | None, real: int) -> OnSteps | None:
 def one_per_image(prompts: Prompt | Sequence[Prompt], num_images: int) -> list[Prompt]:
     """The prompt of each image; raises `GlideError` if there is none, or one is no text."""
     prompts = [prompts] if isinstance(prompts, Prompt) or not isinstance(prompts, Iterable) else list(prompts)
-    if wrong := [prompt for prompt in prompts if not isinstance(prompt, Prompt)]:
-        raise GlideError(f"a prompt is a text, not {wrong[0]!r:.100}")
+    check_prompts(prompts)
+    if not isinstance(num_images, Integral):
+        raise GlideError(f"num_images must be a whole number, not {num_images!r:.100}")
     if not prompts or num_images < 1:
         raise GlideError("nothing to generate: give at least one prompt and num_images of at least 1")
     return [prompt for prompt in prompts for _ in range(num_images)]
+
+
+def check_prompts(prompts: Iterable[object]) -> None:
+    """Raises `GlideError` if one is no prompt."""
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise GlideError(f"a prompt is a text, not {prompt!r:.100}")
 
 
 def check_numbers(numbers: Sequence[int], count: int) -> None:
@@ -92,12 +116,12 @@ def is_image(given: object) -> TypeGuard[ImageSource]:
 
 def is_one(given: object) -> bool:
     """Whether this is one prompt or image for all, or none."""
-    return given is None or isinstance(given, Prompt) or is_image(given)
+    return given is None or isinstance(given, Prompt) or is_image(given) or not isinstance(given, Iterable)
 
 
 def repeated(given: Any, times: int) -> Any:
     """What is given for each prompt, for each image of it; one for all stays as it is."""
-    return given if is_one(given) else [each for each in given for _ in range(times)]
+    return given if is_one(given) else [each for each in given for _ in range(int(times))]
 
 
 def one_each(name: str, given: Any, count: int) -> list[Any] | None:

@@ -21,7 +21,7 @@ from glide_jax.train.interrupt import ending_at_once
 from glide_jax.train.memory import fitting
 from glide_jax.train.previews import open_previews
 from glide_jax.train.program import Program
-from glide_jax.train.start import StartPoint, training_data, validation_data
+from glide_jax.train.start import StartPoint, training_data, validation_data, warn_of_warm_up
 from glide_jax.train.state import is_trained
 
 _DEPTH = 2
@@ -39,6 +39,7 @@ def dry_run(config: RunConfig) -> int:
 
 
 def _dry_run(config: RunConfig) -> int:
+    warn_of_warm_up(config.train)
     start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
     with progress.phase("opening the data"), training_data(config, start) as data:

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -31,7 +30,7 @@ from glide_jax.train.packing import averaged
 from glide_jax.train.previews import open_previews
 from glide_jax.train.prior import with_prior
 from glide_jax.train.program import Program
-from glide_jax.train.start import StartPoint, lora_entry, training_data, validation_data
+from glide_jax.train.start import StartPoint, lora_entry, training_data, validation_data, warn_of_warm_up
 
 _LOG_SECONDS = 30.0  # between log lines, at most
 _MORE_MICRO_BATCHES = "--config.train.gradient_accumulation_steps, whose micro-batches validation uses too"
@@ -60,12 +59,8 @@ class Trainer:
 
     def _make_ready(self) -> None:
         config, train = self.config, self.config.train
-        if _is_first() and train.max_steps <= train.optimizer.warmup_steps and not train.max_minutes:
-            print(
-                f"warning: the learning rate does not reach its peak within train.max_steps={train.max_steps}, because"
-                f" train.optimizer.warmup_steps is {train.optimizer.warmup_steps}",
-                file=sys.stderr,
-            )
+        if _is_first():
+            warn_of_warm_up(train)
         with _phase("starting the devices"):
             self.mesh = make_mesh(config.parallel)
         with _phase("looking for a checkpoint"):

@@ -14,6 +14,8 @@ from PIL import Image
 
 from glide_jax import progress
 from glide_jax.data import DataConfig, open_indexed
+from glide_jax.data.examples import Images
+from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.files import written
 from glide_jax.images import save_png
@@ -34,7 +36,9 @@ def with_prior(config: RunConfig) -> DataConfig:
         GlideError: images are to be made by several processes or without starting weights, or the folder is unwritable.
     """
     prior, folder = config.train.prior, Path(config.run_dir).expanduser() / "prior"
-    copies = max(1, round(prior.count / len(open_indexed(config.data))))  # first, because it may be refused
+    given = open_indexed(config.data)  # first, because it may be refused
+    Images(given, config.data).check_few(Size(config.model.image_size, config.model.image_size))
+    copies = max(1, round(prior.count / len(given)))
     wanted = {number: prior.prompts[number % len(prior.prompts)] for number in range(prior.count)}
     missing = {number: prompt for number, prompt in wanted.items() if not _is_there(folder, number, prompt)}
     surplus = [path for path in folder.glob("*") if path.stem.isdecimal() and int(path.stem) not in wanted]
@@ -47,8 +51,8 @@ def with_prior(config: RunConfig) -> DataConfig:
         path.unlink()
     if missing:
         _make(config, folder, missing)
-    given = (config.data.path,) if isinstance(config.data.path, str) else config.data.path
-    return replace(config.data, path=(*given * copies, str(folder)))
+    paths = (config.data.path,) if isinstance(config.data.path, str) else config.data.path
+    return replace(config.data, path=(*paths * copies, str(folder)))
 
 
 def _is_there(folder: Path, number: int, prompt: str) -> bool:

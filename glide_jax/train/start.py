@@ -22,7 +22,7 @@ from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint
 from glide_jax.parallel import wait_for_all
-from glide_jax.train.config import RunConfig
+from glide_jax.train.config import RunConfig, TrainConfig
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
@@ -288,6 +288,17 @@ def widen_for_inpainting(kernel: Float[Array, "3 3 _in out"]) -> Float[Array, "3
     """
     new = jnp.zeros((*kernel.shape[:2], 4, kernel.shape[3]), kernel.dtype)
     return jnp.concatenate([kernel[:, :, :3], new, kernel[:, :, 3:]], axis=2)
+
+
+def warn_of_warm_up(config: TrainConfig) -> None:
+    """Prints a warning if the learning rate's warm-up is as long as the run."""
+    steps = config.optimizer.warmup_steps
+    if config.max_steps <= steps and not config.max_minutes:
+        print(
+            f"warning: the learning rate does not reach its peak within train.max_steps={config.max_steps}, because"
+            f" train.optimizer.warmup_steps is {steps}",
+            file=sys.stderr,
+        )
 
 
 def training_data(config: RunConfig, start: StartPoint) -> DataStream:

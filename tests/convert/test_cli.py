@@ -121,10 +121,10 @@ def test_inspect_says_what_our_own_checkpoints_are(tmp_path, capsys):
     save_weights(tmp_path / "run" / "checkpoints" / "7", {"lora": np.zeros(6, np.float32)}, record)
     main(["inspect", str(tmp_path / "run@7")])
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "  adapters (DoRA) of rank 4, alpha 0.0, for ['unet/*']",
+        "  adapters (DoRA) of rank 4, alpha 4, for unet/*",
         "  trained on models/base of SHA-256 abababababab",
         "  predicts noise, schedule unknown",
-        "  step 7 of a run, after 2 minutes",
+        "  step 7 of a run, after 2.4 minutes",
         "  validation loss 0.1000",
         "  6 parameters",
     ]

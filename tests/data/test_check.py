@@ -132,7 +132,10 @@ def test_a_set_that_would_stop_a_run_says_so_and_names_its_files(tmp_path):
     lines = describe(open_indexed(config), survey(open_indexed(config)), 16, config.bad_share)
     assert lines[1:3] == ["12 of them read, 1 are usable", "  unusable, corrupt image: 11"]
     assert {*lines[3:13]} < {f"    {tmp_path}/{number:02}.png" for number in range(1, 12)}
-    assert lines[13:15] == ["    and 1 more", "training would stop: 92% are unusable, and bad_share is 0.1"]
+    assert lines[13:15] == [
+        "    and 1 more",
+        "training would stop: 92% are unusable, and --config.data.bad_share is 0.1",
+    ]
 
 
 @pytest.mark.parametrize("low_res_size", [None, 4])

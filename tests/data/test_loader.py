@@ -1,9 +1,13 @@
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from glide_jax.data.config import DataConfig
+from glide_jax.data.loader import open_data
 from glide_jax.errors import GlideError
 from glide_jax.tokenizer import GlideTokenizer
 from tests.data.streams import AUGMENTED, CONTEXT, assert_same, take
@@ -229,3 +233,15 @@ def test_leaving_the_block_ends_the_threads(open_stream):
 def test_impossible_arguments_are_refused_before_work(open_stream, arguments, message):
     with pytest.raises(GlideError, match=message):
         open_stream(**arguments)
+
+
+def test_a_few_images_are_all_read_before_anything_is_made_of_them(tmp_path, encode):
+    for number in range(12):
+        image = encode(Image.new("RGB", (16, 16)))
+        (tmp_path / f"{number:02}.png").write_bytes(b"damaged" if number < 3 else image)
+        (tmp_path / f"{number:02}.txt").write_text("a cat")
+    config = DataConfig(source="folder", path=(str(tmp_path),) * 2, workers=1)
+    with pytest.raises(GlideError, match=r"^3 of 12 samples were unusable \(corrupt image: 3, as .*/00\.png\), more"):
+        open_data(config, batch_size=4, seed=0, image_size=8, text_ctx=16)
+    with open_data(replace(config, bad_share=0.25), batch_size=4, seed=0, image_size=8, text_ctx=16) as stream:
+        next(stream)

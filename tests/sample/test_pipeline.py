@@ -251,6 +251,7 @@ def test_the_upsampler_enlarges_what_the_base_draws(loaded, upsampler, tmp_path)
         assert image.text == {"prompt": "a dog", "seed": "0", "index": "1", "note": "mine"}
     with Image.open(tmp_path / "grid.png") as sheet, Image.open(io.BytesIO(samples._repr_png_())) as shown:
         np.testing.assert_array_equal(sheet, shown)
+    assert repr(Pipeline(loaded, upsampler)) == f"Pipeline(base of {SIDE} px, upsample of {2 * SIDE} px, {{}})"
     assert repr(samples) == f"Samples(2 of {2 * SIDE} x {2 * SIDE}, seed 0)"
 
 
@@ -350,6 +351,11 @@ def test_clip_guidance_changes_the_image(loaded):
         ("a cat", {"rho": 7.0}, "rho has no effect on leading"),
         ("a cat", {"sampler": "plms", "num_steps": 2}, "at least 3 steps"),
         (3, {}, "a prompt is a text, not 3"),
+        ("a cat", {"negative_prompt": 3}, "a prompt is a text, not 3"),
+        ("a cat", {"num_images": 2.5}, "num_images must be a whole number"),
+        ("a cat", {"init_image": 3}, "cannot read the image"),
+        ("a cat", {"num_inference_steps": 3}, r"num_inference_steps is unknown; did you mean num_steps\?"),
+        ("a cat", {"num_images_per_prompt": 3}, r"did you mean num_images\?"),
         ("a cat", {"seed": 1.5}, "seed must be .* not 1.5"),
         ("a cat", {"strength": 1.5}, "strength"),
         ("a cat", {"strength": 0.5}, "strength 0.5 needs an image to start from"),

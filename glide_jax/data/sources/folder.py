@@ -98,6 +98,9 @@ class Folder(Source):
 
     def _advice(self, config: DataConfig) -> str:
         ((most, _),) = self.counts.most_common(1) or [("", 0)]
+        file = self._roots[0] / "metadata.jsonl"
+        if most == "missing caption" and not self._listed and file.is_file():
+            return f"; its captions may be in {file}: give caption_key=jsonl:text and captions_jsonl={file}"
         if most == "missing caption" and "filename" not in self._from:
             return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
         return Filters(config.filters).advice(self.counts)

@@ -289,7 +289,7 @@ TRAIN = (
           'return int(self.record.get("position", 0))', "return 0",
           ("tests/train/test_start.py::test_a_run_that_trains_another_part_is_refused_with_both",)),
     Fault("few images are trained on once for a hundred of the prior", "glide_jax/train/prior.py",
-          "copies = max(1, round(prior.count / len(open_indexed(config.data))))", "copies = 1",
+          "copies = max(1, round(prior.count / len(given)))", "copies = 1",
           ("tests/train/test_prior.py::test_they_are_half_of_what_is_trained_on",)),
     Fault("images of other prompts stay in the prior", "glide_jax/train/prior.py",
           ' == opened.text["prompt"] == prompt', ' == opened.text["prompt"]',

@@ -64,6 +64,8 @@ def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
     assert source.counts == {"missing caption": 2}
     source = open_folder(path, caption_key="txt;jsonl:text;filename", **given)
     assert [source[i].captions[0] for i in range(len(source))] == ["two", "3", "its own", "a fox", "one"]
+    with pytest.raises(GlideError, match=r"captions may be in .*metadata\.jsonl: give caption_key=jsonl:text and"):
+        open_folder(write({"other/metadata.jsonl": "", "other/1.png": b"1"}) + "/other")
 
 
 @pytest.mark.parametrize(
