@@ -12,7 +12,9 @@ from tests.parity.recipe import draw, manifest
 from tests.programs import ROOT, run
 
 creation = pytest.importorskip("glide_text2im.model_creation", reason=SKIP)
+nn = pytest.importorskip("glide_text2im.nn", reason=SKIP)
 torch = pytest.importorskip("torch", reason=SKIP)
+torch_files = pytest.importorskip("safetensors.torch", reason=SKIP)
 
 PROMPT = "a 3d render of a banana"
 PAGE = """
@@ -28,7 +30,7 @@ def get_config():
     config.train.max_steps = 20
     config.train.sample_every = 0
     config.train.preview.count = 1
-    config.train.preview.options.num_steps = 1
+    config.train.preview.options.num_steps = 2
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.ema_decay = 0.9
     return config
@@ -75,11 +77,16 @@ def test_a_checkpoint_is_fine_tuned_here_and_draws_the_same_there(tmp_path, comp
 
 
 @pytest.mark.parametrize("name", ["base", "upsample"])
-def test_the_shipped_model_draws_the_same_there(name, tmp_path, comparison):
+def test_the_shipped_model_draws_the_same_there(name, tmp_path, comparison, monkeypatch):
+    """The reference is given their number of norm groups, and the noise that their v means."""
     shipped = ROOT / "checkpoints" / "emoji" / name
-    succeed("-m", "convert", "to-torch", shipped, "--output", tmp_path / "shipped.pt")
+    succeed("-m", "convert", "to-torch", shipped, "--output", tmp_path / "shipped.safetensors")
     ours = LoadedModel.from_checkpoint(shipped)
     config = ours.stage.model.config
+    monkeypatch.setattr(
+        "glide_text2im.unet.normalization",
+        lambda channels, swish=0.0: nn.GroupNorm32(num_channels=channels, num_groups=config.norm_groups, swish=swish),
+    )
     options = {name: getattr(config, name) for name in manifest("tiny", "base")["options"] if hasattr(config, name)}
     # create_model allows one size for a number of levels, and takes only the levels of attention from it.
     size = 2 ** (len(config.channel_mult) + 2)
@@ -88,7 +95,7 @@ def test_the_shipped_model_draws_the_same_there(name, tmp_path, comparison):
     for listed in ("channel_mult", "attention_resolutions"):
         options[listed] = ",".join(map(str, options[listed]))
     theirs = creation.create_model(**options)
-    theirs.load_state_dict(torch.load(tmp_path / "shipped.pt", weights_only=True), strict=True)
+    theirs.load_state_dict(torch_files.load_file(tmp_path / "shipped.safetensors"), strict=True)
     x_t = draw("shipped/x_T", (1, 3, config.image_size, config.image_size))
     small = (1, 3, config.low_res_size, config.low_res_size)
     low_res = np.tanh(draw("shipped/low_res", small)) if config.super_res else None
@@ -105,9 +112,19 @@ def assert_same_picture(ours, theirs, x_t, comparison, title, low_res=None):
     tokens, mask = theirs.tokenizer.padded_tokens_and_mask(theirs.tokenizer.encode(PROMPT), text_ctx)
     more = {} if low_res is None else {"low_res": torch.from_numpy(low_res)}
     diffusion = creation.create_gaussian_diffusion(1000, ours.stage.diffusion.noise_schedule, "ddim10")
+    abar = torch.tensor(ours.stage.schedule.alphas_cumprod, dtype=torch.float32)
+
+    def network(x, t, **given):
+        output = theirs(x, t, **given)
+        if ours.stage.diffusion.prediction_type == "v_prediction":
+            level = abar[t.long()][:, None, None, None]
+            output = torch.cat([level.sqrt() * output[:, :3] + (1 - level).sqrt() * x, output[:, 3:]], dim=1)
+        return output
+
+    theirs.eval()
     with torch.no_grad():
         reference = diffusion.ddim_sample_loop(
-            theirs.eval(), x_t.shape, noise=torch.from_numpy(x_t), device="cpu",
+            network, x_t.shape, noise=torch.from_numpy(x_t), device="cpu",
             model_kwargs={"tokens": torch.tensor([tokens]), "mask": torch.tensor([mask]), **more},
         )  # fmt: skip
     comparison.check(title, "tiny", np.asarray(drawn).transpose(0, 3, 1, 2), reference, 3e-4)
