@@ -194,9 +194,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "", base: T | No
 
 def nearest(name: str, known: Collection[str]) -> str:
     """The end of an error about an unknown name: the known names that were perhaps meant."""
-    near = [other for other in _ELSEWHERE.get(name, ()) if other in known]
-    near = near or difflib.get_close_matches(name, known, n=2, cutoff=_SIMILAR)
+    near = _near(name, known)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(known))}"
+
+
+def _near(name: str, known: Collection[str]) -> list[str]:
+    elsewhere = [other for other in _ELSEWHERE.get(name, ()) if other in known]
+    return elsewhere or difflib.get_close_matches(name, known, n=2, cutoff=_SIMILAR)
 
 
 def flat(options: Any) -> dict[str, Any]:
@@ -335,8 +339,8 @@ class Parser(argparse.ArgumentParser):
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
             self.error(f"unexpected argument {words[0]!r}: {said}")
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
-        if (near := nearest(flag.lstrip("-"), known)).startswith("did"):
-            raise GlideError(f"unknown option {flag}; {near.replace('mean ', 'mean --').replace(' or ', ' or --')}")
+        if near := _near(flag.lstrip("-"), known):
+            raise GlideError(f"unknown option {flag}; did you mean {' or '.join(f'--{name}' for name in near)}?")
         self.error(f"unknown option {flag}" + (f": {self._unknown}" if self._unknown else ""))
 
 

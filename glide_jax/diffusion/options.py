@@ -1,6 +1,5 @@
 """Sampling options for users, and how they are checked; no arrays here, so that it imports quickly."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 from glide_jax.errors import GlideError
-from glide_jax.options import Options, option
+from glide_jax.options import Options, nearest, option
 
 
 class Sampler(NamedTuple):
@@ -82,8 +81,7 @@ def _meant(sampler: str) -> str:
     name, karras = plain.removesuffix("_karras"), plain.endswith("_karras")
     if name in (*SAMPLERS, *_ALIASES):
         return f"did you mean {name}" + (", with schedule karras?" if karras else "?")
-    near = difflib.get_close_matches(name, [*SAMPLERS, *_ALIASES], n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(SAMPLERS)}"
+    return nearest(name, [*SAMPLERS, *_ALIASES])
 
 
 def sampler_options(sampler: str) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class EvaluateOptions(Options):
         super().__post_init__()
         if self.prompts is not None and self.prompt_file is not None:
             raise GlideError("--prompts and --prompt_file both name the prompts: give one of them")
-        if self.prompts is not None and Path(self.prompts[:255]).is_file():
+        if self.prompts is not None and os.path.isfile(self.prompts):  # noqa: PTH113 (false for what is no file name)
             raise GlideError(f"--prompts {self.prompts} is a file: give --prompt_file {self.prompts}")
         if self.clip_rerank and self.num_images is not None:
             raise GlideError(

@@ -23,6 +23,7 @@ from glide_jax.sample.options import (
     upsampler_options,
 )
 from glide_jax.sample.pretrained import parse_with_settings
+from glide_jax.sample.samples import CELL
 
 _EXAMPLES = """\
 examples:
@@ -34,7 +35,6 @@ examples:
   python sample.py --checkpoint models/base-inpaint --prompt "a corgi" --image sofa.jpg --mask sofa-mask.png
   python sample.py --upsampler models/upsample --prompt "a corgi" --image small.png
 """
-_CELL = 128
 _FAR = 2  # times the side the model was trained on
 # What an image file's metadata has besides its settings.
 _WRITTEN = (
@@ -206,7 +206,7 @@ def _generate(
         _show_attention(pipeline.base, samples, args)
     if args.animate is not None:
         width = samples.images.shape[2]
-        cell = -(-_CELL // width) * width  # whose width is a fraction of the output's as well
+        cell = -(-CELL // width) * width  # whose width is a fraction of the output's as well
         if walk:
             sheets = [grid([image], cell=cell) for image in samples.images]
         else:
@@ -237,7 +237,7 @@ def _show_attention(base: "sample.LoadedModel", samples: "sample.Samples", args:
         pairs = list(zip(args.attention, of_image, strict=True))
         cells += [image, *(sample.heat_map(image, share) for _, share in pairs)]
         labels += [prompt, *(f"{word}\n{share.min():.1%} to {share.max():.1%}" for word, share in pairs)]
-    save_png(args.output / "attention.png", grid(cells, labels, columns=1 + len(maps), cell=_CELL))
+    save_png(args.output / "attention.png", grid(cells, labels, columns=1 + len(maps), cell=CELL))
     print(f"attention.png is in {args.output}")
 
 

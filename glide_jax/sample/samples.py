@@ -14,8 +14,7 @@ from glide_jax.images import grid, png, save_png
 
 Pixels = UInt8[np.ndarray, "n height width 3"]
 
-
-_CELL = 128
+CELL = 128  # width of an image in a grid, in pixels
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +49,7 @@ class Samples:
 
     def grid(self) -> UInt8[np.ndarray, "_height _width 3"]:
         """All images with their prompts, in rows."""
-        return grid(list(self.images), self.prompts, cell=_CELL)
+        return grid(list(self.images), self.prompts, cell=CELL)
 
     def save(self, folder: str | Path, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         """Writes 0000.png, 0001.png, ... and grid.png; a file's text has its prompt, seed, index and `settings`.

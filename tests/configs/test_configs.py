@@ -144,6 +144,7 @@ def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, 
         (["--config.train=1"], "is a group of options"),
         (["--config.train.learning_rate=1"], r"did you mean train\.optimizer\.learning_rate\?"),
         (["--config.lora_rank=4"], r"did you mean train\.lora\.rank\?"),
+        (["--config", "configs/emoji.py:foo"], r"configs/emoji\.py has no variants; leave out :foo$"),
     ],
 )
 def test_what_is_no_option_is_one_line(words, message, monkeypatch):

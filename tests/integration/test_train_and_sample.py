@@ -362,6 +362,8 @@ def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
         (["--prompt", "x", "--timestep_respacing", "ddim49"], "exactly 49"),
         ([], "nothing to generate"),
         (["--prompt_file", "/nowhere.txt"], "/nowhere.txt"),
+        (["--prompt_file", "/dev/null"], "/dev/null has no prompts: give --prompt"),
+        (["--prompt", "x", "--steps", "3"], "unknown option --steps; did you mean --num_steps?"),
         (["--prompt", "x", "--eta", "0.5", "--sampler", "dpmpp_2m"], "has no eta"),
         (["--prompt", "x", "--xy", "num_steps=ten"], "--xy num_steps cannot be 'ten'"),
         (["--prompt", "x", "--image", "/nowhere.png", "--mask", "/nowhere.png"], "cannot inpaint"),

@@ -155,6 +155,7 @@ def test_kernels_stored_as_their_layers_round_them_change_nothing():
     ("changes", "message"),
     [
         ({"targets": ("unet/*/atn/*",)}, r"no layer is named like 'unet/\*/atn/\*'; one is named \S+/"),
+        ({"targets": ()}, r"train\.lora\.targets names no layer"),
         ({"rank": 97}, "rank 97 is more than any of the layers has: use at most 32"),
         ({"rank": 0, "dora": True}, "train.lora.dora needs adapters: give train.lora.rank"),
     ],

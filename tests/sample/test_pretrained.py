@@ -214,6 +214,14 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
         Pipeline.from_pretrained("nowhere")
     with pytest.raises(GlideError, match="of the Hugging Face Hub is hf://someone/glide"):
         Pipeline.from_pretrained("someone/glide")
+    with pytest.raises(GlideError, match=f"it has no {INDEX}; models of their own are for Pipeline.from_checkpoints"):
+        Pipeline.from_pretrained(tmp_path / "alone" / "base")
+    with pytest.raises(GlideError, match=r"one that you mean: base; it is a whole pipeline, which Pipeline\.from_pre"):
+        Pipeline.from_checkpoints(tmp_path / "alone")
+    with pytest.raises(GlideError, match=r"torch_dtype is unknown; did you mean dtype\?"):
+        Pipeline.from_pretrained(tmp_path / "alone", torch_dtype="float16")
+    with pytest.raises(GlideError, match="dtype 'float16' is not supported: use float32 or bfloat16"):
+        Pipeline.from_pretrained(tmp_path / "alone", dtype="float16")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ def test_adapters_move_and_the_weights_do_not():
     before = program.packing.unpack(program.state_from(make_params())["params"])
     state = program.state_from(make_params())
     for _ in range(2):
-        state, _ = compiled_step(CONFIG)(state, put_batch(make_batch(), program.mesh))
+        state, metrics = compiled_step(CONFIG)(state, put_batch(make_batch(), program.mesh))
     after = program.packing.unpack(state["params"])
+    np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(after[GROUP]), rtol=1e-5)
     for path, leaf in flatten_dict(before).items():
         assert np.array_equal(leaf, flatten_dict(after)[path]) == (path[0] != GROUP), path
     held = program.packing.unpack_state(state)
@@ -66,6 +67,10 @@ def test_a_record_older_than_an_option_is_resumed(tmp_path):
     record = {"model": asdict(MODEL), "diffusion": asdict(run.diffusion), "config": config, "position": 0}
     save_weights(tmp_path / "checkpoints" / "3", {GROUP: np.zeros(1, np.float32)}, record)
     assert StartPoint.of(run).step == 3
+    other = replace(run, init_from=str(tmp_path / "other"))
+    save_weights(other.init_from, {"params": np.zeros(1, np.float32)}, {"model": asdict(MODEL) | {"num_channels": 64}})
+    with pytest.raises(GlideError, match="num_channels: 64 there, 32 here"):
+        StartPoint.of(other)
     with pytest.raises(GlideError, match=r"dora False there, .* dora True here"):
         StartPoint.of(replace(run, train=make_config(lora=replace(lora, dora=True))))
 
