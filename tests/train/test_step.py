@@ -141,4 +141,5 @@ def test_validation_noise_cover_the_timesteps_evenly_and_never_changes():
     assert np.abs(np.histogram(first.t, bins=8, range=(0, 1000))[0] - 8).max() <= 1
     far = noise_fn(jnp.int32(0), 10**6 + jnp.arange(64), ())
     assert np.abs(np.histogram(far.t, bins=8, range=(0, 1000))[0] - 8).max() <= 1
+    assert len({*far.t.tolist()}) == 64
     assert first.dropout_keys is None
