@@ -1,15 +1,13 @@
 """Devices and processes: the mesh, where each array lives, and the start of a multi-host run."""
 
 from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
+from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
-    AXES,
-    ParallelConfig,
     batch_sharding,
     bytes_per_device,
     check_batch_size,
     gather_for_use,
     in_own_layout,
-    make_mesh,
     nearest_multiples,
     partition_spec,
     put_batch,

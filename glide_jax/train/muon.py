@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from glide_jax.parallel.sharding import AXES
+from glide_jax.parallel.mesh import AXES
 
 _DECAY = 0.95
 _EPS = 1e-8

@@ -4,16 +4,22 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from tests.programs import ROOT
 
 
-def start(program: str, *arguments: object, devices: int = 1, **environment: object) -> subprocess.Popen[str]:
-    """Starts `program` (source text) on so many simulated CPU devices, warnings as errors."""
+def start(
+    program: str, *arguments: object, devices: int = 1, within: Sequence[str] = (), **environment: object
+) -> subprocess.Popen[str]:
+    """Starts `program` (source text) on so many simulated CPU devices, warnings as errors.
+
+    `within` is a command that runs the command given after it.
+    """
     flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={devices}"]
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags).strip()}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
+        [*within, sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | variables | {name: str(value) for name, value in environment.items()},
         stdout=subprocess.PIPE,

@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import uuid
 
 import jax
 import pytest
@@ -52,6 +54,44 @@ def test_two_slurm_tasks_feed_one_global_batch_and_wait_for_each_other():
     results, arrived, left = zip(*(line.rsplit(maxsplit=2) for line in last_lines), strict=True)
     assert results == ("[0, 1, 4, 5] True", "[2, 3, 6, 7] True")
     assert min(map(float, left)) >= max(map(float, arrived))
+
+
+TWO_MACHINES = """
+import sys
+from glide_jax.parallel import *
+initialize_from_environment("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+
+import jax, numpy as np
+assert [device.slice_index for device in jax.devices()] == [0, 0, 1, 1]
+for fsdp in (1, 2, 4):
+    mesh = make_mesh(ParallelConfig(fsdp=fsdp))
+    images = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+    batch = put_batch({"images": np.split(images, 2)[jax.process_index()]}, mesh)["images"]
+    assert float(jax.jit(lambda x: x.sum())(batch)) == images.sum()
+print([[device.process_index for device in row] for row in make_mesh(ParallelConfig(fsdp=2)).devices])
+"""
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Commands that start a program as if on two machines, which jax tells apart by the kernel's boot id."""
+    commands = []
+    for i in range(2):
+        boot_id = tmp_path / f"boot_id_{i}"
+        boot_id.write_text(f"{uuid.uuid4()}\n")
+        mount = f'mount --bind {boot_id} /proc/sys/kernel/random/boot_id && exec "$@"'
+        commands.append(["unshare", "--mount", "sh", "-c", mount, "sh"])
+    try:
+        subprocess.run([*commands[0], "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount namespace for the boot id: {error}")
+    return commands
+
+
+def test_two_machines_are_one_mesh(machines):
+    port = free_port()
+    processes = [start(TWO_MACHINES, port, i, devices=2, within=machine) for i, machine in enumerate(machines)]
+    assert [finish(process).splitlines()[-1] for process in processes] == ["[[0, 0], [1, 1]]"] * 2
 
 
 # Once a device is in use jax refuses to join other processes, so what follows shows whether it was asked to.
