@@ -9,6 +9,8 @@ from glide_jax.errors import GlideError
 
 # The number of processes that srun or mpirun started; jax.distributed finds everything else by itself.
 _LAUNCHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# What jax.distributed raises on a single TPU host as notebooks rent it, which no service describes.
+_NO_CLUSTER = (ValueError, OSError)
 
 
 def initialize_from_environment(
@@ -20,7 +22,7 @@ def initialize_from_environment(
     """Joins this process to the others of its run; alone, it does nothing.
 
     Without arguments, tasks of srun or mpirun (one per GPU; each sees only the GPU of its local rank) and TPU VMs are
-    recognised by their environment. Call it before anything uses a device.
+    recognised by their environment; a TPU host of no known cluster is alone. Call it before anything uses a device.
 
     Args:
         coordinator_address: host:port of process 0, the same for every process.
@@ -33,8 +35,14 @@ def initialize_from_environment(
     """
     explicit = (coordinator_address, num_processes, process_id)
     if explicit == (None, None, None):
-        if _started_by_launcher() or _on_tpu_vm():
+        if _started_by_launcher():
             _join(timeout)
+        elif _on_tpu_vm():
+            try:
+                _join(timeout)
+            except GlideError as error:
+                if not isinstance(error.__cause__, _NO_CLUSTER):
+                    raise
     elif None in explicit:
         raise GlideError("give coordinator_address, num_processes and process_id together, or none of them")
     else:
@@ -85,6 +93,6 @@ def _join(
             cluster_detection_method=detection,
             initialization_timeout=timeout,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, *_NO_CLUSTER) as error:
         address = coordinator_address or "the launcher's address"
         raise GlideError(f"cannot join the other processes at {address}: {str(error).splitlines()[0]}") from error

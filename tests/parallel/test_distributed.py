@@ -7,7 +7,7 @@ import pytest
 
 from glide_jax.errors import GlideError
 from glide_jax.parallel import initialize_from_environment
-from tests.parallel.processes import finish, free_port, start
+from tests.parallel.processes import finish, free_port, run, start
 
 # The mesh orders the devices of the two processes in turn, as a TPU's topology may.
 TWO_PROCESSES = """
@@ -115,6 +115,12 @@ def test_launchers_and_tpu_hosts_are_recognised(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(GlideError, match=r"^cannot join the other processes at the launcher's address: "):
         initialize_from_environment()
+
+
+def test_a_tpu_host_that_no_service_describes_is_alone():
+    """As notebooks rent them: the runtime is there, and nothing names other hosts."""
+    program = "from glide_jax.parallel import *; initialize_from_environment(); import jax; print(jax.process_count())"
+    assert run(program, TPU_ML_PLATFORM="JAX").split() == ["1"]
 
 
 def test_a_late_call_is_refused_in_one_line():
