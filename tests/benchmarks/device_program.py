@@ -1,32 +1,32 @@
-"""What XLA makes of our programs for an NVIDIA H100, seen on a machine that has none.
+"""What XLA makes of our programs for an NVIDIA H100 or for TPUs, seen on a machine that has neither.
 
     V=$(python -c "import jax; print(jax.__version__)")
-    pip install --no-deps jax-cuda13-plugin==$V jax-cuda13-pjrt==$V
-    python tests/benchmarks/gpu_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
+    pip install --no-deps jax-cuda13-plugin==$V jax-cuda13-pjrt==$V     # for --device h100
+    pip install --no-deps libtpu                                        # for --device v5e:2x2
+    python tests/benchmarks/device_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
 
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
-their shapes (whole operands, of which a kernel may read a part), memory, and what should not be there. What only a GPU
-can choose is missing: cuDNN's and cuBLAS's algorithms, and cuDNN's attention, in whose place stands XLA's. Messages
-about cuInit and PJRT_Api are harmless. `--dump DIR` keeps the programs' text.
+their shapes (whole operands, of which a kernel may read a part), memory of each device, and what should not be there;
+for TPUs also the cycles that their compiler expects. What only a GPU can choose is missing: cuDNN's and cuBLAS's
+algorithms, and cuDNN's attention, in whose place stands XLA's. Messages about cuInit, PJRT_Api and the TPU's missing
+host are harmless. `--dump DIR` keeps the programs' text.
 """
 
 import argparse
-import math
 import os
-import re
+import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 # Before jax is imported; what is compiled here is never run, so kernels need no choice of the quickest.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -36,6 +36,7 @@ from glide_jax.models import Conditioning, Params
 from glide_jax.parallel import make_mesh
 from glide_jax.train import RunConfig
 from glide_jax.train.program import Program
+from tests.benchmarks.hlo import report
 
 PROGRAMS = ("init", "train", "sample")
 
@@ -59,31 +60,16 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-_ITEMSIZE = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-_SHAPE = re.compile(r"\b(" + "|".join(_ITEMSIZE) + r")\[([\d,]*)\]")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(?:, |$)")
-# Neither kernels nor memory traffic.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
 
-
-def h100_mesh() -> Mesh:
-    """The mesh of one H100 that is not there.
+def absent_devices(name: str) -> list[jax.Device]:
+    """Devices to compile for that are not there: "h100" is one, and a TPU topology, such as "v5e:2x2", all its chips.
 
     Raises:
         ImportError: no CUDA plugin of jax is installed.
+        jax.errors.JaxRuntimeError: libtpu is not installed, or does not know the topology.
     """
+    if name != "h100":
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     from jax_plugins import xla_cuda13
 
     try:
@@ -91,9 +77,7 @@ def h100_mesh() -> Mesh:
     except jax.errors.JaxRuntimeError as error:
         if "already exists" not in str(error):  # jax has found it by itself
             raise
-    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    like = make_mesh(RunConfig().parallel, jax.devices()[:1])
-    return Mesh(np.array(topology.devices[:1]).reshape(1, 1), like.axis_names, axis_types=like.axis_types)
+    return list(topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices)
 
 
 def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
@@ -123,87 +107,16 @@ def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
     return jax.jit(evaluate).lower(program.abstract_state["params"], images(model.image_size), low_res, *texts)
 
 
-@dataclass
-class Kernel:
-    """One operation of a compiled program that is a kernel, or several, on the device."""
-
-    kind: str
-    text: str
-    bytes: int
-
-
-def kernels(text: str) -> Iterator[Kernel]:
-    """The kernels of a compiled program's text; those of a loop's body once."""
-    fused = set(re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", text))
-    for computation in re.split(r"\n(?=%|ENTRY)", text):
-        name = re.match(r"(?:ENTRY )?%([\w.\-]+)", computation)
-        if name is None or name[1] in fused:
-            continue
-        sizes: dict[str, int] = {}
-        for line in computation.splitlines():
-            found = _INSTRUCTION.match(line)
-            if found is None:
-                continue
-            result, shape, operation, operands = found.groups()
-            sizes[result] = _bytes(shape)
-            if operation not in _FREE:
-                read = sum(sizes.get(operand, 0) for operand in set(re.findall(r"%([\w.\-]+)", operands)))
-                yield Kernel(_kind(operation, line), line.strip(), sizes[result] + read)
-
-
-def _bytes(shape: str) -> int:
-    return sum(
-        _ITEMSIZE[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape)
-    )
-
-
-def _kind(operation: str, line: str) -> str:
-    if operation == "custom-call":
-        target = re.search(r'custom_call_target="([^"]+)"', line)
-        name = target[1] if target else ""
-        parts = {"conv": "convolution", "fmha": "attention", "cublas": "matrix product", "callback": "host callback"}
-        return next((kind for part, kind in parts.items() if part in name), name)
-    if operation == "fusion":
-        if "gemm" in line:
-            return "matrix product"
-        kind = re.search(r"%(?:input|loop|wrapped)?_?([\w-]*?)(?:_fusion)?[.\d]* =", line)
-        words = set(re.split(r"[_-]", kind[1])) if kind else set()
-        return next(
-            (k for k in ("scatter", "sort", "reduce", "transpose", "concatenate") if k in words), "other fusion"
-        )
-    return operation
-
-
-def report(text: str, half: bool) -> str:
-    """Kernels and gigabytes by kind, and what should not be there."""
-    counts: Counter[str] = Counter()
-    traffic: Counter[str] = Counter()
-    unwanted: Counter[str] = Counter()
-    for kernel in kernels(text):
-        counts[kernel.kind] += 1
-        traffic[kernel.kind] += kernel.bytes
-        if kernel.text.split(" = ")[1].split(" ")[1].startswith("convolution("):
-            unwanted["convolution without cuDNN"] += 1
-        if kernel.kind == "convolution" and half and " = (f32[" in kernel.text:
-            unwanted["float32 convolution"] += 1
-        if kernel.kind in ("host callback", "sort"):
-            unwanted[kernel.kind] += 1
-        if kernel.kind in ("transpose", "copy") and kernel.bytes > 2**24:
-            unwanted[f"{kernel.kind} of more than 16 MiB"] += 1
-    lines = [f"  {counts.total()} kernels, {traffic.total() / 1e9:.2f} GB"]
-    lines += [f"    {count:5d} {traffic[kind] / 1e9:8.2f} GB  {kind}" for kind, count in counts.most_common()]
-    return "\n".join([*lines, "  unwanted: " + (", ".join(f"{n} {what}" for what, n in unwanted.items()) or "nothing")])
-
-
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--device", default="h100", help="h100, or a TPU topology such as v5e:2x2, v5p:2x2x1 or v6e:4x4")
     parse.add_argument("--pages", default="emoji,glide_base")
     parse.add_argument("--programs", default=",".join(PROGRAMS))
     parse.add_argument("--batch", type=int, default=32)
     parse.add_argument("--dtype", default="bfloat16")
     parse.add_argument("--dump", type=Path)
     args, changes = parse.parse_known_args()
-    mesh = h100_mesh()
+    devices = absent_devices(args.device)
     for name in args.pages.split(","):
         file, colon, variant = name.partition(":")
         page = read_page(f"configs/{file}.py{colon}{variant}")
@@ -211,6 +124,7 @@ def main() -> None:
             override(page, *change.removeprefix("--config.").split("=", 1))
         config = from_ml_collections(page)
         config = replace(config, train=replace(config.train, batch_size=args.batch, dtype=args.dtype))
+        mesh = make_mesh(config.parallel, devices)
         for program in args.programs.split(","):
             begun, busy = time.monotonic(), time.process_time()
             traced = lowered(program, config, mesh)
