@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """All options of `train.py` but those of the page."""
     parse = Parser(
         prog="train.py",
-        unknown="options of a page are written --config.NAME=VALUE (docs/migration.md has glide-finetune's)",
+        unknown=_instead,
         description="Trains or fine-tunes a model according to a page of configs/.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,6 +36,20 @@ def parser() -> argparse.ArgumentParser:
     add("--num_processes", type=int, help="number of processes in the run")
     add("--process_id", type=int, help="the number of this one, from 0")
     return parse
+
+
+def _instead(word: str) -> str:
+    """What to write instead of a word that is none of these options."""
+    from glide_jax.config import named_alike  # noqa: PLC0415 (takes seconds)
+
+    name = word.lstrip("-").partition("=")[0]
+    if name.endswith(".py"):
+        return f"write --config {word}"
+    if meant := named_alike(name):
+        return f"write {' or '.join(f'--config.{path}=VALUE' for path in meant)}"
+    if word.startswith("-") or "=" in word:
+        return "options of a page are written --config.NAME=VALUE (docs/migration.md has glide-finetune's)"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,12 +84,16 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
 def _option(cls: Any, name: str, key: str) -> Field:
     known = fields(cls)
     if name not in known:
-        tails = (f"_{part.replace('.', '_')}" for part in (key, name))
-        paths = list(_paths(RunConfig))
-        elsewhere = [path for tail in tails for path in paths if f"_{path.replace('.', '_')}".endswith(tail)]
-        meant = f"did you mean {' or '.join(dict.fromkeys(elsewhere))}?" if elsewhere else nearest(name, known)
+        elsewhere = dict.fromkeys([*named_alike(key), *named_alike(name)])
+        meant = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, known)
         raise GlideError(f"unknown configuration key {key}; {meant}")
     return known[name]
+
+
+def named_alike(name: str) -> list[str]:
+    """The options of a page whose names end like this one: "lora.rank" and "lora_rank" are "train.lora.rank"."""
+    end = f"_{name.replace('.', '_')}"
+    return [path for path in _paths(RunConfig) if f"_{path.replace('.', '_')}".endswith(end)]
 
 
 def _paths(cls: Any, prefix: str = "") -> Iterator[str]:

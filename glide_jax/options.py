@@ -16,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -311,11 +311,11 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         unnamed: the option that a word without an option probably belongs to, as "--prompt".
-        unknown: what to say about an unknown option that resembles none.
+        unknown: tells what to write instead of a word, or of an option that resembles none; "" if it cannot.
         **options: for `argparse.ArgumentParser`.
     """
 
-    def __init__(self, *, unnamed: str = "", unknown: str = "", **options: Any) -> None:
+    def __init__(self, *, unnamed: str = "", unknown: Callable[[str], str] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)  # an abbreviation would change its meaning with a new option
         self._unnamed = unnamed
         self._unknown = unknown
@@ -335,13 +335,14 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, words: Sequence[str]) -> NoReturn:
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        instead = self._unknown(flag or words[0]) if self._unknown else ""
         if flag is None:
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
-            self.error(f"unexpected argument {words[0]!r}: {said}")
+            self.error(f"unexpected argument {words[0]!r}: {instead or said}")
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
         if near := _near(flag.lstrip("-"), known):
             raise GlideError(f"unknown option {flag}; did you mean {' or '.join(f'--{name}' for name in near)}?")
-        self.error(f"unknown option {flag}" + (f": {self._unknown}" if self._unknown else ""))
+        self.error(f"unknown option {flag}" + (f": {instead}" if instead else ""))
 
 
 def add_arguments(

@@ -80,8 +80,8 @@ def survey(source: Source, seed: int = 0) -> Survey:
     return found
 
 
-def describe(source: Source, found: Survey, text_ctx: int, bad_share: float) -> list[str]:
-    """The report, line by line; training stops at a share of unusable samples above `bad_share`."""
+def describe(source: Source, found: Survey, text_ctx: int) -> list[str]:
+    """The report, line by line."""
     lines = [f"{len(source)} sample{'s' * (len(source) != 1)} with an image and a caption"]
     lines += [f"  left out, {reason}: {count}" for reason, count in source.counts.most_common()]
     lines.append(f"{found.read} of them read, {found.read - found.bad} are usable")
@@ -89,11 +89,6 @@ def describe(source: Source, found: Survey, text_ctx: int, bad_share: float) -> 
         lines.append(f"  unusable, {reason}: {len(names)}")
         lines += [f"    {name}" for name in names[:_NAMED]]
         lines += [f"    and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    if found.bad > bad_share * found.read:
-        lines.append(
-            f"training would stop: {found.bad / found.read:.0%} are unusable, and --config.data.bad_share is"
-            f" {bad_share:g}"
-        )
     if not found.widths:
         return lines
     longer = np.mean(np.array(found.tokens) >= text_ctx)
@@ -134,26 +129,38 @@ def contact_sheet(
     return grid(images, [caption for batch in batches for caption in batch.captions], cell=_CELL)
 
 
-def check(config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int) -> list[str]:
-    """Checks a data set, writes its contact sheet, and returns the report.
+def check(
+    config: DataConfig, sheet: Path, image_size: int, low_res_size: int | None, text_ctx: int
+) -> tuple[list[str], bool]:
+    """Checks a data set and, if any of its samples is usable, writes its contact sheet.
+
+    Returns:
+        The report, line by line, and whether training would go on: it stops at more unusable samples than `bad_share`.
 
     Raises:
-        GlideError: sizes do not fit together, the data set cannot be opened or has no usable sample, or the sheet
-            cannot be written.
+        GlideError: sizes do not fit together, the data set cannot be opened, or the sheet cannot be written.
     """
     for size in config.sizes or (None,):
         Shapes(image_size, text_ctx, low_res_size, size)  # before minutes of reading
     if sheet.is_dir():
         raise GlideError(f"--sheet {sheet} is a folder: give a file, as {sheet / 'sheet.png'}")
     source = open_indexed(config)
-    lines = describe(source, survey(source), text_ctx, config.bad_share)
-    if config.sizes:
+    found = survey(source)
+    lines = describe(source, found, text_ctx)
+    if config.sizes and found.widths:
         buckets = open_buckets(source, config.sizes, seed=0, revalidate=config.revalidate)
         lines += [f"bucket {size}: {count} images, {count / len(source):.1%}" for size, count in buckets.counts.items()]
         lines += [f"in no bucket, {reason}: {count}" for reason, count in buckets.left_out.most_common()]
-    count = min(_SHEET, len(source))
-    save_png(sheet, contact_sheet(replace(config, revalidate=False), image_size, low_res_size, count=count))
-    return [*lines, f"{count} random samples as the model sees them: {sheet}"]
+    if found.widths:
+        count = min(_SHEET, len(source))
+        usable = replace(config, revalidate=False, bad_share=1.0)
+        save_png(sheet, contact_sheet(usable, image_size, low_res_size, count=count))
+        lines.append(f"{count} random samples as the model sees them: {sheet}")
+    goes_on = found.bad <= config.bad_share * found.read
+    if not goes_on:
+        share = f"{found.bad / found.read:.0%}"
+        lines.append(f"training would stop: {share} are unusable, and --config.data.bad_share is {config.bad_share:g}")
+    return lines, goes_on
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,9 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Runs the command line."""
+def main() -> int:
+    """Runs the command line; returns 1 if training would stop."""
     args = _parser().parse_args()
     filters = build(FilterConfig, given(vars(args), FilterConfig, "filters."), "filters.")
     config = build(DataConfig, given(vars(args), DataConfig) | {"filters": filters, "uncond_p": 0.0}, "data.")
-    print("\n".join(check(config, args.sheet, args.image_size, args.low_res_size, args.text_ctx)))
+    lines, goes_on = check(config, args.sheet, args.image_size, args.low_res_size, args.text_ctx)
+    print("\n".join(lines))
+    return 0 if goes_on else 1

@@ -2,7 +2,7 @@
 
     V=$(python -c "import jax; print(jax.__version__)")
     pip install --no-deps jax-cuda13-plugin==$V jax-cuda13-pjrt==$V     # for --device h100
-    pip install --no-deps libtpu                                        # for --device v5e:2x2
+    pip install --no-deps libtpu        # for --device v5e:2x2; jax[tpu] names the version
     python tests/benchmarks/device_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
 
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
@@ -22,7 +22,7 @@ from pathlib import Path
 # Before jax is imported; what is compiled here is never run, so kernels need no choice of the quickest.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # there is no TPU to share
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax

@@ -104,7 +104,7 @@ def test_the_command_measures_once_what_a_run_then_need_not(write_shard, numbere
 
     monkeypatch.setattr(WebDataset, "image_size", counted)
     for revalidate in (False, True):
-        lines = check(replace(config, revalidate=revalidate), tmp_path / "sheet.png", 8, None, 16)
+        lines, _ = check(replace(config, revalidate=revalidate), tmp_path / "sheet.png", 8, None, 16)
         assert {"bucket 8x8: 11 images, 91.7%", "in no bucket, corrupt image: 1"} <= {*lines}
         assert sorted(measured) == list(range(12))
         measured.clear()
@@ -117,25 +117,36 @@ def test_a_survey_of_many_samples_reads_some(write_shard, numbered, monkeypatch)
     source = open_indexed(DataConfig(path=str(write_shard("a.tar", [numbered(i) for i in range(9)]))))
     found = survey(source)
     assert len(found.widths) == found.read == 5
-    assert describe(source, found, 16, 0.1)[:2] == [
+    assert describe(source, found, 16)[:2] == [
         "9 samples with an image and a caption",
         "5 of them read, 5 are usable",
     ]
 
 
-def test_a_set_that_would_stop_a_run_says_so_and_names_its_files(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--buckets", "64x64", "48x80"]])
+def test_a_set_without_a_usable_image_is_reported_and_has_no_sheet(tmp_path, capsys, options):
+    images, sheet = tmp_path / "images", tmp_path / "sheet.png"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"damaged")
+    (images / "a.txt").write_text("a cat")
+    assert check_in_process(images, "--source=folder", f"--sheet={sheet}", *options) == 1
+    assert f"    {images}/a.png\ntraining would stop: 100% are unusable" in capsys.readouterr().out
+    assert not sheet.exists()
+
+
+def test_a_set_that_would_stop_a_run_fails_and_names_its_files(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(12):
-        (tmp_path / f"{number:02}.txt").write_text("a cat")
-        (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
-    Image.new("RGB", (16, 16)).save(tmp_path / "00.png")
-    config = DataConfig(source="folder", path=str(tmp_path))
-    lines = describe(open_indexed(config), survey(open_indexed(config)), 16, config.bad_share)
+        (images / f"{number:02}.txt").write_text("a cat")
+        (images / f"{number:02}.png").write_bytes(b"damaged")
+    Image.new("RGB", (16, 16)).save(images / "00.png")
+    assert check_in_process(images, "--source=folder", f"--sheet={tmp_path}/sheet.png") == 1
+    lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == ["12 of them read, 1 are usable", "  unusable, corrupt image: 11"]
-    assert {*lines[3:13]} < {f"    {tmp_path}/{number:02}.png" for number in range(1, 12)}
-    assert lines[13:15] == [
-        "    and 1 more",
-        "training would stop: 92% are unusable, and --config.data.bad_share is 0.1",
-    ]
+    assert {*lines[3:13]} < {f"    {images}/{number:02}.png" for number in range(1, 12)}
+    assert lines[13] == "    and 1 more"
+    assert lines[-1] == "training would stop: 92% are unusable, and --config.data.bad_share is 0.1"
 
 
 @pytest.mark.parametrize("low_res_size", [None, 4])
