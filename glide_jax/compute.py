@@ -1,5 +1,7 @@
-"""The types that models compute in; parameters are always float32."""
+"""What models compute in: types (parameters are always float32), and the memory of devices."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -49,3 +51,16 @@ def cuda_capability() -> float:
         return min(float(device.compute_capability) for device in jax.local_devices(backend="cuda"))
     except RuntimeError:
         return 0.0
+
+
+@contextmanager
+def memory_of_device(error_of: Callable[[str, str], GlideError]) -> Iterator[None]:
+    """Raises what `error_of` makes of the device's kind and XLA's reason in place of XLA's out-of-memory error."""
+    import jax  # noqa: PLC0415 (as above)
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise error_of(jax.local_devices()[0].device_kind, str(error).splitlines()[0]) from error

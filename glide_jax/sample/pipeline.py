@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from glide_jax.compute import memory_of_device
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
 from glide_jax.options import build
@@ -294,13 +295,11 @@ class Pipeline:
             own |= {} if from_each is None else {"init_image": from_each[picked]}
             given = inputs(known, picked, size=base_size, **own)
             clip_params = None if self.clip is None else self.clip.params
-            generated = base.stage.sample(
-                base.params, given, options, seed=seed, clip_params=clip_params, on_steps=report
-            )
-            images, small = to_uint8(jax.device_get(generated)), None
+            images = _generated(base, given, options, seed, on_steps=report, clip_params=clip_params)
+            small = None
             if self.upsampler is not None:
                 up_inputs = inputs(known_large, picked, low_res=from_uint8(images), size=large)
-                images, small = self._enlarged(up_inputs, up_options, seed, report), images[:real]
+                images, small = _generated(self.upsampler, up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
             return Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
 
@@ -340,7 +339,8 @@ class Pipeline:
         **changes: Any,
     ) -> Iterator[Samples]:
         """Checks an `upsample` request immediately, then enlarges batch by batch."""
-        if self.upsampler is None:
+        upsampler = self.upsampler
+        if upsampler is None:
             raise GlideError("no upsampler was given")
         several = [images] if is_image(images) else list(cast(Sequence[ImageSource], images))
         rows = one_per_image(prompts, 1) * (len(several) if isinstance(prompts, Prompt) or len(prompts) == 1 else 1)
@@ -348,22 +348,17 @@ class Pipeline:
             raise GlideError(f"{len(rows)} prompts for {len(several)} images: give one for all, or one each")
         seed = checked_seed(seed)
         up_options = build(SampleOptions, changes, base=options) if options else self._upsampler_options(changes)
-        self.upsampler.stage.check(rows, up_options, from_image=True)
-        size = self.upsampler.stage.model.config.low_res_size
+        upsampler.stage.check(rows, up_options, from_image=True)
+        size = upsampler.stage.model.config.low_res_size
         low_res = np.stack([load_image(image, size) for image in several])
 
         def batch(picked: list[int], real: int) -> Samples:
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
-            enlarged = self._enlarged(inputs, up_options, seed, of_real(on_steps, real))[:real]
+            enlarged = _generated(upsampler, inputs, up_options, seed, of_real(on_steps, real))[:real]
             mine = picked[:real]
             return Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine]))
 
         return (batch(*cut) for cut in cut(len(rows), min(self.batch_size, len(rows))))
-
-    def _enlarged(self, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None) -> np.ndarray:
-        assert self.upsampler is not None
-        stage, params = self.upsampler.stage, self.upsampler.params
-        return to_uint8(jax.device_get(stage.sample(params, inputs, options, seed=seed, on_steps=on_steps)))
 
     def invert(
         self,
@@ -436,3 +431,20 @@ class Pipeline:
         if isinstance(options, SampleOptions):
             return options
         return upsampling(overruled(upsampler_flags(self.settings), options or {}))
+
+
+def _generated(
+    model: LoadedModel, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None, **more: Any
+) -> np.ndarray:
+    count, size = len(inputs.prompts), model.stage.model.config.image_size
+
+    def too_large(kind: str, reason: str) -> GlideError:
+        several = f"a batch_size below {count}, or " if count > 1 else ""
+        return GlideError(
+            f"generating {count} image{'s' * (count > 1)} of {size} pixels at a time does not fit in the memory of"
+            f" {kind} ({reason}): try {several}dtype bfloat16"
+        )
+
+    with memory_of_device(too_large):
+        images = model.stage.sample(model.params, inputs, options, seed=seed, on_steps=on_steps, **more)
+        return to_uint8(jax.device_get(images))

@@ -1,11 +1,11 @@
 """What to do when a batch does not fit in a device's memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
+from glide_jax.compute import memory_of_device
 from glide_jax.errors import GlideError
 from glide_jax.train.config import TrainConfig
 
@@ -17,38 +17,21 @@ class StateLost(GlideError):
     """A training step does not fit in a device's memory, and the state passed to it may be lost."""
 
 
-@contextmanager
-def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> Iterator[None]:
+def fitting(config: TrainConfig, step: jax.stages.Compiled | None = None) -> AbstractContextManager[None]:
     """Turns XLA's out-of-memory error in a training step into a `StateLost` that says what would help.
 
     Args:
         config: of the run.
         step: the compiled step; None while it is being compiled.
     """
-    with _explaining(lambda reason: StateLost(_explained(config, step, reason))):
-        yield
+    return memory_of_device(lambda kind, reason: StateLost(_explained(config, step, kind, reason)))
 
 
-@contextmanager
-def fitting_aside(label: str, advice: str) -> Iterator[None]:
+def fitting_aside(label: str, advice: str) -> AbstractContextManager[None]:
     """Turns XLA's out-of-memory error in what is done between steps, as "validating", into a `GlideError`."""
-
-    def explained(reason: str) -> GlideError:
-        kind = jax.local_devices()[0].device_kind
-        return GlideError(f"{label} does not fit in the memory of {kind} ({reason}): try {advice}")
-
-    with _explaining(explained):
-        yield
-
-
-@contextmanager
-def _explaining(error_of: Callable[[str], GlideError]) -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise error_of(str(error).splitlines()[0]) from error
+    return memory_of_device(
+        lambda kind, reason: GlideError(f"{label} does not fit in the memory of {kind} ({reason}): try {advice}")
+    )
 
 
 def needed_bytes(step: jax.stages.Compiled) -> int | None:
@@ -60,10 +43,9 @@ def needed_bytes(step: jax.stages.Compiled) -> int | None:
     return int(found.argument_size_in_bytes + results + found.temp_size_in_bytes)
 
 
-def _explained(config: TrainConfig, step: jax.stages.Compiled | None, reason: str) -> str:
-    device = jax.local_devices()[0]
+def _explained(config: TrainConfig, step: jax.stages.Compiled | None, kind: str, reason: str) -> str:
     needed = step and needed_bytes(step)
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     facts = [f"{needed / 1e9:,.1f} GB on each device are needed"] if needed else []
     facts += [f"{limit / 1e9:,.1f} GB are there"] if limit else []
     facts.append(reason)
@@ -75,7 +57,7 @@ def _explained(config: TrainConfig, step: jax.stages.Compiled | None, reason: st
     helping.append("a smaller --config.train.batch_size" if config.batch_size > 1 else "--config.parallel.fsdp")
     at_a_time = config.batch_size // config.gradient_accumulation_steps
     return (
-        f"a step of {at_a_time} images at a time does not fit in the memory of {device.device_kind}"
+        f"a step of {at_a_time} images at a time does not fit in the memory of {kind}"
         f" ({'; '.join(facts)}): try {', '.join(helping)}"
     )
 

@@ -210,6 +210,30 @@ def test_what_a_report_raises_ends_the_drawing(loaded):
         loaded.stage.sample(loaded.params, Inputs(["a cat"], [0]), SampleOptions.of(num_steps=23), on_steps=stop)
 
 
+@pytest.mark.parametrize(
+    ("count", "images", "helping"),
+    [(1, "1 image", "dtype bfloat16"), (2, "2 images", "a batch_size below 2, or dtype bfloat16")],
+)
+def test_what_does_not_fit_in_memory_is_one_line(loaded, upsampler, count, images, helping):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore")
+
+    reason = r"cpu \(RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes\.\)"
+    message = rf"^generating {images} of %d pixels at a time does not fit in the memory of {reason}: try {helping}$"
+    with pytest.raises(GlideError, match=message % BASE.image_size):
+        Pipeline(loaded, upsampler)(["a cat"] * count, on_steps=full)
+    with pytest.raises(GlideError, match=message % UPSAMPLER.image_size):
+        Pipeline(None, upsampler).upsample([np.zeros((8, 8, 3), np.uint8)] * count, on_steps=full)
+
+
+def test_other_errors_of_the_device_stay_what_they_are(loaded):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: cuDNN")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL: cuDNN$"):
+        Pipeline(loaded)(["a cat"], on_steps=broken)
+
+
 def test_a_model_that_predicts_v_is_sampled_as_one(loaded):
     """Of v = 0 the noise is sigma x_t and x_0 is alpha x_t, at each of two DDIM steps."""
     stage = Stage(loaded.stage.model, DiffusionConfig(prediction_type="v_prediction"))
