@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 
 from glide_jax import hub
 from glide_jax.checkpoint import lasting, load_weights, read_record, require_blocks, resolve, save_weights
-from glide_jax.compute import check_device
+from glide_jax.compute import check_device, memory_of_device
 from glide_jax.diffusion.schedules import DiffusionConfig
 from glide_jax.errors import GlideError
+from glide_jax.images import to_uint8
 from glide_jax.models import ClipImageConfig, ClipTextConfig, Glide, ModelConfig, NoisedClip, Params
 from glide_jax.models.lora import fingerprint
 from glide_jax.options import build, fields
 from glide_jax.parallel import ParallelConfig, make_mesh, state_shardings, with_shardings
+from glide_jax.sample.conditioning import Inputs
 from glide_jax.sample.lora import Adapters, base_of, check_adapters, check_not_repeated, merged
 from glide_jax.sample.options import SampleOptions
 from glide_jax.sample.pretrained import check_settings
-from glide_jax.sample.stage import Stage
+from glide_jax.sample.stage import OnSteps, Stage
 
 _T = TypeVar("_T")
 
@@ -112,6 +116,30 @@ class LoadedModel:
     def sha256(self) -> str:
         """The `fingerprint` of the weights; the first call may take seconds."""
         return fingerprint(self.params)
+
+    def generate(
+        self,
+        inputs: Inputs,
+        options: SampleOptions,
+        seed: int,
+        on_steps: OnSteps | None = None,
+        clip_params: Params | None = None,
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """The images of `Stage.sample` in 8 bits; raises `GlideError` if a device's memory does not hold as many."""
+        count, size = len(inputs.prompts), self.stage.model.config.image_size
+
+        def too_many(kind: str, reason: str) -> GlideError:
+            fewer = f"a batch_size below {count}, or " if count > 1 else ""
+            return GlideError(
+                f"generating {count} image{'s' * (count > 1)} of {size} pixels at a time does not fit in the memory of"
+                f" {kind} ({reason}): try {fewer}dtype bfloat16"
+            )
+
+        with memory_of_device(too_many):
+            images = self.stage.sample(
+                self.params, inputs, options, seed=seed, clip_params=clip_params, on_steps=on_steps
+            )
+            return to_uint8(jax.device_get(images))
 
     def with_adapters(self, adapters: Sequence[Adapters]) -> Self:
         """A copy with adapters added to its weights; raises `GlideError` if they belong to other weights."""

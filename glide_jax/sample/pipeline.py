@@ -5,11 +5,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, cast
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from glide_jax.compute import memory_of_device
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, from_uint8, to_uint8
 from glide_jax.options import build
@@ -123,11 +121,13 @@ class Pipeline:
 
         Args:
             name: its folder; or hf://USER/NAME, hf://USER/NAME@REVISION of the Hugging Face Hub.
-            **options: for `from_checkpoints`.
+            **options: for `from_checkpoints`, but for the models.
 
         Raises:
             GlideError: it does not exist, cannot be downloaded, or does not hold what its index says.
         """
+        if given := {"base", "upsampler"} & options.keys():
+            raise GlideError(f"{' and '.join(sorted(given))} cannot be given: from_checkpoints combines models")
         check_names(options, cls.from_checkpoints)
         whole = Pretrained.open(name)
         loaded = cls.from_checkpoints(whole.base, whole.upsampler, **options)
@@ -295,11 +295,11 @@ class Pipeline:
             own |= {} if from_each is None else {"init_image": from_each[picked]}
             given = inputs(known, picked, size=base_size, **own)
             clip_params = None if self.clip is None else self.clip.params
-            images = _generated(base, given, options, seed, on_steps=report, clip_params=clip_params)
+            images = base.generate(given, options, seed, report, clip_params)
             small = None
             if self.upsampler is not None:
                 up_inputs = inputs(known_large, picked, low_res=from_uint8(images), size=large)
-                images, small = _generated(self.upsampler, up_inputs, up_options, seed, report), images[:real]
+                images, small = self.upsampler.generate(up_inputs, up_options, seed, report), images[:real]
             mine = picked[:real]
             return Samples(images[:real], [str(prompts[i]) for i in mine], [indices[i] for i in mine], seed, small)
 
@@ -354,7 +354,7 @@ class Pipeline:
 
         def batch(picked: list[int], real: int) -> Samples:
             inputs = Inputs([rows[i] for i in picked], picked, low_res=low_res[picked])
-            enlarged = _generated(upsampler, inputs, up_options, seed, of_real(on_steps, real))[:real]
+            enlarged = upsampler.generate(inputs, up_options, seed, of_real(on_steps, real))[:real]
             mine = picked[:real]
             return Samples(enlarged, [str(rows[i]) for i in mine], mine, seed, to_uint8(low_res[mine]))
 
@@ -431,20 +431,3 @@ class Pipeline:
         if isinstance(options, SampleOptions):
             return options
         return upsampling(overruled(upsampler_flags(self.settings), options or {}))
-
-
-def _generated(
-    model: LoadedModel, inputs: Inputs, options: SampleOptions, seed: int, on_steps: OnSteps | None, **more: Any
-) -> np.ndarray:
-    count, size = len(inputs.prompts), model.stage.model.config.image_size
-
-    def too_large(kind: str, reason: str) -> GlideError:
-        several = f"a batch_size below {count}, or " if count > 1 else ""
-        return GlideError(
-            f"generating {count} image{'s' * (count > 1)} of {size} pixels at a time does not fit in the memory of"
-            f" {kind} ({reason}): try {several}dtype bfloat16"
-        )
-
-    with memory_of_device(too_large):
-        images = model.stage.sample(model.params, inputs, options, seed=seed, on_steps=on_steps, **more)
-        return to_uint8(jax.device_get(images))
