@@ -218,7 +218,7 @@ def test_a_part_that_is_missing_is_named(folder, tmp_path):
         Pipeline.from_pretrained(tmp_path / "alone" / "base")
     with pytest.raises(GlideError, match=r"one that you mean: base; it is a whole pipeline, which Pipeline\.from_pre"):
         Pipeline.from_checkpoints(tmp_path / "alone")
-    with pytest.raises(GlideError, match="^base cannot be given: from_checkpoints combines models$"):
+    with pytest.raises(GlideError, match=r"^base cannot be given: from_checkpoints combines models$"):
         Pipeline.from_pretrained(tmp_path / "alone", base=tmp_path / "alone" / "base")
     with pytest.raises(GlideError, match=r"torch_dtype is unknown; did you mean dtype\?"):
         Pipeline.from_pretrained(tmp_path / "alone", torch_dtype="float16")

@@ -165,7 +165,7 @@ DATA = (
           ("tests/data/sources/test_stream.py",)),
     Fault("unusable samples have no names", "glide_jax/data/sources/folder.py",
           "os.fsencode(self._pairs[index][0])", 'b""',
-          ("tests/data/test_check.py::test_a_set_that_would_stop_a_run_says_so_and_names_its_files",)),
+          ("tests/data/test_check.py::test_a_set_that_would_stop_a_run_fails_and_names_its_files",)),
 )
 PARALLEL = (
     Fault("the least size to split counts elements", "glide_jax/parallel/sharding.py",
