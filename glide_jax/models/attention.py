@@ -29,7 +29,7 @@ def attention(
     def attend(implementation: Literal["xla", "cudnn"], *qkv: Array) -> Array:
         return jax.nn.dot_product_attention(*qkv, scale=1.0, is_causal=causal, implementation=implementation)
 
-    if not _flash_applies(q):
+    if not _flash_applies(q, k):
         return attend("xla", *scaled, v)
     # A process with a GPU may also compute on its CPU.
     return jax.lax.platform_dependent(*scaled, v, cuda=partial(attend, "cudnn"), default=partial(attend, "xla"))
@@ -43,7 +43,9 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1).mean(axis=1)
 
 
-def _flash_applies(q: Array) -> bool:
+def _flash_applies(q: Array, k: Array) -> bool:
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     most = 256 if cuda_capability() >= 9 else 128
-    return half and cuda_capability() >= 8 and q.shape[-1] % 8 == 0 and q.shape[-1] <= most
+    channels = q.shape[-1] % 8 == 0 and q.shape[-1] <= most
+    even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0  # others have no gradient
+    return half and cuda_capability() >= 8 and channels and even

@@ -37,15 +37,36 @@ def test_it_is_the_textbooks_attention(dtype, tolerance, causal):
     np.testing.assert_allclose(np.asarray(out, np.float64), textbook(q, k, v, causal), atol=tolerance)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "cpu"])
-def test_where_it_is_computed_decides_on_the_kernel(platform, monkeypatch):
-    """A process with a GPU may compute on its CPU."""
+@pytest.fixture
+def lowered(monkeypatch):
+    """The gradient's program as JAX writes it for an H100, or for the CPU of a process with one."""
     monkeypatch.setattr(attention_module, "cuda_capability", lambda: 9.0)
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     gradient = jax.jit(jax.grad(lambda q, k, v: attention(q, k, v).sum().astype(jnp.float32)))
-    text = gradient.trace(*draw(64, 192, 64, "bfloat16")).lower(lowering_platforms=(platform,)).as_text()
-    assert ("__cudnn$fmhaSoftmaxBackward" in text) == (platform == "cuda")
+    return lambda platform, *shape: (
+        gradient.trace(*draw(*shape, "bfloat16")).lower(lowering_platforms=(platform,)).as_text()
+    )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpu"])
+def test_where_it_is_computed_decides_on_the_kernel(platform, lowered):
+    assert ("__cudnn$fmhaSoftmaxBackward" in lowered(platform, 64, 192, 64)) == (platform == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("shape", "flash"),
+    [
+        ((64, 64, 256), True),
+        ((64, 64, 264), False),
+        ((64, 64, 20), False),
+        ((81, 209, 64), False),
+        ((64, 77, 64), False),
+    ],
+)
+def test_shapes_that_cudnn_refuses_are_left_to_xla(shape, flash, lowered):
+    """Such as 9 x 9 pixels, or 77 tokens: cuDNN has no gradient of odd lengths."""
+    assert ("__cudnn$fmhaSoftmaxBackward" in lowered("cuda", *shape)) == flash
 
 
 @pytest.mark.gpu
