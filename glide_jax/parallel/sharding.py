@@ -80,12 +80,16 @@ def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding]) ->
     """Inside jit: gives the gradients of whole arrays the layout of the arrays.
 
     cuDNN returns those of convolution kernels in another layout, and XLA would transpose weights, EMA weights and
-    moments to it and back. With micro-batches, call it after they are summed: otherwise devices communicate for each.
+    moments to it and back; or transpose gradients within their update, which then cannot happen in place and copies all
+    three. With micro-batches, call it after they are summed: otherwise devices communicate for each.
     """
 
     def arrange(gradient: Array, to: NamedSharding) -> Array:
-        rows = Layout(tuple(range(gradient.ndim)))
-        return with_layout_constraint(gradient, rows) if to.is_fully_replicated else gradient
+        if not to.is_fully_replicated:
+            return gradient
+        arranged = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
+        of_convolution = gradient.ndim == 4
+        return jax.lax.optimization_barrier(arranged) if of_convolution else arranged
 
     return jax.tree.map(arrange, gradients, shardings)
 

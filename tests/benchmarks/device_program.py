@@ -8,8 +8,8 @@
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
 their shapes (whole operands, of which a kernel may read a part), memory of each device, and what should not be there;
 for TPUs also the cycles that their compiler expects. What only a GPU can choose is missing: cuDNN's and cuBLAS's
-algorithms, and cuDNN's attention, in whose place stands XLA's. Messages about cuInit, PJRT_Api and the TPU's missing
-host are harmless. `--dump DIR` keeps the programs' text.
+algorithms, and the memory they work in. Messages about cuInit, PJRT_Api and the TPU's missing host are harmless.
+`--dump DIR` keeps the programs' text.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from glide_jax.config import from_ml_collections, override, read_page
-from glide_jax.models import Conditioning, Params
+from glide_jax.models import Conditioning, Params, attention
 from glide_jax.parallel import make_mesh
 from glide_jax.train import RunConfig
 from glide_jax.train.program import Program
@@ -62,22 +62,29 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def absent_devices(name: str) -> list[jax.Device]:
-    """Devices to compile for that are not there: "h100" is one, and a TPU topology, such as "v5e:2x2", all its chips.
+    """Devices to compile for that are not there: "h100" is one, "h100:8" a node of eight, "v5e:2x2" four TPU chips.
 
     Raises:
         ImportError: no CUDA plugin of jax is installed.
         jax.errors.JaxRuntimeError: libtpu is not installed, or does not know the topology.
     """
-    if name != "h100":
+    if not name.startswith("h100"):
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
     from jax_plugins import xla_cuda13
 
+    # JAX looks for cuDNN on this machine before it writes a call of it.
+    attention.cuda_capability = lambda: 9.0
+    cudnn.check_cudnn_version = lambda: 91000
+    cudnn.check_compute_capability = lambda capability: True
     try:
         xla_cuda13.initialize()
     except jax.errors.JaxRuntimeError as error:
         if "already exists" not in str(error):  # jax has found it by itself
             raise
-    return list(topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices)
+    count = int(name.partition(":")[2] or 1)
+    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}")
+    return list(topology.devices)
 
 
 def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
@@ -109,7 +116,7 @@ def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
 
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--device", default="h100", help="h100, or a TPU topology such as v5e:2x2, v5p:2x2x1 or v6e:4x4")
+    parse.add_argument("--device", default="h100", help="h100, h100:8, or TPUs as v5e:2x2, v5p:2x2x1 or v6e:4x4")
     parse.add_argument("--pages", default="emoji,glide_base")
     parse.add_argument("--programs", default=",".join(PROGRAMS))
     parse.add_argument("--batch", type=int, default=32)

@@ -35,12 +35,15 @@ def count(kind, part):
     return int(re.search(rf"(\d+) .*  {kind}\n", part)[1])
 
 
-def test_on_an_h100_a_training_step_has_cudnns_convolutions_and_nothing_unwanted():
-    init, train = compiled("JAX_CUDA_PLUGIN", "h100", "init,train")
+def test_on_two_h100_a_training_step_has_cudnns_kernels_and_nothing_unwanted():
+    init, train = compiled("JAX_CUDA_PLUGIN", "h100:2", "init,train", "--config.parallel.fsdp=2")
     # Weights are cut from one draw: a kernel for each kind of shape, not for each array.
     assert int(re.search(r"(\d+) kernels", init)[1]) < 60
     # Two in each of five blocks, and one before and after them; forward and twice backward.
     assert count("convolution", train) >= 3 * 12 - 1
+    # The text's layer, and one in each of four blocks; forward and backward.
+    assert count("attention", train) == 2 * 5
+    assert count("all-gather-start", train) > 0
     # The last convolution is in float32, forward and twice backward.
     assert "unwanted: 3 float32 convolution\n" in train + "\n"
 
