@@ -28,6 +28,7 @@ from glide_jax.files import lines, read_text
 from glide_jax.images import SUFFIXES
 
 _JSONL = "jsonl:"
+_NO_IMAGE = "line without an image"
 _IDENTIFIER = re.compile(r"^[^_]*\d[^_]*_(?=.)")  # 00017_ or 3f2a_
 
 
@@ -55,12 +56,18 @@ class Folder(Source):
             raise GlideError(
                 f"data.caption_key of a folder is txt, jsonl:FIELD or filename, not {config.caption_key!r}"
             )
+        if config.captions_jsonl and not fields:
+            raise GlideError("data.captions_jsonl is not read: add jsonl:FIELD to data.caption_key, as jsonl:text")
+        if config.preset != "simple":
+            raise GlideError(f"data.preset {config.preset} is of shards: a folder has captions and filters of its own")
         self._listed = _listed_captions(config.captions_jsonl, fields[0]) if fields else {}
         self.counts: Counter[str] = Counter()
         self._roots = _folders(config.path)
         # A folder given several times, so that its images come more often, is read once.
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
+        self.counts[_NO_IMAGE] = len(self._listed.keys() - {_absolute(image) for image, _ in self._pairs})
+        self.counts += Counter()  # drops zeros
         if filters := Filters(config.filters):
             index = index_passing(filters, self._facts, len(self))
             chosen = {self._pairs[number] for number in index.rows}
@@ -97,7 +104,11 @@ class Folder(Source):
         return Facts(dict, lambda: self._captions(image, text), lambda: image_size(image))
 
     def _advice(self, config: DataConfig) -> str:
-        ((most, _),) = self.counts.most_common(1) or [("", 0)]
+        of_images = Counter(self.counts)
+        of_images.pop(_NO_IMAGE, None)
+        ((most, _),) = of_images.most_common(1) or [("", 0)]
+        if most == "missing caption" and self.counts[_NO_IMAGE]:
+            return f"; a file_name is a path from the folder of the JSONL file: {next(iter(self._listed))} is not there"
         file = self._roots[0] / "metadata.jsonl"
         if most == "missing caption" and not self._listed and file.is_file():
             return f"; its captions may be in {file}: give caption_key=jsonl:text and captions_jsonl={file}"
@@ -127,7 +138,6 @@ class Folder(Source):
                 pairs.append((image, None))
             else:
                 self.counts["stem clash" if candidates else "missing caption"] += 1
-        self.counts += Counter()  # drops zeros
         return pairs
 
 

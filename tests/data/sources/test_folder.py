@@ -56,14 +56,21 @@ def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
         '{"file_name": "2.png", "text": ["two", "deux"]}', '{"file_name": "3.png"}', '{"text": "no name"}',
         '{"file_name": 5, "text": ""}', '{"file_name": "4_of_them.png", "text": "four"}', "[]",
     ]  # fmt: skip
+    lines.append('{"file_name": "6.png", "text": "gone"}')
     images = ("a/1.png", "2.png", "3.png", "4_of_them.png", "5_a_fox.png")
     path = write({"metadata.jsonl": "\n".join(lines), "4_of_them.txt": "its own", **dict.fromkeys(images, b"0")})
     given = {"captions_jsonl": f"{path}/../set/metadata.jsonl"}
     source = open_folder(path, caption_key="jsonl:text", **given)
     assert [source[i].captions for i in range(len(source))] == [("two", "deux"), ("four",), ("one",)]
-    assert source.counts == {"missing caption": 2}
+    assert source.counts == {"missing caption": 2, "line without an image": 1}
     source = open_folder(path, caption_key="txt;jsonl:text;filename", **given)
     assert [source[i].captions[0] for i in range(len(source))] == ["two", "3", "its own", "a fox", "one"]
+    other = write({"other/metadata.jsonl": '{"file_name": "other/1.png", "text": "a"}', "other/1.png": b"1"}) + "/other"
+    elsewhere = (
+        rf"\(missing caption: 1, line without an image: 1\); a file_name is a path .*: {other}/other/1.png is not"
+    )
+    with pytest.raises(GlideError, match=elsewhere):
+        open_folder(other, caption_key="jsonl:text", captions_jsonl=f"{other}/metadata.jsonl")
     with pytest.raises(GlideError, match=r"captions may be in .*metadata\.jsonl: give caption_key=jsonl:text and"):
         open_folder(write({"other/metadata.jsonl": "", "other/1.png": b"1"}) + "/other")
 
@@ -74,6 +81,8 @@ def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
         ({"caption_key": "jsonl:text"}, r"give --config\.data\.captions_jsonl=FILE"),
         ({"caption_key": "jsonl:text", "captions_jsonl": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"caption_key": "jsonl:a;jsonl:b"}, "txt, jsonl:FIELD or filename"),
+        ({"captions_jsonl": "/nowhere.jsonl"}, "data.captions_jsonl is not read: add jsonl:FIELD to data.caption_key"),
+        ({"preset": "laion"}, "data.preset laion is of shards"),
     ],
 )
 def test_captions_that_cannot_be_are_one_line(write, options, message):
