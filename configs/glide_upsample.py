@@ -2,7 +2,7 @@
 
     python train.py --config configs/glide_upsample.py --config.data.path='~/laion/{00000..00331}.tar'
 
-The low-resolution input is made from the same crop as the target. Device: a GPU of 40 GB or more; on a smaller one
+The low-resolution input is made from the same crop as the target. Device: a GPU of 24 GB or more; on a smaller one
 lower `--config.train.batch_size`. Time and loss: not measured yet.
 """
 
