@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # They take seconds to import; mistakes in flags and --help need not wait for them.
     from glide_jax.config import from_ml_collections, override, read_page  # noqa: PLC0415
     from glide_jax.files import keep_compiled_programs  # noqa: PLC0415
-    from glide_jax.parallel import initialize_from_environment  # noqa: PLC0415
+    from glide_jax.parallel import ending_alone, initialize_from_environment  # noqa: PLC0415
     from glide_jax.train import Trainer, dry_run, ending_at_once  # noqa: PLC0415
 
     page = read_page(args.config)
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Until all processes are there only Ctrl-C needs help: it would wait for the others, SIGTERM ends a process.
     with ending_at_once(lambda: "while waiting for the other processes", [signal.SIGINT]):
         initialize_from_environment(args.coordinator_address, args.num_processes, args.process_id)
-    return dry_run(config) if args.dry_run else Trainer(config, begun).run()
+    with ending_alone():
+        return dry_run(config) if args.dry_run else Trainer(config, begun).run()
 
 
 def parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str | None]]]:

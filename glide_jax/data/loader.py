@@ -8,6 +8,7 @@ have seen, with any number of processes; each makes its own slice of every batch
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -79,6 +80,12 @@ class DataStream:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def fingerprint(self) -> int:
+        """CRC-32 of how many samples the source's parts and the buckets have; it differs between most data sets."""
+        counts = [part.samples for part in self._images.source.parts()]
+        return zlib.crc32(repr((counts, self.buckets.fingerprint)).encode())
 
     @property
     def epoch(self) -> float:

@@ -1,6 +1,12 @@
 """Devices and processes: the mesh, where each array lives, and the start of a multi-host run."""
 
-from glide_jax.parallel.distributed import initialize_from_environment, wait_for_all
+from glide_jax.parallel.distributed import (
+    SharedError,
+    ending_alone,
+    initialize_from_environment,
+    together,
+    wait_for_all,
+)
 from glide_jax.parallel.mesh import AXES, ParallelConfig, make_mesh
 from glide_jax.parallel.sharding import (
     batch_sharding,
@@ -18,9 +24,11 @@ from glide_jax.parallel.sharding import (
 __all__ = [
     "AXES",
     "ParallelConfig",
+    "SharedError",
     "batch_sharding",
     "bytes_per_device",
     "check_batch_size",
+    "ending_alone",
     "gather_for_use",
     "in_own_layout",
     "initialize_from_environment",
@@ -29,6 +37,7 @@ __all__ = [
     "partition_spec",
     "put_batch",
     "state_shardings",
+    "together",
     "wait_for_all",
     "with_shardings",
 ]

@@ -1,16 +1,28 @@
-"""Runs of several processes: how they start, before JAX touches a device, and a barrier."""
+"""Runs of several processes: how they start, wait for each other, and end together at an error."""
 
 import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from glide_jax import progress
 from glide_jax.errors import GlideError
 
 # The number of processes that srun or mpirun started; jax.distributed finds everything else by itself.
 _LAUNCHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # What jax.distributed raises on a single TPU host as notebooks rent it, which no service describes.
 _NO_CLUSTER = (ValueError, OSError)
+_MOST_BYTES = 2000  # of an error's text that other processes are told
+
+
+class SharedError(GlideError):
+    """An error that every process of the run raises."""
 
 
 def initialize_from_environment(
@@ -31,7 +43,8 @@ def initialize_from_environment(
         timeout: seconds to wait for the others.
 
     Raises:
-        GlideError: only some of the first three arguments are given, or the processes do not find each other.
+        GlideError: only some of the first three arguments are given, or they cannot be used. If the others do not come
+            in time, XLA ends the process.
     """
     explicit = (coordinator_address, num_processes, process_id)
     if explicit == (None, None, None):
@@ -43,6 +56,7 @@ def initialize_from_environment(
             except GlideError as error:
                 if not isinstance(error.__cause__, _NO_CLUSTER):
                     raise
+                print("no other TPU hosts are known: this one works alone", file=sys.stderr)
     elif None in explicit:
         raise GlideError("give coordinator_address, num_processes and process_id together, or none of them")
     else:
@@ -68,6 +82,53 @@ def wait_for_all(place: str, timeout: int = 3600) -> None:
         raise GlideError(f"not all processes came to {place!r}: {str(error).splitlines()[0]}") from error
 
 
+@contextmanager
+def together(place: str) -> Iterator[None]:
+    """Surrounds what may fail in one process alone: at its end all wait for each other, and raise any one's error.
+
+    Args:
+        place: as for `wait_for_all`.
+
+    Raises:
+        SharedError: there was a `GlideError` in some process, whose number the others are told.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure: GlideError | None = None
+    try:
+        yield
+    except GlideError as error:
+        failure = error
+    wait_for_all(place)
+    said = str(failure or "").encode()[:_MOST_BYTES].ljust(_MOST_BYTES, b"\0")
+    everywhere = multihost_utils.process_allgather(np.frombuffer(said, np.uint8))
+    if failure is not None:
+        raise SharedError(str(failure)) from failure
+    for process, text in enumerate(row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everywhere):
+        if text:
+            raise SharedError(f"process {process}: {text}")
+
+
+@contextmanager
+def ending_alone() -> Iterator[None]:
+    """Ends this process at once at an error that the others do not share: JAX would wait for them for five minutes."""
+    try:
+        yield
+    except SharedError:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, GlideError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, GlideError) else 1)
+
+
 def _started_by_launcher() -> bool:
     return any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHER_COUNTS)
 
@@ -85,14 +146,16 @@ def _join(
 ) -> None:
     # A SLURM allocation must not choose the devices of processes started by hand inside it.
     detection = "deactivate" if coordinator_address else None
+    first = process_id == 0 if coordinator_address else os.environ.get("SLURM_PROCID", "0") == "0"
     try:
-        jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            cluster_detection_method=detection,
-            initialization_timeout=timeout,
-        )
+        with progress.phase("waiting for the other processes to start", quiet=not first):
+            jax.distributed.initialize(
+                coordinator_address,
+                num_processes,
+                process_id,
+                cluster_detection_method=detection,
+                initialization_timeout=timeout,
+            )
     except (RuntimeError, *_NO_CLUSTER) as error:
         address = coordinator_address or "the launcher's address"
         raise GlideError(f"cannot join the other processes at {address}: {str(error).splitlines()[0]}") from error

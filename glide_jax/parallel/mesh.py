@@ -62,9 +62,12 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     """The mesh with axes ("data", "fsdp") over `devices`, by default all devices of all processes.
 
     Raises:
-        GlideError: `config` does not fit the number of devices.
+        GlideError: `config` does not fit the number of devices, or processes have unequal numbers of them.
     """
     devices = jax.devices() if devices is None else devices
+    of_process = Counter(device.process_index for device in devices)
+    if len(set(of_process.values())) > 1:
+        raise GlideError(f"processes have {sorted(of_process.values())} devices: give all as many, or each its own one")
     # jax.make_mesh refuses several nodes, and on most TPUs sizes that no set of the torus's axes has.
     arranged = arrange(config.sizes(len(devices)), devices)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -15,11 +15,12 @@ from rich.table import Table
 from glide_jax import progress
 from glide_jax.images import grid, save_png
 from glide_jax.models.lora import GROUP
-from glide_jax.parallel import make_mesh
+from glide_jax.parallel import make_mesh, together, wait_for_all
 from glide_jax.train.config import RunConfig
 from glide_jax.train.interrupt import ending_at_once
 from glide_jax.train.memory import fitting
 from glide_jax.train.previews import open_previews
+from glide_jax.train.processes import check_alike
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, training_data, validation_data, warn_of_warm_up
 from glide_jax.train.state import is_trained
@@ -39,27 +40,35 @@ def dry_run(config: RunConfig) -> int:
 
 
 def _dry_run(config: RunConfig) -> int:
-    warn_of_warm_up(config.train)
-    start = StartPoint.of(config)
+    first = jax.process_index() == 0
+    console = Console(quiet=not first)
+    if first:
+        warn_of_warm_up(config.train)
+    with together("checkpoint found"):
+        start = StartPoint.of(config)
     program = Program(config, make_mesh(config.parallel))
-    with progress.phase("opening the data"), training_data(config, start) as data:
+    opening = progress.phase("opening the data", quiet=not first)
+    with opening, together("data open"), training_data(config, start) as data:
         batch, sizes = next(data), [size for size, count in data.buckets.counts.items() if count]
-        validation_data(config)
+        validation = validation_data(config)
         open_previews(config, program.model)
-    console = Console()
+    check_alike(config, data, validation)
     console.print(model_table(program))
-    path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
-    save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
-    print(f"first batch: {path}")
+    if first:
+        path = Path(config.run_dir).expanduser() / "samples" / "dry_run.png"
+        save_png(path, grid(list(batch.arrays["image"]), batch.captions, cell=_CELL))
+        print(f"{'first batch' if jax.process_count() == 1 else 'part of the first batch'}: {path}")
     begun = time.perf_counter()
     largest = max(sizes, key=math.prod)
-    with progress.phase("compiling the training step"), fitting(config.train):
+    with progress.phase("compiling the training step", quiet=not first), fitting(config.train):
         compiled = program.compile(largest)
     seconds = time.perf_counter() - begun
     console.print(memory_table(program, compiled))
-    flops = program.step_flops(largest)
-    of = f" of {largest}, which has the most pixels of {len(sizes)} sizes" if len(sizes) > 1 else ""
-    print(f"one step{of}: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
+    if first:
+        flops = program.step_flops(largest)
+        of = f" of {largest}, which has the most pixels of {len(sizes)} sizes" if len(sizes) > 1 else ""
+        print(f"one step{of}: compiled in {seconds:.1f} s, {flops / 1e12:.3g} TFLOP a device")
+    wait_for_all("end")
     return 0
 
 

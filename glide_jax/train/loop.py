@@ -19,7 +19,7 @@ from glide_jax.data.examples import Batch
 from glide_jax.data.transforms import Size
 from glide_jax.errors import GlideError
 from glide_jax.options import nested
-from glide_jax.parallel import make_mesh, put_batch, wait_for_all
+from glide_jax.parallel import make_mesh, put_batch, together, wait_for_all
 from glide_jax.train.config import RunConfig
 from glide_jax.train.distill import student_settings
 from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
@@ -29,6 +29,7 @@ from glide_jax.train.meter import Goodput, Meter, peak_flops
 from glide_jax.train.packing import averaged
 from glide_jax.train.previews import open_previews
 from glide_jax.train.prior import with_prior
+from glide_jax.train.processes import check_alike, check_shared
 from glide_jax.train.program import Program
 from glide_jax.train.start import StartPoint, lora_entry, training_data, validation_data, warn_of_warm_up
 
@@ -63,23 +64,26 @@ class Trainer:
             warn_of_warm_up(train)
         with _phase("starting the devices"):
             self.mesh = make_mesh(config.parallel)
-        with _phase("looking for a checkpoint"):
+        with _phase("looking for a checkpoint"), together("checkpoint found"):
             self.start = StartPoint.of(config)
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
         with _phase("laying out the model"):
             self.program = Program(config, self.mesh)
         data = with_prior(config) if train.prior.prompts else config.data
-        with _phase("opening the data"):
+        with _phase("opening the data"), together("data open"):
             self.data = training_data(replace(config, data=data), self.start)
             self.validation = validation_data(config)
             self.previews = open_previews(config, self.program.model)
+        check_alike(config, self.data, self.validation)
         # Last, because it creates the folder.
-        self.store = CheckpointStore(
-            self.run_dir / "checkpoints",
-            keep_last=train.keep_checkpoints,
-            keep_every=train.keep_checkpoints_every or None,
-            keep_best=train.keep_best_checkpoints,
-        )
+        with together("store open"):
+            self.store = CheckpointStore(
+                self.run_dir / "checkpoints",
+                keep_last=train.keep_checkpoints,
+                keep_every=train.keep_checkpoints_every or None,
+                keep_best=train.keep_best_checkpoints,
+            )
+        check_shared(self.run_dir / "checkpoints")
         with _phase("making the weights" if self.start.step is None else f"loading checkpoint {self.start.step}"):
             self.state = self.start.state(self.program, self.store)
             self.step = int(self.state["step"])
@@ -112,12 +116,13 @@ class Trainer:
         )
         with ExitStack() as stack:
             with ending_at_once(self._nothing_to_save):
-                self.log = stack.enter_context(RunLog(self.run_dir, self.config))
+                with together("log open"):
+                    self.log = stack.enter_context(RunLog(self.run_dir, self.config))
                 stack.enter_context(self.store)
                 stack.enter_context(self.data)
                 self._train_steps = dict(self._compiled())
                 with _phase("waiting for the other processes"):
-                    wait_for_all(f"{self.run_dir}, step {self.step}")
+                    wait_for_all("compiled")
             interrupt = stack.enter_context(Interrupt())
             end = self._begun + 60 * train.max_minutes if train.max_minutes else float("inf")
             self.bar = stack.enter_context(
@@ -125,11 +130,8 @@ class Trainer:
             )
             try:
                 self._prepare()
-                if not self.step and 0 < train.max_minutes <= self._minutes():
-                    raise GlideError(
-                        f"train.max_minutes={train.max_minutes:g} are over before the first step: starting took"
-                        f" {self._minutes():.1f} minutes"
-                    )
+                with together("prepared"):
+                    self._check_time_left()
                 over = False
                 while not over and not interrupt.stops(self.step) and (batch := self._next_batch(interrupt)):
                     self._train(batch)
@@ -141,11 +143,20 @@ class Trainer:
                             hook()
                         self.meter.resume()
                 self._read_metrics()
-                return self._finish(interrupt.received)
+                code = self._finish(interrupt.received)
             except GlideError as error:
                 if self._saved_after(error):
                     raise GlideError(f"{error}; the state after step {self.step} is saved") from error
                 raise
+        wait_for_all("end")  # the first process may still be sampling, and JAX gives it five minutes
+        return code
+
+    def _check_time_left(self) -> None:
+        most, minutes = self.config.train.max_minutes, self._minutes()
+        if not self.step and 0 < most <= minutes:
+            raise GlideError(
+                f"train.max_minutes={most:g} are over before the first step: starting took {minutes:.1f} minutes"
+            )
 
     def _compiled(self) -> Iterator[tuple[Size, jax.stages.Compiled]]:
         """The training step for each image size, compiled first so that a lack of memory does not show later."""
@@ -320,13 +331,14 @@ class Trainer:
         self.store.wait()
         counters = self.data.report()
         self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
+        if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
+            of = f" of process {jax.process_index()}" if jax.process_count() > 1 else ""
+            print(f"skipped samples{of}: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if _is_first():
-            self._report(counters, received)
+            self._report(received)
         return 128 + received if received else 0
 
-    def _report(self, counters: Mapping[str, int], received: signal.Signals | None) -> None:
-        if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
-            print("skipped samples: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
+    def _report(self, received: signal.Signals | None) -> None:
         if received:
             print(f"stopped by {received.name} {_after(self.step)}")
             return

@@ -128,7 +128,7 @@ def _newest_intact(directory: Path) -> tuple[int | None, tuple[int, ...]]:
         except GlideError as error:
             failure = str(error)
     if jax.process_count() > 1:
-        wait_for_all(f"{directory}, checked")
+        wait_for_all("checkpoints checked")
         chosen, failed = map(int, multihost_utils.broadcast_one_to_all(np.array([chosen, bool(failure)], np.int32)))
         failure = failure or (f"the first process finds no checkpoint to use in {directory}" if failed else "")
     if failure:
@@ -305,34 +305,17 @@ def training_data(config: RunConfig, start: StartPoint) -> DataStream:
     """This process's share of endless batches, from where a run starts; prints how many images each bucket has, if any.
 
     Raises:
-        GlideError: as for `open_data`, or processes see different images.
+        GlideError: as for `open_data`.
     """
     train = config.train
     data = open_data(
         config.data, **_sizes(config.model), batch_size=train.batch_size, seed=train.seed, position=start.position,
         **_processes(),
     )  # fmt: skip
-    try:
-        _check_buckets(data.buckets, config.run_dir)
-    except BaseException:
-        data.close()
-        raise
     if jax.process_index() == 0:
         for line in _about_buckets(data.buckets, train.batch_size, start):
             print(line, file=sys.stderr)
     return data
-
-
-def _check_buckets(buckets: Buckets, run_dir: str) -> None:
-    """Raises `GlideError` if processes see different images: they must agree on the shape of each batch."""
-    if not buckets.fingerprint or jax.process_count() == 1:
-        return
-    wait_for_all(f"{run_dir}, buckets")
-    ours = [*buckets.counts.values(), buckets.fingerprint["crc32"]]
-    everywhere = multihost_utils.process_allgather(np.array(ours, np.uint32))
-    if (everywhere != everywhere[0]).any():
-        listed = everywhere[:, :-1].tolist()
-        raise GlideError(f"processes see different images: {listed} in data.buckets; give all the same")
 
 
 def _about_buckets(buckets: Buckets, batch_size: int, start: StartPoint) -> Iterator[str]:

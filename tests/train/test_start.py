@@ -1,7 +1,6 @@
 """Where a run starts: fresh, from other weights, resumed; and what is refused."""
 
 import json
-import threading
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -212,23 +211,3 @@ def test_the_images_of_each_size_are_told_and_a_resume_says_if_they_are_others(b
     assert told({"buckets": swapped})[1] == [*lines, warning]
     with training_data(buckets_run, StartPoint({})):  # a new run
         assert capsys.readouterr().err.splitlines() == lines
-
-
-@pytest.mark.parametrize("place", [0, -1], ids=["other counts", "others of the same counts"])
-def test_processes_that_see_different_images_are_refused(buckets_run, monkeypatch, place):
-    met, before = [], threading.active_count()
-
-    def process_allgather(ours):
-        others = ours.copy()
-        others[place] ^= 1
-        return np.stack([ours, others])
-
-    monkeypatch.setattr("glide_jax.train.start.wait_for_all", met.append)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("glide_jax.train.start.multihost_utils.process_allgather", process_allgather)
-    with pytest.raises(GlideError, match=r"^processes see different images: \[\[0, 9, 7\], "):
-        training_data(buckets_run, StartPoint({}))
-    assert met == [f"{buckets_run.run_dir}, buckets"]
-    assert threading.active_count() == before
-    monkeypatch.setattr("glide_jax.train.start.multihost_utils.process_allgather", lambda ours: np.stack([ours] * 2))
-    training_data(buckets_run, StartPoint({})).close()

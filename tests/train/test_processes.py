@@ -1,0 +1,76 @@
+"""What several processes must have in common, and how they end, in two real ones."""
+
+from tests.parallel.processes import free_port, start
+
+TWO_PROCESSES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from glide_jax.parallel import *
+port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+initialize_from_environment("127.0.0.1:" + port, 2, number)
+
+import jax
+from glide_jax.data import DataConfig
+from glide_jax.errors import GlideError
+from glide_jax.train import RunConfig, processes
+processes._SECONDS_TO_APPEAR = 1.0
+
+def shared(check, *arguments):
+    try:
+        check(*arguments)
+    except SharedError as error:
+        print(error, flush=True)
+    else:
+        print("passed", flush=True)
+
+def only(failing):
+    with together(f"only {failing}"):
+        if number == failing:
+            raise GlideError(f"broken at {number}")
+
+for failing in (1, 0, None):
+    shared(only, failing)
+
+for each in (folder / "common", folder / f"of {number}"):
+    each.mkdir(exist_ok=True)
+    shared(processes.check_shared, each)
+    assert number or not list(each.iterdir())
+
+config = RunConfig(data=DataConfig(path=f"at/{number}"), run_dir=f"runs/{number}")
+other = replace(config, train=replace(config.train, seed=number))
+data = SimpleNamespace(examples_per_epoch=5, fingerprint=7)
+shared(processes.check_alike, config, data, [1, 2])
+shared(processes.check_alike, other, data, [1, 2])
+shared(processes.check_alike, config, data, [1, 2][number:])
+shared(processes.check_alike, config, SimpleNamespace(examples_per_epoch=5, fingerprint=number), None)
+shared(processes.check_alike, config, SimpleNamespace(examples_per_epoch=number, fingerprint=7), None)
+
+with ending_alone():
+    if number == 1:
+        raise GlideError("only here")
+    input()
+"""
+
+
+def test_processes_fail_together_and_none_waits_for_one_that_fails_alone(tmp_path):
+    port = free_port()
+    processes = [start(TWO_PROCESSES, port, number, tmp_path) for number in range(2)]
+    try:
+        output, errors = processes[1].communicate(timeout=100)
+        assert (processes[1].returncode, errors.splitlines()[-1]) == (2, "error: only here"), errors
+    finally:
+        processes[0].kill()
+        first = processes[0].communicate()[0]
+    second, first = ([line for line in text.splitlines() if "Gloo" not in line] for text in (output, first))
+    unshared = f"{tmp_path}/of 1 is not on storage that all processes share; change --config.run_dir"
+    same = [
+        "passed",
+        "the processes have different options; start all with the same",
+        "the processes have different batches of validation: [2, 1]; start all with the same",
+        "the processes have different images in their shards, folders or buckets; start all with the same",
+        "the processes have different images: [0, 1]; start all with the same",
+    ]
+    assert second == ["broken at 1", "process 0: broken at 0", "passed", "passed", unshared, *same]
+    assert first == ["process 1: broken at 1", "broken at 0", "passed", "passed", f"process 1: {unshared}", *same]
