@@ -12,13 +12,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from glide_jax import progress
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, first_line
 
 # The number of processes that srun or mpirun started; jax.distributed finds everything else by itself.
 _LAUNCHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # What jax.distributed raises on a single TPU host as notebooks rent it, which no service describes.
 _NO_CLUSTER = (ValueError, OSError)
 _MOST_BYTES = 2000  # of an error's text that other processes are told
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE")  # in JAX's errors when another process is gone
 
 
 class SharedError(GlideError):
@@ -120,13 +121,16 @@ def ending_alone() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, GlideError):
+        known = isinstance(error, GlideError)
+        if known:
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST):
+            print(f"error: another process ended, see what it printed ({first_line(error)})", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(2 if isinstance(error, GlideError) else 1)
+        os._exit(2 if known else 1)
 
 
 def _started_by_launcher() -> bool:

@@ -1,6 +1,7 @@
 """What the processes of a run must have in common: options, images, and the run's folder."""
 
 import json
+import os
 import secrets
 import time
 import zlib
@@ -36,11 +37,13 @@ def check_alike(config: RunConfig, data: DataStream, validation: ValidationData 
     if jax.process_count() == 1:
         return
     options = {name: value for name, value in flatten_dict(nested(config), sep=".").items() if name not in _OWN}
+    folder = str(Path(config.run_dir).expanduser().absolute())  # Orbax wants one name for it
     facts = {
         "images": data.examples_per_epoch,
         "images in their shards, folders or buckets": data.fingerprint,
         "batches of validation": 0 if validation is None else len(validation),
         "options": zlib.crc32(json.dumps(options, default=str).encode()),
+        "paths of the run folder": zlib.crc32(os.fsencode(folder)),
     }
     everywhere = multihost_utils.process_allgather(np.array(list(facts.values()), np.uint32))
     for name, values in zip(facts, everywhere.T.tolist(), strict=True):

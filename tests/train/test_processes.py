@@ -11,7 +11,7 @@ from glide_jax.parallel import *
 port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 initialize_from_environment("127.0.0.1:" + port, 2, number)
 
-import jax
+from jax.experimental import multihost_utils
 from glide_jax.data import DataConfig
 from glide_jax.errors import GlideError
 from glide_jax.train import RunConfig, processes
@@ -38,11 +38,12 @@ for each in (folder / "common", folder / f"of {number}"):
     shared(processes.check_shared, each)
     assert number or not list(each.iterdir())
 
-config = RunConfig(data=DataConfig(path=f"at/{number}"), run_dir=f"runs/{number}")
+config = RunConfig(data=DataConfig(path=f"at/{number}"), run_dir="runs")
 other = replace(config, train=replace(config.train, seed=number))
 data = SimpleNamespace(examples_per_epoch=5, fingerprint=7)
 shared(processes.check_alike, config, data, [1, 2])
 shared(processes.check_alike, other, data, [1, 2])
+shared(processes.check_alike, replace(config, run_dir=f"runs/{number}"), data, [1, 2])
 shared(processes.check_alike, config, data, [1, 2][number:])
 shared(processes.check_alike, config, SimpleNamespace(examples_per_epoch=5, fingerprint=number), None)
 shared(processes.check_alike, config, SimpleNamespace(examples_per_epoch=number, fingerprint=7), None)
@@ -50,7 +51,7 @@ shared(processes.check_alike, config, SimpleNamespace(examples_per_epoch=number,
 with ending_alone():
     if number == 1:
         raise GlideError("only here")
-    input()
+    multihost_utils.sync_global_devices("nobody else comes")
 """
 
 
@@ -58,16 +59,22 @@ def test_processes_fail_together_and_none_waits_for_one_that_fails_alone(tmp_pat
     port = free_port()
     processes = [start(TWO_PROCESSES, port, number, tmp_path) for number in range(2)]
     try:
-        output, errors = processes[1].communicate(timeout=100)
+        second, errors = processes[1].communicate(timeout=100)
         assert (processes[1].returncode, errors.splitlines()[-1]) == (2, "error: only here"), errors
+        first, errors = processes[0].communicate(timeout=100)
+        assert processes[0].returncode == 1
+        assert errors.splitlines()[-1].startswith("error: another process ended, see what it printed (UNKNOWN: Gloo"), (
+            errors
+        )
     finally:
-        processes[0].kill()
-        first = processes[0].communicate()[0]
-    second, first = ([line for line in text.splitlines() if "Gloo" not in line] for text in (output, first))
+        for process in processes:
+            process.kill()
+    second, first = ([line for line in text.splitlines() if "Gloo" not in line] for text in (second, first))
     unshared = f"{tmp_path}/of 1 is not on storage that all processes share; change --config.run_dir"
     same = [
         "passed",
         "the processes have different options; start all with the same",
+        "the processes have different paths of the run folder; start all with the same",
         "the processes have different batches of validation: [2, 1]; start all with the same",
         "the processes have different images in their shards, folders or buckets; start all with the same",
         "the processes have different images: [0, 1]; start all with the same",
