@@ -1,6 +1,7 @@
 """Runs of several processes: how they start, wait for each other, and end together at an error."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def initialize_from_environment(
     explicit = (coordinator_address, num_processes, process_id)
     if explicit == (None, None, None):
         if _started_by_launcher():
+            _warn_of_idle_gpus()
             _join(timeout)
         elif _on_tpu_vm():
             try:
@@ -135,6 +137,18 @@ def ending_alone() -> Iterator[None]:
 
 def _started_by_launcher() -> bool:
     return any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHER_COUNTS)
+
+
+def _warn_of_idle_gpus() -> None:
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    # Of each node, as "8(x2),4".
+    tasks = [int(each) for each in re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))]
+    if gpus.isdecimal() and tasks and max(tasks) < int(gpus) and os.environ.get("SLURM_PROCID", "0") == "0":
+        print(
+            f"warning: SLURM starts {max(tasks)} tasks on a node of {gpus} GPUs, and a task uses one GPU: start"
+            f" --ntasks-per-node={gpus}",
+            file=sys.stderr,
+        )
 
 
 def _on_tpu_vm() -> bool:

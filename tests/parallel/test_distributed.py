@@ -117,6 +117,18 @@ def test_launchers_and_tpu_hosts_are_recognised(monkeypatch, name, value):
         initialize_from_environment()
 
 
+@pytest.mark.parametrize(("tasks", "warned"), [("1(x2)", True), ("4(x2),2", True), ("8(x2)", False), ("", False)])
+def test_gpus_of_a_node_that_no_task_will_use_are_told(monkeypatch, capsys, tasks, warned):
+    jax.devices()
+    for name, value in {"STEP_NUM_TASKS": 2, "GPUS_ON_NODE": 8, "STEP_TASKS_PER_NODE": tasks}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with pytest.raises(GlideError, match=r"^cannot join the other processes at the launcher's address: "):
+        initialize_from_environment()
+    assert (
+        "on a node of 8 GPUs, and a task uses one GPU: start --ntasks-per-node=8" in capsys.readouterr().err
+    ) == warned
+
+
 def test_a_tpu_host_that_no_service_describes_is_alone():
     """As notebooks rent them: the runtime is there, and nothing names other hosts."""
     program = "from glide_jax.parallel import *; initialize_from_environment(); import jax; print(jax.process_count())"
