@@ -335,14 +335,17 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, words: Sequence[str]) -> NoReturn:
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
-        instead = self._unknown(flag or words[0]) if self._unknown else ""
         if flag is None:
             said = f'write {self._unnamed} "...", with quotes' if self._unnamed else "a value with blanks needs quotes"
-            self.error(f"unexpected argument {words[0]!r}: {instead or said}")
+            self.error(f"unexpected argument {words[0]!r}: {self._instead(words[0]) or said}")
         known = [name.lstrip("-") for name in self._option_string_actions]  # or all would be similar for their dashes
         if near := _near(flag.lstrip("-"), known):
             raise GlideError(f"unknown option {flag}; did you mean {' or '.join(f'--{name}' for name in near)}?")
+        instead = self._instead(flag)
         self.error(f"unknown option {flag}" + (f": {instead}" if instead else ""))
+
+    def _instead(self, word: str) -> str:
+        return self._unknown(word) if self._unknown else ""
 
 
 def add_arguments(

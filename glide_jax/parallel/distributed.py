@@ -17,8 +17,9 @@ from glide_jax.errors import GlideError, first_line
 
 # The number of processes that srun or mpirun started; jax.distributed finds everything else by itself.
 _LAUNCHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-# What jax.distributed raises on a single TPU host as notebooks rent it, which no service describes.
-_NO_CLUSTER = (ValueError, OSError)
+# Of these one is set on the hosts of a TPU pod that has no metadata service.
+_POD = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS")
+_RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
 _MOST_BYTES = 2000  # of an error's text that other processes are told
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE")  # in JAX's errors when another process is gone
 
@@ -57,9 +58,9 @@ def initialize_from_environment(
             try:
                 _join(timeout)
             except GlideError as error:
-                if not isinstance(error.__cause__, _NO_CLUSTER):
+                if not _is_single_host(error.__cause__):
                     raise
-                print("no other TPU hosts are known: this one works alone", file=sys.stderr)
+                print("found no other TPU hosts: this one works alone", file=sys.stderr)
     elif None in explicit:
         raise GlideError("give coordinator_address, num_processes and process_id together, or none of them")
     else:
@@ -104,7 +105,8 @@ def together(place: str) -> Iterator[None]:
     except GlideError as error:
         failure = error
     wait_for_all(place)
-    said = str(failure or "").encode()[:_MOST_BYTES].ljust(_MOST_BYTES, b"\0")
+    text = "" if failure is None else str(failure) or type(failure).__name__
+    said = text.encode(errors="backslashreplace")[:_MOST_BYTES].ljust(_MOST_BYTES, b"\0")
     everywhere = multihost_utils.process_allgather(np.frombuffer(said, np.uint8))
     if failure is not None:
         raise SharedError(str(failure)) from failure
@@ -121,13 +123,14 @@ def ending_alone() -> Iterator[None]:
     except SharedError:
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         known = isinstance(error, GlideError)
         if known:
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST):
-            print(f"error: another process ended, see what it printed ({first_line(error)})", file=sys.stderr)
+        # A compiled program raises a ValueError.
+        elif isinstance(error, jax.errors.JaxRuntimeError | ValueError) and any(sign in str(error) for sign in _LOST):
+            print(f"error: another process may have ended, see what it printed ({first_line(error)})", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stdout.flush()
@@ -143,12 +146,23 @@ def _warn_of_idle_gpus() -> None:
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     # Of each node, as "8(x2),4".
     tasks = [int(each) for each in re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))]
-    if gpus.isdecimal() and tasks and max(tasks) < int(gpus) and os.environ.get("SLURM_PROCID", "0") == "0":
+    if gpus.isdecimal() and tasks and max(tasks) < int(gpus) and _rank() == "0":
         print(
             f"warning: SLURM starts {max(tasks)} tasks on a node of {gpus} GPUs, and a task uses one GPU: start"
             f" --ntasks-per-node={gpus}",
             file=sys.stderr,
         )
+
+
+def _rank() -> str:
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+
+
+def _is_single_host(cause: BaseException | None) -> bool:
+    """Whether jax.distributed failed because no service describes this TPU host, as where notebooks rent one."""
+    if isinstance(cause, ValueError):
+        return "coordinator_address should be defined" in str(cause)
+    return isinstance(cause, OSError) and not any(name in os.environ for name in _POD)
 
 
 def _on_tpu_vm() -> bool:
@@ -164,7 +178,7 @@ def _join(
 ) -> None:
     # A SLURM allocation must not choose the devices of processes started by hand inside it.
     detection = "deactivate" if coordinator_address else None
-    first = process_id == 0 if coordinator_address else os.environ.get("SLURM_PROCID", "0") == "0"
+    first = process_id == 0 if coordinator_address else _rank() == "0"
     try:
         with progress.phase("waiting for the other processes to start", quiet=not first):
             jax.distributed.initialize(
@@ -174,6 +188,6 @@ def _join(
                 cluster_detection_method=detection,
                 initialization_timeout=timeout,
             )
-    except (RuntimeError, *_NO_CLUSTER) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         address = coordinator_address or "the launcher's address"
         raise GlideError(f"cannot join the other processes at {address}: {str(error).splitlines()[0]}") from error

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 
 from glide_jax.errors import GlideError
 from glide_jax.options import Options, option
+from glide_jax.parallel.distributed import SharedError
 
 AXES = ("data", "fsdp")
 
@@ -67,7 +68,8 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     devices = jax.devices() if devices is None else devices
     of_process = Counter(device.process_index for device in devices)
     if len(set(of_process.values())) > 1:
-        raise GlideError(f"processes have {sorted(of_process.values())} devices: give all as many, or each its own one")
+        counts = sorted(of_process.values())
+        raise SharedError(f"processes have {counts} devices: give each the same number, for example one each")
     # jax.make_mesh refuses several nodes, and on most TPUs sizes that no set of the torus's axes has.
     arranged = arrange(config.sizes(len(devices)), devices)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -125,7 +125,7 @@ class LoadedModel:
         on_steps: OnSteps | None = None,
         clip_params: Params | None = None,
     ) -> UInt8[np.ndarray, "batch height width 3"]:
-        """The images of `Stage.sample` in 8 bits; raises `GlideError` if a device's memory does not hold as many."""
+        """The images of `Stage.sample` in 8 bits; raises `GlideError` if a device's memory does not hold that many."""
         count, size = len(inputs.prompts), self.stage.model.config.image_size
 
         def too_many(kind: str, reason: str) -> GlideError:

@@ -44,9 +44,10 @@ def _dry_run(config: RunConfig) -> int:
     console = Console(quiet=not first)
     if first:
         warn_of_warm_up(config.train)
+    mesh = make_mesh(config.parallel)
     with together("checkpoint found"):
         start = StartPoint.of(config)
-    program = Program(config, make_mesh(config.parallel))
+    program = Program(config, mesh)
     opening = progress.phase("opening the data", quiet=not first)
     with opening, together("data open"), training_data(config, start) as data:
         batch, sizes = next(data), [size for size, count in data.buckets.counts.items() if count]

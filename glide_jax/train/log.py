@@ -21,6 +21,7 @@ from glide_jax.data.examples import Batch
 from glide_jax.errors import GlideError
 from glide_jax.images import Pixels, grid, open_image, save_png
 from glide_jax.options import nested
+from glide_jax.parallel import SharedError
 from glide_jax.train.config import RunConfig
 
 
@@ -207,7 +208,7 @@ class _Wandb:
         self._run.finish()
 
 
-class TooManySkipped(GlideError):
+class TooManySkipped(SharedError):
     """More steps in a row were skipped than allowed; all processes of a run notice at the same step."""
 
 

@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -69,11 +70,12 @@ class Trainer:
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
         with _phase("laying out the model"):
             self.program = Program(config, self.mesh)
-        data = with_prior(config) if train.prior.prompts else config.data
         with _phase("opening the data"), together("data open"):
+            data = with_prior(config) if train.prior.prompts else config.data
             self.data = training_data(replace(config, data=data), self.start)
             self.validation = validation_data(config)
             self.previews = open_previews(config, self.program.model)
+        self._opened = Counter(self.data.report())
         check_alike(config, self.data, self.validation)
         # Last, because it creates the folder.
         with together("store open"):
@@ -146,9 +148,11 @@ class Trainer:
                 code = self._finish(interrupt.received)
             except GlideError as error:
                 if self._saved_after(error):
-                    raise GlideError(f"{error}; the state after step {self.step} is saved") from error
+                    raise type(error)(f"{error}; the state after step {self.step} is saved") from error
                 raise
-        wait_for_all("end")  # the first process may still be sampling, and JAX gives it five minutes
+        # The first process may still be sampling, for which JAX would give it five minutes.
+        with ending_at_once(lambda: _after(self.step)):
+            wait_for_all("end")
         return code
 
     def _check_time_left(self) -> None:
@@ -331,6 +335,8 @@ class Trainer:
         self.store.wait()
         counters = self.data.report()
         self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
+        if not _is_first():  # what was left out on opening is the same everywhere
+            counters = dict(Counter(counters) - self._opened)
         if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
             of = f" of process {jax.process_index()}" if jax.process_count() > 1 else ""
             print(f"skipped samples{of}: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))

@@ -45,7 +45,7 @@ def check_alike(config: RunConfig, data: DataStream, validation: ValidationData 
         "options": zlib.crc32(json.dumps(options, default=str).encode()),
         "paths of the run folder": zlib.crc32(os.fsencode(folder)),
     }
-    everywhere = multihost_utils.process_allgather(np.array(list(facts.values()), np.uint32))
+    everywhere = multihost_utils.process_allgather(np.array([fact % 2**32 for fact in facts.values()], np.uint32))
     for name, values in zip(facts, everywhere.T.tolist(), strict=True):
         if len(set(values)) > 1:
             counts = f": {values}" if name in ("images", "batches of validation") else ""
@@ -65,7 +65,10 @@ def check_shared(folder: Path) -> None:
     file = folder / f".seen_by_all_{token}"
     with together("the folder is written"):
         if first:
-            file.touch()
+            try:
+                file.touch()
+            except OSError as error:
+                raise GlideError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     try:
         with together("the folder is seen"):
             until = time.monotonic() + _SECONDS_TO_APPEAR

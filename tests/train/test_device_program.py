@@ -32,7 +32,9 @@ def compiled(package, device, programs, *changes):
 
 
 def count(kind, part):
-    return int(re.search(rf"(\d+) .*  {kind}\n", part)[1])
+    found = re.search(rf"(\d+) .*  {kind}\n", part)
+    assert found, f"no {kind} in {part}"
+    return int(found[1])
 
 
 def test_on_two_h100_a_training_step_has_cudnns_kernels_and_nothing_unwanted():
@@ -48,7 +50,7 @@ def test_on_two_h100_a_training_step_has_cudnns_kernels_and_nothing_unwanted():
     assert "unwanted: 3 float32 convolution\n" in train + "\n"
 
 
-def test_on_four_tpu_chips_a_training_step_with_sharded_weights_has_nothing_unwanted():
+def test_four_tpu_chips_share_a_training_step_and_call_no_host():
     (train,) = compiled("LIBTPU", "v5e:2x2", "train", "--config.parallel.fsdp=2")
     assert count("convolution", train) >= 3 * 12 - 1
     assert count("all-gather", train) > 0

@@ -57,16 +57,17 @@ class Folder(Source):
                 f"data.caption_key of a folder is txt, jsonl:FIELD or filename, not {config.caption_key!r}"
             )
         if config.captions_jsonl and not fields:
-            raise GlideError("data.captions_jsonl is not read: add jsonl:FIELD to data.caption_key, as jsonl:text")
+            raise GlideError("data.captions_jsonl is not used: add jsonl:FIELD to data.caption_key, as jsonl:text")
         if config.preset != "simple":
-            raise GlideError(f"data.preset {config.preset} is of shards: a folder has captions and filters of its own")
+            raise GlideError(f"data.preset {config.preset} is for shards: a folder has captions and filters of its own")
         self._listed = _listed_captions(config.captions_jsonl, fields[0]) if fields else {}
         self.counts: Counter[str] = Counter()
         self._roots = _folders(config.path)
         # A folder given several times, so that its images come more often, is read once.
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
-        self.counts[_NO_IMAGE] = len(self._listed.keys() - {_absolute(image) for image, _ in self._pairs})
+        self._gone = self._lines_without_image()
+        self.counts[_NO_IMAGE] = len(self._gone)
         self.counts += Counter()  # drops zeros
         if filters := Filters(config.filters):
             index = index_passing(filters, self._facts, len(self))
@@ -107,14 +108,20 @@ class Folder(Source):
         of_images = Counter(self.counts)
         of_images.pop(_NO_IMAGE, None)
         ((most, _),) = of_images.most_common(1) or [("", 0)]
-        if most == "missing caption" and self.counts[_NO_IMAGE]:
-            return f"; a file_name is a path from the folder of the JSONL file: {next(iter(self._listed))} is not there"
+        if most == "missing caption" and self._gone:
+            return f"; a file_name is a path from the folder of the JSONL file: {self._gone[0]} is not there"
         file = self._roots[0] / "metadata.jsonl"
         if most == "missing caption" and not self._listed and file.is_file():
             return f"; its captions may be in {file}: give caption_key=jsonl:text and captions_jsonl={file}"
         if most == "missing caption" and "filename" not in self._from:
             return "; write a text file beside each image, or take its name: --config.data.caption_key=filename"
         return Filters(config.filters).advice(self.counts)
+
+    def _lines_without_image(self) -> list[str]:
+        """Images below the folders that are listed, but not there."""
+        roots = tuple(os.path.join(_absolute(root), "") for root in self._roots)  # noqa: PTH118 (of a str, with an end)
+        rest = self._listed.keys() - {_absolute(image) for image, _ in self._pairs}
+        return sorted(path for path in rest if path.startswith(roots) and not os.path.exists(path))  # noqa: PTH110
 
     def _captions(self, image: Path, text: Path | None) -> tuple[str, ...]:
         if text is not None:

@@ -71,6 +71,11 @@ def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
     )
     with pytest.raises(GlideError, match=elsewhere):
         open_folder(other, caption_key="jsonl:text", captions_jsonl=f"{other}/metadata.jsonl")
+    # Listed images of other folders, and second ones of a stem, are no faults.
+    lines = [f'{{"file_name": "{image}", "text": "a"}}' for image in ("a/1.jpg", "a/1.png", "b/2.png")]
+    path = write({"all.jsonl": "\n".join(lines), "a/1.jpg": b"1"})
+    source = open_folder(f"{path}/a", caption_key="jsonl:text", captions_jsonl=f"{path}/all.jsonl")
+    assert source.counts == {"stem clash": 1}
     with pytest.raises(GlideError, match=r"captions may be in .*metadata\.jsonl: give caption_key=jsonl:text and"):
         open_folder(write({"other/metadata.jsonl": "", "other/1.png": b"1"}) + "/other")
 
@@ -81,8 +86,8 @@ def test_captions_may_be_in_one_file_as_hugging_face_has_them(write):
         ({"caption_key": "jsonl:text"}, r"give --config\.data\.captions_jsonl=FILE"),
         ({"caption_key": "jsonl:text", "captions_jsonl": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"caption_key": "jsonl:a;jsonl:b"}, "txt, jsonl:FIELD or filename"),
-        ({"captions_jsonl": "/nowhere.jsonl"}, "data.captions_jsonl is not read: add jsonl:FIELD to data.caption_key"),
-        ({"preset": "laion"}, "data.preset laion is of shards"),
+        ({"captions_jsonl": "/nowhere.jsonl"}, "data.captions_jsonl is not used: add jsonl:FIELD to data.caption_key"),
+        ({"preset": "laion"}, "data.preset laion is for shards"),
     ],
 )
 def test_captions_that_cannot_be_are_one_line(write, options, message):
