@@ -201,6 +201,11 @@ class Images:
             first = {reason: name for name, reason in reversed(bad.items())}
             raise _too_many_bad(Counter(bad.values()), first, len(names), self._config)
 
+    def faults(self) -> dict[str, int]:
+        """Samples found unusable since opening, by reason."""
+        with self._lock:
+            return {reason: count for reason, count in self.counts.items() if reason != "read"}
+
     def report(self) -> dict[str, int]:
         """`usable` and `read` samples, and by reason those left out on opening or found unusable since.
 

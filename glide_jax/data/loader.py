@@ -96,6 +96,10 @@ class DataStream:
         """Counters of this process since it started: see `Images.report`."""
         return self._images.report()
 
+    def faults(self) -> dict[str, int]:
+        """Samples that this process found unusable since it started, by reason."""
+        return self._images.faults()
+
     def figures(self) -> dict[str, float | int]:
         """Figures for a log line: `examples` consumed, `epoch`, and `data/REASON` counters."""
         counters = {f"data/{reason}": count for reason, count in self.report().items()}

@@ -3,7 +3,6 @@
 import math
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -75,7 +74,6 @@ class Trainer:
             self.data = training_data(replace(config, data=data), self.start)
             self.validation = validation_data(config)
             self.previews = open_previews(config, self.program.model)
-        self._opened = Counter(self.data.report())
         check_alike(config, self.data, self.validation)
         # Last, because it creates the folder.
         with together("store open"):
@@ -335,9 +333,9 @@ class Trainer:
         self.store.wait()
         counters = self.data.report()
         self.log.write(self.step, {f"data/{reason}": count for reason, count in counters.items()})
-        if not _is_first():  # what was left out on opening is the same everywhere
-            counters = dict(Counter(counters) - self._opened)
-        if faults := {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}:
+        faults = {reason: count for reason, count in counters.items() if reason not in ("usable", "read")}
+        # What was left out on opening is the same in all processes.
+        if faults := faults if _is_first() else self.data.faults():
             of = f" of process {jax.process_index()}" if jax.process_count() > 1 else ""
             print(f"skipped samples{of}: " + ", ".join(f"{count} {reason}" for reason, count in faults.items()))
         if _is_first():

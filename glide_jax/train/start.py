@@ -21,7 +21,7 @@ from glide_jax.data.source import listed
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint
-from glide_jax.parallel import wait_for_all
+from glide_jax.parallel import together
 from glide_jax.train.config import RunConfig, TrainConfig
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
@@ -120,19 +120,13 @@ def _source(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _newest_intact(directory: Path) -> tuple[int | None, tuple[int, ...]]:
     """The step to resume from, decided by the first process, and, on that process, the damaged ones after it."""
-    chosen, damaged, failure = -1, {}, ""
-    if jax.process_index() == 0:
-        try:
+    chosen, damaged = -1, {}
+    with together("checkpoints checked"):
+        if jax.process_index() == 0:
             choice = newest_intact(directory)
             chosen, damaged = -1 if choice.step is None else choice.step, choice.damaged
-        except GlideError as error:
-            failure = str(error)
     if jax.process_count() > 1:
-        wait_for_all("checkpoints checked")
-        chosen, failed = map(int, multihost_utils.broadcast_one_to_all(np.array([chosen, bool(failure)], np.int32)))
-        failure = failure or (f"the first process finds no checkpoint to use in {directory}" if failed else "")
-    if failure:
-        raise GlideError(failure)
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     for reason in damaged.values():
         print(f"{reason}; resuming from step {chosen}", file=sys.stderr)
     return None if chosen < 0 else chosen, tuple(damaged)

@@ -1,5 +1,9 @@
 """What several processes must have in common, and how they end, in two real ones."""
 
+from flax.traverse_util import flatten_dict
+
+from glide_jax.options import nested
+from glide_jax.train import RunConfig, processes
 from tests.parallel.processes import free_port, start
 
 TWO_PROCESSES = r"""
@@ -56,17 +60,21 @@ with ending_alone():
 """
 
 
+def test_options_in_which_machines_may_differ_exist():
+    assert flatten_dict(nested(RunConfig()), sep=".").keys() >= processes._OWN
+
+
 def test_processes_fail_together_and_none_waits_for_one_that_fails_alone(tmp_path):
     port = free_port()
-    processes = [start(TWO_PROCESSES, port, number, tmp_path) for number in range(2)]
+    two = [start(TWO_PROCESSES, port, number, tmp_path) for number in range(2)]
     try:
-        second, errors = processes[1].communicate(timeout=100)
-        assert (processes[1].returncode, errors.splitlines()[-1]) == (2, "error: only here"), errors
-        first, errors = processes[0].communicate(timeout=100)
-        assert processes[0].returncode == 1
+        second, errors = two[1].communicate(timeout=100)
+        assert (two[1].returncode, errors.splitlines()[-1]) == (2, "error: only here"), errors
+        first, errors = two[0].communicate(timeout=100)
+        assert two[0].returncode == 1
         assert errors.splitlines()[-1].startswith("error: another process may have ended, see what"), errors
     finally:
-        for process in processes:
+        for process in two:
             process.kill()
     second, first = ([line for line in text.splitlines() if "Gloo" not in line] for text in (second, first))
     unshared = f"{tmp_path}/of 1 is not on storage that all processes share; change --config.run_dir"

@@ -66,8 +66,8 @@ class Folder(Source):
         # A folder given several times, so that its images come more often, is read once.
         self._below = {root: self._paired(root) for root in self._roots}
         self._pairs = [pair for pairs in self._below.values() for pair in pairs]
-        self._gone = self._lines_without_image()
-        self.counts[_NO_IMAGE] = len(self._gone)
+        gone = self._lines_without_image()
+        self.counts[_NO_IMAGE] = len(gone)
         self.counts += Counter()  # drops zeros
         if filters := Filters(config.filters):
             index = index_passing(filters, self._facts, len(self))
@@ -78,7 +78,7 @@ class Folder(Source):
         self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
             found = listed(self.counts) or "it holds none"
-            raise GlideError(f"no usable image below {self._roots[0]} ({found}){self._advice(config)}")
+            raise GlideError(f"no usable image below {self._roots[0]} ({found}){self._advice(config, gone)}")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -104,12 +104,12 @@ class Folder(Source):
         image, text = self._pairs[index]
         return Facts(dict, lambda: self._captions(image, text), lambda: image_size(image))
 
-    def _advice(self, config: DataConfig) -> str:
+    def _advice(self, config: DataConfig, gone: list[str]) -> str:
         of_images = Counter(self.counts)
         of_images.pop(_NO_IMAGE, None)
         ((most, _),) = of_images.most_common(1) or [("", 0)]
-        if most == "missing caption" and self._gone:
-            return f"; a file_name is a path from the folder of the JSONL file: {self._gone[0]} is not there"
+        if most == "missing caption" and gone:
+            return f"; a file_name is a path from the folder of the JSONL file: {gone[0]} is not there"
         file = self._roots[0] / "metadata.jsonl"
         if most == "missing caption" and not self._listed and file.is_file():
             return f"; its captions may be in {file}: give caption_key=jsonl:text and captions_jsonl={file}"
@@ -119,6 +119,8 @@ class Folder(Source):
 
     def _lines_without_image(self) -> list[str]:
         """Images below the folders that are listed, but not there."""
+        if not self._listed:
+            return []
         roots = tuple(os.path.join(_absolute(root), "") for root in self._roots)  # noqa: PTH118 (of a str, with an end)
         rest = self._listed.keys() - {_absolute(image) for image, _ in self._pairs}
         return sorted(path for path in rest if path.startswith(roots) and not os.path.exists(path))  # noqa: PTH110
