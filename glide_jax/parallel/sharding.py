@@ -76,12 +76,13 @@ def gather_for_use(tree: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyT
     return jax.tree.map(lambda x, to: x if to.is_fully_replicated else _gather(x, to), tree, shardings)
 
 
-def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
+def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding], cudnn: bool) -> PyTree[Array]:
     """Inside jit: gives the gradients of whole arrays the layout of the arrays.
 
     cuDNN returns those of convolution kernels in another layout, and XLA would transpose weights, EMA weights and
-    moments to it and back; or transpose gradients within their update, which then cannot happen in place and copies all
-    three. With micro-batches, call it after they are summed: otherwise devices communicate for each.
+    moments to it and back; or, without the barrier, gradients within their update, which then cannot happen in place
+    and copies all three. A TPU has no such layout, and the barrier only costs it traffic. With micro-batches, call it
+    after they are summed: otherwise devices communicate for each.
     """
 
     def arrange(gradient: Array, to: NamedSharding) -> Array:
@@ -89,7 +90,7 @@ def in_own_layout(gradients: PyTree[Array], shardings: PyTree[NamedSharding]) ->
             return gradient
         arranged = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
         of_convolution = gradient.ndim == 4
-        return jax.lax.optimization_barrier(arranged) if of_convolution else arranged
+        return jax.lax.optimization_barrier(arranged) if cudnn and of_convolution else arranged
 
     return jax.tree.map(arrange, gradients, shardings)
 

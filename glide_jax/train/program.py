@@ -144,14 +144,17 @@ class Program:
         return gather_for_use(params, self._gathered)
 
     def _arrange(self, gradients: Params) -> Params:
-        return in_own_layout(gradients, split(self._gathered, self.config.train.trained)[0])
+        return in_own_layout(gradients, split(self._gathered, self.config.train.trained)[0], self._on_gpu())
 
     def _unpack_and_gather(self, params: Packed) -> Params:
         return self._gather(self.packing.unpack(params))
 
+    def _on_gpu(self) -> bool:
+        return isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+
     def _compiler_options(self) -> dict[str, bool]:
         """XLA options for the training step."""
-        if isinstance(self.mesh, AbstractMesh) or self.mesh.devices.flat[0].platform not in ("gpu", "cuda"):
+        if not self._on_gpu():
             return {}
         # Triton would compile dozens of kernels for each matrix product to choose from, for minutes; nine tenths of the
         # work is in cuDNN's convolutions.

@@ -114,3 +114,11 @@ def test_a_size_that_nobody_published_takes_one_step_and_gives_one_image():
     )
     assert image.shape == (1, model.image_size, model.image_size, 3)
     assert np.isfinite(jax.device_get(image)).all()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_gpus_alone_gradients_are_arranged_before_their_update(monkeypatch, gpu):
+    monkeypatch.setattr(Program, "_on_gpu", lambda program: gpu)
+    program = Program(RunConfig(model=BASE, train=CONFIG), make_mesh(ParallelConfig(), jax.devices()[:1]))
+    text = program.train_step.lower(program.abstract_packed, program.abstract_batch()).as_text()
+    assert ("optimization_barrier" in text) == gpu
