@@ -6,7 +6,7 @@
     python tests/benchmarks/device_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
 
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
-their shapes (whole operands, of which a kernel may read a part), memory of each device, and what should not be there;
+their shapes (of an array of which a kernel takes slices, those), memory of each device, and what should not be there;
 for TPUs also the cycles that their compiler expects. What only a GPU can choose is missing: cuDNN's and cuBLAS's
 algorithms, and the memory they work in. Messages about cuInit, PJRT_Api and the TPU's missing host are harmless.
 `--dump DIR` keeps the programs' text.

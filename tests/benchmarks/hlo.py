@@ -58,17 +58,37 @@ def kernels(text: str) -> Iterator[Kernel]:
             result, shape, operation, operands = found.groups()
             sizes[result] = _bytes(shape)
             if operation not in _FREE and not operation.endswith("-done"):
-                read = sum(sizes.get(operand, 0) for operand in set(re.findall(r"%([\w.\-]+)", operands)))
                 called = re.search(r"calls=%([\w.\-]+)", line)
-                kind = _kind(operation, line, computations[called[1]] if called else line)
+                body = computations[called[1]] if called else ""
+                read = {
+                    operand: _bytes_read(body, number, sizes.get(operand, 0))
+                    for number, operand in enumerate(re.findall(r"%([\w.\-]+)", operands))
+                }
                 cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-                yield Kernel(kind, line.strip(), sizes[result] + read, int(cycles[1]) if cycles else 0)
+                total = sizes[result] + sum(read.values())
+                yield Kernel(_kind(operation, line, body or line), line.strip(), total, int(cycles[1]) if cycles else 0)
 
 
 def _bytes(shape: str) -> int:
     return sum(
         _ITEMSIZE[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape)
     )
+
+
+def _bytes_read(body: str, number: int, size: int) -> int:
+    """Of a fusion's parameter of that size: all of it, or the slices that the fusion takes of it."""
+    names = re.findall(rf"%(\S+) = .* parameter\({number}\)", body)
+    taken = 0
+    while names:
+        use = rf"%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)%{re.escape(names.pop())}[,)]"
+        for result, shape, operation, before in re.findall(use, body):
+            if operation in ("bitcast", "convert"):
+                names.append(result)
+            elif operation in ("slice", "dynamic-slice") and not before:
+                taken += _bytes(shape)
+            else:
+                return size
+    return min(taken, size) if taken else size
 
 
 def _kind(operation: str, line: str, body: str) -> str:
@@ -81,7 +101,7 @@ def _kind(operation: str, line: str, body: str) -> str:
         parts = {"conv": "convolution", "fmha": "attention", "cublas": "matrix product", "callback": "host callback"}
         return next((kind for part, kind in parts.items() if part in name), name)
     if operation == "fusion":
-        if "gemm" in line:
+        if re.search(r'"kind":"__triton\w*gemm', line) or " dot(" in body:
             return "matrix product"
         kind = re.search(r"%(?:input|loop|wrapped)?_?([\w-]*?)(?:_fusion)?[.\d]* =", line)
         words = set(re.split(r"[_-]", kind[1])) if kind else set()
