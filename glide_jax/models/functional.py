@@ -102,14 +102,19 @@ def _structure(build: Callable[..., nnx.Module], *options: Hashable) -> tuple[nn
 def in_turn(
     blocks: Sequence[nnx.Module], x: Float[Array, "batch ctx width"], **options: Any
 ) -> Float[Array, "batch ctx width"]:
-    """Passes `x` through modules of the same kind one after another, compiled as a single one."""
+    """Passes `x` through modules of the same kind one after another, compiled as a single one.
+
+    For the gradient only the results of their linear layers are kept: the rest, of all modules at once, would take more
+    time to write and to read again than to compute once more.
+    """
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(block) for block in blocks])
 
     def call(x: Array, state: nnx.State) -> tuple[Array, None]:
         return nnx.merge(graphdef, state)(x, **options), None
 
-    return jax.lax.scan(call, x, stacked)[0]
+    linear = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.lax.scan(jax.checkpoint(call, policy=linear, prevent_cse=False), x, stacked)[0]
 
 
 def _nested(state: nnx.State) -> Params:

@@ -64,7 +64,7 @@ class Glide(Functional[_Net]):
         config: the architecture.
         dtype: compute type of the torso, a `ComputeType`; parameters are always float32.
         remat: what the backward pass recomputes: "none", "full" (everything inside a block) or "dots" (there, all but
-            convolutions and linear layers).
+            convolutions, linear layers and the sums of norms). In text layers it is always "dots".
         lora: with a rank above 0, parameters get a third group, "lora", of adapters.
 
     Raises:

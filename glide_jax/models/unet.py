@@ -13,16 +13,17 @@ from glide_jax.models.attention import attention
 from glide_jax.models.config import ModelConfig
 from glide_jax.models.layers import (
     CONVOLUTION,
+    GroupNorm,
     conv,
     downsample_average,
     dropout,
-    group_norm,
     kept_by_dropout,
     linear,
     timestep_embedding,
     upsample_nearest,
     zeros_linear,
 )
+from glide_jax.models.normalization import STATISTICS
 
 Image = Float[Array, "batch height width channels"]
 # An image whose size and channels may differ from those of the `Image` it was computed from.
@@ -41,7 +42,7 @@ _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(CONVOLUTION),
+        jax.checkpoint_policies.save_only_these_names(CONVOLUTION, STATISTICS),
     ),
 }
 
@@ -62,25 +63,25 @@ class ResBlock(nnx.Module):
         self.channels = channels_out
         self.scale_shift = config.use_scale_shift_norm
         self.dropout_rate = config.dropout
-        self.in_norm = group_norm(channels_in, config.norm_groups, dtype, rngs)
+        self.in_norm = GroupNorm(channels_in, config.norm_groups, dtype)
         self.in_conv = conv(channels_in, channels_out, 3, dtype, rngs)
         self.embed = linear(4 * config.num_channels, channels_out * (1 + self.scale_shift), dtype, rngs)
-        self.out_norm = group_norm(channels_out, config.norm_groups, dtype, rngs)
+        self.out_norm = GroupNorm(channels_out, config.norm_groups, dtype)
         self.out_conv = conv(channels_out, channels_out, 3, dtype, rngs, init=nnx.initializers.zeros_init())
         self.skip = conv(channels_in, channels_out, 1, dtype, rngs) if channels_in != channels_out else None
 
     def __call__(self, x: Image, embedding: Float[Array, "batch features"], keep: Kept | None) -> NewImage:
-        h = jax.nn.silu(self.in_norm(x))
+        h = self.in_norm(x, swish=True)
         if self.resample is not None:
             h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)
         h = self.in_conv(h)
-        modulation = self.embed(jax.nn.silu(embedding))[:, None, None, :]
+        modulation = self.embed(jax.nn.silu(embedding))
         if self.scale_shift:
             scale, shift = jnp.split(modulation, 2, axis=-1)
-            h = self.out_norm(h) * (1 + scale) + shift
+            h = self.out_norm(h, (scale, shift), swish=True)
         else:
-            h = self.out_norm(h + modulation)
-        h = self.out_conv(dropout(jax.nn.silu(h), self.dropout_rate, keep))
+            h = self.out_norm(h + modulation[:, None, None], swish=True)
+        h = self.out_conv(dropout(h, self.dropout_rate, keep))
         return (x if self.skip is None else self.skip(x)) + h
 
 
@@ -95,7 +96,7 @@ class AttentionBlock(nnx.Module):
         self.heads = heads
         self.on_attention: Callable[[QueriesKeys], object] | None = None
         text_width = config.xf_width
-        self.norm = group_norm(channels, config.norm_groups, dtype, rngs)
+        self.norm = GroupNorm(channels, config.norm_groups, dtype)
         self.qkv = linear(channels, 3 * channels, dtype, rngs)
         self.text_kv = linear(text_width, 2 * channels, dtype, rngs) if text_width else None
         self.proj = zeros_linear(channels, channels, dtype, rngs)
@@ -218,7 +219,7 @@ class UNet(nnx.Module):
                         resampler(channels, "up") if rises else None,
                     )
                 )
-        self.out_norm = group_norm(channels, config.norm_groups, jnp.float32, rngs)
+        self.out_norm = GroupNorm(channels, config.norm_groups, jnp.float32)
         self.out_conv = conv(channels, config.out_channels, 3, jnp.float32, rngs, init=nnx.initializers.zeros_init())
 
     @property
@@ -256,7 +257,7 @@ class UNet(nnx.Module):
             h = run(block, h)
         for block in self.up:
             h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
-        return self.out_conv(jax.nn.silu(self.out_norm(h)))
+        return self.out_conv(self.out_norm(h, swish=True))
 
     def _masks(self, height: int, width: int, keys: Key[Array, " batch"] | None) -> list[list[Kept]]:
         """What dropout keeps in each block, in the order they run."""

@@ -152,7 +152,7 @@ class TrainConfig(Options):
     lora: Annotated[LoraConfig, option("adapters to train instead of the weights")] = LoraConfig()
     remat: Annotated[
         Literal["none", "full", "dots"],
-        option("what the backward pass recomputes; dots: all but convolutions and linear layers"),
+        option("what the backward pass recomputes; dots: all but convolutions, linear layers and sums"),
     ] = "none"
     loss: Annotated[LossConfig, option("the training loss")] = LossConfig()
     distill: Annotated[DistillConfig, option("few-step distillation")] = DistillConfig()

@@ -12,7 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from glide_jax.errors import GlideError
 from glide_jax.models import Conditioning, Glide, NoisedClip
-from glide_jax.models.layers import dropout, group_norm, kept_by_dropout, resize_bilinear, timestep_embedding
+from glide_jax.models.layers import dropout, kept_by_dropout, resize_bilinear, timestep_embedding
 from glide_jax.train.meter import product_flops
 from tests.tiny.models import BASE, random_weights
 
@@ -52,9 +52,9 @@ def gradients(remat):
 
 def test_remat_is_in_the_program_and_changes_no_gradient():
     (expected, plain), (found, recomputing) = gradients("none"), gradients("full")
-    assert "remat" not in plain
     model, params, _ = base_model()
-    assert recomputing.count("remat") >= len(model.bind(params).unet.blocks)
+    # Whatever `remat` is, text layers recompute.
+    assert recomputing.count("remat") >= plain.count("remat") + len(model.bind(params).unet.blocks)
     largest = max(np.abs(leaf).max() for leaf in expected)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
@@ -80,6 +80,15 @@ def test_dots_repeats_hardly_any_product():
 
     none, dots, full = map(flops, ("none", "dots", "full"))
     assert none < dots < none + 0.2 * (full - none)
+
+
+def test_dots_does_not_sum_for_a_norm_again():
+    def norms(remat):
+        model = Glide(BASE, remat=remat)
+        program = str(jax.make_jaxpr(jax.grad(lambda p: forward(model, p).sum()))(model.abstract_params()))
+        return program.count(" = rsqrt ")
+
+    assert 0 < norms("none") == norms("dots") < norms("full")
 
 
 def test_dropout_needs_a_key_and_drops_the_given_share():
@@ -146,16 +155,6 @@ def test_bfloat16_computes_close_to_float32_with_float32_weights():
     assert y.dtype == jnp.float32
     difference = np.abs(y - expected).max() / np.abs(expected).max()
     assert 1e-5 < difference < 0.05
-
-
-def test_group_norm_is_exact_far_from_zero():
-    from flax import nnx
-
-    x = 30 + jax.random.normal(jax.random.key(0), (1, 8, 8, 64))
-    groups = np.asarray(x, np.float64).reshape(64, 32, 2)
-    expected = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-5)
-    ours = group_norm(64, 32, jnp.float32, nnx.Rngs(0))(x)
-    np.testing.assert_allclose(ours, expected.reshape(x.shape), atol=3e-5)
 
 
 def test_timesteps_may_be_fractional_and_dimensions_odd():

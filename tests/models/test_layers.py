@@ -1,4 +1,4 @@
-"""Building blocks: what is computed in which type and precision."""
+"""Building blocks: what is computed in which type and precision, and what is kept for the gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ from jax.extend.core import jaxprs_in_params
 
 from glide_jax.models import Conditioning
 from glide_jax.models.attention import attention
-from glide_jax.models.functional import fresh
+from glide_jax.models.functional import fresh, in_turn
 from glide_jax.models.layers import conv
+from glide_jax.models.text import TextBlock
 from tests.tiny.models import BASE, random_clip, random_model
 
 
@@ -88,3 +89,14 @@ def test_queries_and_keys_are_scaled_in_float32():
     queries, keys = np.asarray(q, np.float64)[0, :, 0], np.asarray(k, np.float64)[0, :, 0]
     exact = queries @ (keys[0] - keys[1]) / np.sqrt(32)
     assert abs((found * exact).sum() / (exact**2).sum() - 1) < 1e-3
+
+
+def test_the_gradient_of_text_layers_keeps_what_linear_layers_return():
+    layers, batch, ctx, width = 3, 2, 8, 32
+    blocks = [
+        fresh(lambda rngs: TextBlock(width, 2, layers, jnp.float32, rngs), jax.random.key(i)) for i in range(layers)
+    ]
+    _, pull = jax.vjp(lambda x: in_turn(blocks, x), jnp.ones((batch, ctx, width)))
+    kept = sorted(x.shape[3] for x in jax.tree.leaves(pull) if x.shape[:3] == (layers, batch, ctx))
+    # Also what came in; what the last of a layer's returns is the next one's.
+    assert kept == [width, width, 3 * width, 4 * width]
