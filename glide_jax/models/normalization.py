@@ -85,7 +85,7 @@ _normalize.defvjp(_forward, _backward)
 
 
 def _pixel_means(*images: Image) -> Float[Array, "images batch channels"]:
-    """The mean of each over its pixels: those of rows first, so that a GPU has enough to do for a small batch."""
+    """The mean of each over its pixels, rows first, so that a small batch is many sums for a GPU too."""
     return jnp.stack([image.mean(2) for image in images]).mean(2)
 
 
