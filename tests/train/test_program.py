@@ -121,4 +121,5 @@ def test_on_gpus_alone_gradients_are_arranged_before_their_update(monkeypatch, g
     monkeypatch.setattr(Program, "_on_gpu", lambda program: gpu)
     program = Program(RunConfig(model=BASE, train=CONFIG), make_mesh(ParallelConfig(), jax.devices()[:1]))
     text = program.train_step.lower(program.abstract_packed, program.abstract_batch()).as_text()
-    assert ("optimization_barrier" in text) == gpu
+    # Norms have barriers of their own, over small arrays.
+    assert bool(re.search(r"optimization_barrier %\w+ : tensor<3x3x", text)) == gpu
