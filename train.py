@@ -15,21 +15,21 @@ examples:
   python train.py --config configs/emoji_finetune.py --config.train.batch_size=8 --config.run_dir=runs/mine
   python train.py --config configs/glide_base.py --dry_run
 
-docs/options.md lists all options of a page.
+docs/options.md lists all options of a config.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """All options of `train.py` but those of the page."""
+    """All options of `train.py` but those of the config."""
     parse = Parser(
         prog="train.py",
         unknown=_instead,
-        description="Trains or fine-tunes a model according to a page of configs/.",
+        description="Trains or fine-tunes a model as a file of configs/ says.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parse.add_argument
-    add("--config", metavar="FILE", help="a page of configs/; change its options by --config.NAME=VALUE")
+    add("--config", metavar="FILE", help="a file of configs/; change its options by --config.NAME=VALUE")
     add("--dry_run", action="store_true",
         help="show the model, its memory and the first batch, and compile one step; train nothing")  # fmt: skip
     add("--coordinator_address", metavar="HOST:PORT", help="address of process 0, if no launcher provides it")
@@ -48,7 +48,7 @@ def _instead(word: str) -> str:
     if meant := named_alike(name):
         return f"write {' or '.join(f'--config.{path}=VALUE' for path in meant)}"
     if word.startswith("-") or "=" in word:
-        return "options of a page are written --config.NAME=VALUE (docs/migration.md has glide-finetune's)"
+        return "options of a config are written --config.NAME=VALUE (docs/migration.md has glide-finetune's)"
     return ""
 
 
@@ -61,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     args, changes = parsed(sys.argv[1:] if argv is None else argv)
     if args.config is None:
-        raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another page of configs/)")
+        raise GlideError("no configuration given: add --config configs/emoji_finetune.py (or another file of configs/)")
     # They take seconds to import; mistakes in flags and --help need not wait for them.
-    from glide_jax.config import from_ml_collections, override, read_page  # noqa: PLC0415
+    from glide_jax.config import from_ml_collections, override, read_config  # noqa: PLC0415
     from glide_jax.files import keep_compiled_programs  # noqa: PLC0415
     from glide_jax.parallel import ending_alone, initialize_from_environment  # noqa: PLC0415
     from glide_jax.train import Trainer, dry_run, ending_at_once  # noqa: PLC0415
 
-    page = read_page(args.config)
+    options = read_config(args.config)
     for key, text in changes:
-        override(page, key, text)
-    config = from_ml_collections(page)
+        override(options, key, text)
+    config = from_ml_collections(options)
     keep_compiled_programs()
     # Until all processes are there only Ctrl-C needs help: it would wait for the others, SIGTERM ends a process.
     with ending_at_once(lambda: "while waiting for the other processes", [signal.SIGINT]):

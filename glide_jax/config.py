@@ -1,4 +1,4 @@
-"""From `ml_collections` pages to the packages' frozen dataclasses."""
+"""From the `ml_collections` files of `configs/` to the packages' frozen dataclasses."""
 
 import dataclasses
 import difflib
@@ -16,12 +16,12 @@ from glide_jax.train import RunConfig
 
 
 def default_config() -> ConfigDict:
-    """Every option of a run with its default, for a config page to change."""
+    """Every option of a run with its default, for a config file to change."""
     return ConfigDict(_defaults(RunConfig), type_safe=False)  # `from_ml_collections` checks names and types
 
 
 def from_ml_collections(config: ConfigDict) -> RunConfig:
-    """A page as a checked, frozen dataclass.
+    """A config as a checked, frozen dataclass.
 
     Raises:
         GlideError: an unknown key (with the nearest names), a value of the wrong type, or an impossible one.
@@ -29,38 +29,38 @@ def from_ml_collections(config: ConfigDict) -> RunConfig:
     return build(RunConfig, config.to_dict(), "config.")
 
 
-def read_page(page: str) -> ConfigDict:
-    """What a config page's `get_config` returns.
+def read_config(name: str) -> ConfigDict:
+    """What a config file's `get_config` returns.
 
     Args:
-        page: path of a Python file, followed by `:ARGUMENT` if its `get_config` takes one.
+        name: path of a Python file, followed by `:ARGUMENT` if its `get_config` takes one.
 
     Raises:
-        GlideError: there is no such file (the page of `configs/` perhaps meant is named), or it is not a config page.
+        GlideError: there is no such file (the one of `configs/` perhaps meant is named), or it is not a config file.
     """
-    path, colon, variant = page.partition(":")
+    path, colon, variant = name.partition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        pages = {each.stem: each for each in Path("configs").glob("*.py")}
-        near = difflib.get_close_matches(Path(path).stem, pages, n=1)
-        meant = f"; did you mean {pages[near[0]]}?" if near else ""
+        files = {each.stem: each for each in Path("configs").glob("*.py")}
+        near = difflib.get_close_matches(Path(path).stem, files, n=1)
+        meant = f"; did you mean {files[near[0]]}?" if near else ""
         raise GlideError(f"--config {path}: no such Python file{meant}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         if colon and not inspect.signature(module.get_config).parameters:
-            raise GlideError(f"--config {page}: {path} has no variants; leave out :{variant}")
+            raise GlideError(f"--config {name}: {path} has no variants; leave out :{variant}")
         config = module.get_config(*([variant] if colon else []))
     except (AttributeError, ImportError, NameError, SyntaxError, KeyError, TypeError, ValueError) as error:
-        raise GlideError(f"--config {page}: {' '.join(str(error).split())}") from error
+        raise GlideError(f"--config {name}: {' '.join(str(error).split())}") from error
     return config
 
 
 def override(config: ConfigDict, key: str, text: str | None) -> None:
-    """Sets an option of a page from a command-line text.
+    """Sets an option of a config from a command-line text.
 
     Args:
-        config: the page.
+        config: what `read_config` returned.
         key: as "train.max_steps".
         text: as "1000", "('a', 'b')" or "none"; None sets a boolean option to true.
 
@@ -91,13 +91,13 @@ def _option(cls: Any, name: str, key: str) -> Field:
 
 
 def named_alike(name: str) -> list[str]:
-    """The options of a page whose names end like this one: "lora.rank" and "lora_rank" are "train.lora.rank"."""
+    """The options of a config whose names end like this one: "lora.rank" and "lora_rank" are "train.lora.rank"."""
     end = f"_{name.replace('.', '_')}"
     return [path for path in _paths(RunConfig) if f"_{path.replace('.', '_')}".endswith(end)]
 
 
 def _paths(cls: Any, prefix: str = "") -> Iterator[str]:
-    """All options of a page, as "train.max_steps"."""
+    """All options of a config, as "train.max_steps"."""
     for name, field in fields(cls).items():
         if dataclasses.is_dataclass(field.hint):
             yield from _paths(field.hint, f"{prefix}{name}.")

@@ -4,7 +4,7 @@
     class Guidance(Options):
         guidance_scale: Annotated[float, option("classifier-free guidance scale; 1 disables it", low=0)] = 3.0
 
-Derived are validation, command lines (`add_arguments`), configuration pages and web requests (`build`), and tables
+Derived are validation, command lines (`add_arguments`), config files and web requests (`build`), and tables
 (`described`).
 """
 
@@ -212,7 +212,7 @@ def flat(options: Any) -> dict[str, Any]:
 
 
 def nested(options: Any) -> dict[str, Any]:
-    """Values as in a configuration page: groups are dicts, and inline fields stand among the others."""
+    """Values as in a config file: groups are dicts, and inline fields stand among the others."""
     return {name: nested(value) if isinstance(value, Options) else value for name, value in flat(options).items()}
 
 

@@ -3,7 +3,7 @@
     V=$(python -c "import jax; print(jax.__version__)")
     pip install --no-deps jax-cuda13-plugin==$V jax-cuda13-pjrt==$V     # for --device h100
     pip install --no-deps libtpu        # for --device v5e:2x2; jax[tpu] names the version
-    python tests/benchmarks/device_program.py [--pages emoji,glide_base] [--programs init,train,sample] [--batch 32]
+    python tests/benchmarks/device_program.py [--configs emoji,glide_base] [--programs init,train,sample] [--batch 32]
 
 Prints for each program the seconds of tracing and of compiling, kernels by kind, gigabytes that they read and write by
 their shapes (of an array of which a kernel takes slices, those), memory of each device, and what should not be there;
@@ -31,7 +31,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from glide_jax.config import from_ml_collections, override, read_page
+from glide_jax.config import from_ml_collections, override, read_config
 from glide_jax.models import Conditioning, Params, attention
 from glide_jax.parallel import make_mesh
 from glide_jax.train import RunConfig
@@ -88,7 +88,7 @@ def absent_devices(name: str) -> list[jax.Device]:
 
 
 def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """The program of that name for a page's model and `mesh`; "sample" is one guided evaluation, with its text."""
+    """The program of that name for a config's model and `mesh`; "sample" is one guided evaluation, with its text."""
     program = Program(config, mesh)
     if name == "train":
         return program.train_step.lower(program.abstract_packed, program.abstract_batch())
@@ -117,19 +117,19 @@ def lowered(name: str, config: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--device", default="h100", help="h100, h100:8, or TPUs as v5e:2x2, v5p:2x2x1 or v6e:4x4")
-    parse.add_argument("--pages", default="emoji,glide_base")
+    parse.add_argument("--configs", default="emoji,glide_base")
     parse.add_argument("--programs", default=",".join(PROGRAMS))
     parse.add_argument("--batch", type=int, default=32)
     parse.add_argument("--dtype", default="bfloat16")
     parse.add_argument("--dump", type=Path)
     args, changes = parse.parse_known_args()
     devices = absent_devices(args.device)
-    for name in args.pages.split(","):
+    for name in args.configs.split(","):
         file, colon, variant = name.partition(":")
-        page = read_page(f"configs/{file}.py{colon}{variant}")
+        options = read_config(f"configs/{file}.py{colon}{variant}")
         for change in changes:
-            override(page, *change.removeprefix("--config.").split("=", 1))
-        config = from_ml_collections(page)
+            override(options, *change.removeprefix("--config.").split("=", 1))
+        config = from_ml_collections(options)
         config = replace(config, train=replace(config.train, batch_size=args.batch, dtype=args.dtype))
         mesh = make_mesh(config.parallel, devices)
         for program in args.programs.split(","):

@@ -1,8 +1,8 @@
 """Seconds of a training step, next to the PyTorch reference's where it is installed.
 
-    python tests/benchmarks/training.py [--pages glide_base,glide_upsample] [--batches 2] [--steps 3] [--dtype bfloat16]
+    python tests/benchmarks/training.py [--configs glide_base,glide_upsample] [--batches 2] [--steps 3] [--dtype DTYPE]
 
-Ours is the step of a page of configs/ on random images: noise MSE, AdamW, EMA. The reference's is
+Ours is the step of a config in configs/ on random images: noise MSE, AdamW, EMA. The reference's is
 glide-finetune's: the same loss by autograd, torch.optim.AdamW, no EMA; bfloat16 by autocast. `--tiny` narrows the
 models to 64 channels. Both alternate; the fastest step of each counts. "dispatch" is the host time of one
 asynchronous call of the step.
@@ -125,7 +125,7 @@ def fastest(step: Callable[[], None], steps: int) -> float:
 
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--pages", default="glide_base")
+    parse.add_argument("--configs", default="glide_base")
     parse.add_argument("--batches", default="2")
     parse.add_argument("--steps", type=int, default=3)
     parse.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -136,7 +136,7 @@ def main() -> None:
     header = ["page", "batch", "ours s/step", "images/s", "reference s/step", "ratio"]
     header += ["compile s", "TFLOP", "GB", "peak TFLOP/s", "arrays", "dispatch ms"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for page in args.pages.split(","):
+    for page in args.configs.split(","):
         for batch in map(int, args.batches.split(",")):
             config = run_config(page, batch, args.dtype, args.tiny)
             step, facts = ours(config)

@@ -1,4 +1,4 @@
-"""Every page of configs/, and the edge between ml_collections and the dataclasses."""
+"""Every file of configs/, and the edge between ml_collections and the dataclasses."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import train
-from glide_jax.config import default_config, from_ml_collections, override, read_page
+from glide_jax.config import default_config, from_ml_collections, override, read_config
 from glide_jax.errors import GlideError
 from glide_jax.models import ModelConfig
 from glide_jax.train import RunConfig
@@ -45,7 +45,7 @@ def commands(name):
 def parsed(words):
     """The configuration that train.py would make of its arguments."""
     args, changes = train.parsed(words[1:])
-    config = read_page(args.config)
+    config = read_config(args.config)
     for key, text in changes:
         override(config, key, text)
     return from_ml_collections(config)
@@ -108,7 +108,7 @@ def test_a_command_with_a_wrong_option_would_be_noticed(monkeypatch):
 def test_the_page_that_was_meant_is_named(given, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(GlideError, match=r"no such Python file; did you mean configs/emoji_finetune\.py\?$"):
-        read_page(given)
+        read_config(given)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_options_are_written_with_and_without_an_equals_sign(words, trim_white, 
         (["--optimizer.kind=muon"], r"^unknown option --optimizer.kind: write --config\.train\.optimizer\.kind=VALUE;"),
         (["train.seed=1"], r"^unexpected argument 'train.seed=1': write --config\.train\.seed=VALUE;"),
         (["configs/emoji.py"], r"^unexpected argument 'configs/emoji.py': write --config configs/emoji.py;"),
-        (["--lr=1"], r"^unknown option --lr: options of a page are written --config\.NAME=VALUE \(docs"),
+        (["--lr=1"], r"^unknown option --lr: options of a config are written --config\.NAME=VALUE \(docs"),
         (["--num_processes=two"], r"^argument --num_processes: invalid int value: 'two'; train\.py --help lists"),
         (["--noconfig.train.max_steps"], "train.max_steps cannot be False: it takes int"),
         (["--config.train.seed.x=1"], "seed has no options of its own"),

@@ -55,7 +55,7 @@ def run(package, device, *command):
 def compiled(package, device, programs, *changes):
     """What is printed of each program."""
     command = ["tests/benchmarks/device_program.py", f"--device={device}", f"--programs={programs}"]
-    command += ["--pages=glide_base:tiny", "--batch=4", *SMALL, *changes]
+    command += ["--configs=glide_base:tiny", "--batch=4", *SMALL, *changes]
     parts = re.split(r"\n(?=\S)", run(package, device, *command))
     assert [part.split(",")[0] for part in parts] == [f"glide_base:tiny {name}" for name in programs.split(",")]
     return parts

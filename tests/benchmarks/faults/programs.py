@@ -196,7 +196,7 @@ LEAVES = (
     Fault("all streams of a seed are one", "glide_jax/randomness.py",
           "zlib.crc32(stream.encode())", "zlib.crc32(b'stream')",
           ("tests/test_randomness.py::test_streams_and_seeds_are_apart",)),
-    Fault("a page's option takes a word after its value", "train.py",
+    Fault("a config's option takes a word after its value", "train.py",
           'waiting = name.startswith("--config.") and not equals', 'waiting = name.startswith("--config.")',
           ("tests/configs/test_configs.py::test_what_is_no_option_is_one_line",)),
     Fault("a command does not tell the option that was meant", "glide_jax/options.py",
