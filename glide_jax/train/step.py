@@ -17,7 +17,7 @@ from glide_jax.randomness import fold, keys_per_example, normal_per_example, str
 from glide_jax.train.augment import condition
 from glide_jax.train.config import ConditioningConfig, TrainConfig
 from glide_jax.train.distill import Teacher
-from glide_jax.train.optimizer import learning_rate, share_left
+from glide_jax.train.optimizer import global_norm, learning_rate, share_left
 from glide_jax.train.packing import Packing
 from glide_jax.train.state import State, choose, judge, merge, split, update_ema
 
@@ -130,7 +130,7 @@ def make_train_step(
     model: Glide,
     schedule: Schedule,
     config: TrainConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     noise_fn: NoiseFn,
     packing: Packing,
     gather: Gather = _as_they_are,
@@ -159,11 +159,11 @@ def make_train_step(
 
         (losses, t), grads = accumulated_grads(mean_loss, trained, batch, config.gradient_accumulation_steps)
         packed = packing.pack(arrange(grads))
-        loss, grad_norm = losses.total.mean(), optax.tree.norm(packed)
+        loss, grad_norm = losses.total.mean(), global_norm(packed)
         good, skips = judge(state["skips"], loss, grad_norm, config.loss_spike_threshold)
         step = state["step"] + 1
         old = state["params"].trained, state["ema"].trained, state["opt"]
-        updates, opt = optimizer.update(packed, old[2], old[0])
+        updates, opt = optimizer.update(packed, old[2], old[0], norm=grad_norm)
         rate = rates(state["step"] - state["skips"]["count"])
         if config.max_minutes:
             # One number for all processes, whose clocks differ. Updates are proportional to the learning rate.
@@ -174,7 +174,7 @@ def make_train_step(
         ema = update_ema(config.optimizer, old[1], new, step - skips["count"])
         new, ema, opt = choose(good, (new, ema, opt), old)
         params, ema = (x._replace(frozen=state[name].frozen) for name, x in (("params", new), ("ema", ema)))
-        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "param_norm": optax.tree.norm(new)}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "param_norm": global_norm(new)}
         metrics |= {"mse": losses.mse.mean()} | _by_quartile(losses.mse, t, schedule.diffusion_steps)
         if config.loss.kind == "hybrid":
             metrics["vlb"] = losses.vlb.mean()
