@@ -23,6 +23,9 @@ from glide_jax.diffusion.schedules import PredictionType
 PairedNetwork = Callable[[Image, Float[Array, " rows"]], Float[Array, "rows height width 6"]]
 Scalar = Float[Array, ""]
 
+# Relative error of a level's sigma in float32, at most.
+_ROUNDING = 1e-5
+
 
 class Method(Protocol):
     """How two predictions become one; one that `renoises` also chooses the noise to continue with."""
@@ -218,7 +221,10 @@ def _guided(guidance: Guidance, plain: _Outputs, paired: PairedNetwork) -> _Outp
             output, _ = plain(at, memory)
             return output._replace(renoise=output.predicted if guidance.method.renoises else None), memory
 
-        return jax.lax.cond((sigma > low) & (sigma <= high), lambda: within(at, memory), outside)
+        # A level that is one of the ends in float64 may be beside it in float32.
+        below, above = (jnp.abs(sigma - end) <= _ROUNDING * sigma for end in (low, high))
+        inside = (sigma > low) & ~below & ((sigma <= high) | above)
+        return jax.lax.cond(inside, lambda: within(at, memory), outside)
 
     return outputs
 

@@ -32,7 +32,7 @@ class Inputs:
             image in any batch.
         negative_prompt: what guidance steers away from: one for all images, or one for each.
         low_res: low-resolution inputs, for an upsampler.
-        inpaint_image, inpaint_mask: images of which the part with mask 1 is kept, for an inpainting model.
+        inpaint_image, inpaint_mask: images of which the part with mask 1 is kept; only an inpainting model sees them.
         init_image: images to start from, noised according to `SampleOptions.strength`; by default an upsampler starts
             from its enlarged `low_res`.
         x_t: noise of unit variance to start from, instead of the seed's.
@@ -126,8 +126,9 @@ class Conditioner:
         text = self._text(params, [*inputs.prompts, *([] if guidance is None else negatives)])
         given = (inputs.low_res, inputs.inpaint_image, inputs.inpaint_mask)
         images = [None if each is None else self.put(np.asarray(each, np.float32)) for each in given]
-        twice = [each if each is None or guidance is None else jnp.concatenate([each, each]) for each in images]
         known = None if images[1] is None or images[2] is None else (images[1], images[2])
+        seen = images if self._model.config.inpaint else images[:1]
+        twice = [each if each is None or guidance is None else jnp.concatenate([each, each]) for each in seen]
         return Arguments(
             params,
             Conditioning(self.put(text), *twice),

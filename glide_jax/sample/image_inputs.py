@@ -7,6 +7,8 @@ from PIL import Image
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource, decode, eight_bits, from_uint8, on_white, open_image
 
+# The most by which a mask's aspect ratio may differ from the image's, relatively: small ones are rounded.
+_MOST_UNLIKE = 0.05
 _CONVENTION = "a mask is white (255, or 1) where the image is kept and black (0) where it is inpainted"
 
 
@@ -21,6 +23,25 @@ def load_image(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndar
         GlideError: not a readable image (`UnreadableImage`).
     """
     return from_uint8(np.asarray(_fitted(open_image(given), size, Image.Resampling.BICUBIC)))
+
+
+def load_inpainting(
+    image: ImageSource, mask: ImageSource, size: int | tuple[int, int]
+) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width 1"]]:
+    """An image as by `load_image`, and the mask of what to keep of it as by `load_mask`.
+
+    Raises:
+        GlideError: one of them cannot be used, or they have different shapes, so that the mask would be elsewhere.
+    """
+    picture, grey = open_image(image), _grey(mask)
+    across, down = picture.width * grey.height, picture.height * grey.width
+    if abs(across - down) > _MOST_UNLIKE * max(across, down):
+        sizes = [f"{each.width} x {each.height}" for each in (picture, grey)]
+        raise GlideError(
+            f"the image has {sizes[0]} pixels (turned upright, if it says how) and the mask {sizes[1]}: give a mask of"
+            " the image's shape"
+        )
+    return load_image(picture, size), load_mask(grey, size)
 
 
 def load_mask(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarray, "height width 1"]:
@@ -41,6 +62,12 @@ def load_mask(given: ImageSource, size: int | tuple[int, int]) -> Float[np.ndarr
     if (kept.all() or not kept.any()) and values.min() != values.max():
         everything = "kept" if kept.all() else "inpainted"
         height, width = kept.shape
+        low, high = _cropped(grey, size).getextrema()
+        if low == high:
+            raise GlideError(
+                f"{_CONVENTION}; all would be {everything} of the {width}:{height} part in the middle, which is what is"
+                " used: crop the image and the mask first"
+            )
         raise GlideError(
             f"{_CONVENTION}; at {width} x {height} pixels all would be {everything} by this one, whose values are"
             f" {values.min()} to {values.max()}: make the smaller part larger, or whiter or blacker"
@@ -83,8 +110,13 @@ def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "_ _"]:
 
 def _fitted(image: Image.Image, size: int | tuple[int, int], resample: Image.Resampling) -> Image.Image:
     height, width = (size, size) if isinstance(size, int) else size
+    return _cropped(image, size).resize((width, height), resample)
+
+
+def _cropped(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    height, width = (size, size) if isinstance(size, int) else size
     # The largest crop of that shape, in whole pixels.
     wide = max(1, min(image.width, image.height * width // height))
     high = max(1, min(image.height, image.width * height // width))
     left, top = (image.width - wide) // 2, (image.height - high) // 2
-    return image.crop((left, top, left + wide, top + high)).resize((width, height), resample)
+    return image.crop((left, top, left + wide, top + high))

@@ -30,6 +30,7 @@ from glide_jax.sample.requests import (
     check_numbers,
     check_prompts,
     check_weights,
+    checked_noise,
     checked_seed,
     checked_size,
     inpainted,
@@ -190,7 +191,7 @@ class Pipeline:
             init_image: image to start from (image to image), or one for each prompt; `strength` is how far to depart
                 from it, by default 0.6.
             image, mask: image to inpaint with an inpainting model, and the mask: white is kept, black is inpainted.
-            x_t: noise to start from instead of the seed's, one for each image, as from `invert`.
+            x_t: noise to start from instead of the seed's, one for all or one for each image, as from `invert`.
             size: (height, width) of the base model's images; None for the square it was trained on.
             **changes: to `options`, by name: sampler, num_steps, guidance_scale, ...; with `upsampler_` before it, to
                 `upsampler_options`.
@@ -268,11 +269,9 @@ class Pipeline:
             raise GlideError("the noised CLIP sees images of one size: leave out size or clip_guidance_scale")
         base.stage.check(prompts, options, from_image=init_image is not None)
         base_size = checked_size(base, size)
-        if x_t is not None and np.shape(x_t)[1:] != (*base_size, 3):
-            raise GlideError(
-                f"x_t must be of the images' size, {base_size[0]} x {base_size[1]}, not {np.shape(x_t)[1:]}"
-            )
-        known, known_large = inpainted(base, image, mask, base_size), {}
+        if x_t is not None:
+            x_t = checked_noise(x_t, len(prompts), base_size)
+        known, known_large = inpainted(image, mask, base_size), {}
         if init_image is not None and starts is None:
             known["init_image"] = load_image(cast(ImageSource, init_image), base_size)
         from_each = None if starts is None else np.stack([load_image(each, base_size) for each in starts])
@@ -282,7 +281,7 @@ class Pipeline:
             up = self.upsampler.stage.model.config
             height, width = (edge * up.image_size // up.low_res_size for edge in base_size)
             large = checked_size(self.upsampler, (height, width), " of what the upsampler makes")
-            known_large = inpainted(self.upsampler, image, mask, large)
+            known_large = inpainted(image, mask, large)
 
         def inputs(known: dict[str, np.ndarray], picked: list[int], **more: Any) -> Inputs:
             more |= {name: np.repeat(array[None], len(picked), axis=0) for name, array in known.items()}
@@ -291,7 +290,7 @@ class Pipeline:
 
         def batch(picked: list[int], real: int) -> Samples:
             report = of_real(on_steps, real)
-            own = {"x_t": None if x_t is None else np.asarray(x_t)[picked]}
+            own = {"x_t": None if x_t is None else x_t[picked]}
             own |= {} if from_each is None else {"init_image": from_each[picked]}
             given = inputs(known, picked, size=base_size, **own)
             clip_params = None if self.clip is None else self.clip.params

@@ -11,7 +11,7 @@ import numpy as np
 from glide_jax.errors import GlideError
 from glide_jax.images import ImageSource
 from glide_jax.options import nearest
-from glide_jax.sample.image_inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_inpainting
 from glide_jax.sample.loading import LoadedModel
 from glide_jax.sample.options import flag_fields
 from glide_jax.sample.prompts import Prompt
@@ -42,13 +42,16 @@ def check_weights(model: LoadedModel | None) -> None:
         raise GlideError("this pipeline was loaded without weights, and can only check requests")
 
 
-def inpainted(
-    model: LoadedModel, image: ImageSource | None, mask: ImageSource | None, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """An inpainting model's inputs for the image to inpaint; nothing for other models."""
-    if image is None or mask is None or not model.stage.model.config.inpaint:
+def inpainted(image: ImageSource | None, mask: ImageSource | None, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The image to inpaint and its mask as a model of that image size takes them; nothing without.
+
+    Raises:
+        GlideError: as for `load_inpainting`.
+    """
+    if image is None or mask is None:
         return {}
-    return {"inpaint_image": load_image(image, size), "inpaint_mask": load_mask(mask, size)}
+    pixels, kept = load_inpainting(image, mask, size)
+    return {"inpaint_image": pixels, "inpaint_mask": kept}
 
 
 def checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "") -> tuple[int, int]:
@@ -62,6 +65,17 @@ def checked_size(model: LoadedModel, size: tuple[int, int] | None, what: str = "
     if height < unit or width < unit or height % unit or width % unit:
         raise GlideError(f"height and width{what} must be multiples of {unit} for this model, not {height} and {width}")
     return height, width
+
+
+def checked_noise(x_t: Any, count: int, size: tuple[int, int]) -> np.ndarray:
+    """Noise to start from for each of `count` images; raises `GlideError` unless it is one for all, or one for each."""
+    x_t = np.asarray(x_t)
+    if x_t.shape[1:] != (*size, 3) or len(x_t) not in (1, count):
+        height, width = size
+        raise GlideError(
+            f"x_t must be noise for one image or for each of {count}, [n, {height}, {width}, 3], not {list(x_t.shape)}"
+        )
+    return np.broadcast_to(x_t, (count, *x_t.shape[1:]))
 
 
 def unseen(prompt: str, text_ctx: int) -> str:

@@ -1,5 +1,6 @@
 """One model generating images, in one compiled program per (batch size, kind of solver)."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -70,7 +71,7 @@ class Stage:
                     " steps, or schedule trailing"
                 )
             return levels
-        count = round(options.strength * len(levels))
+        count = max(math.floor(options.strength * len(levels) + 0.5), options.strength > 0)
         return levels.last(count) if count else None
 
     def doubt(self, options: SampleOptions, *, from_image: bool = False) -> str:
@@ -98,6 +99,14 @@ class Stage:
         self.count_evaluations(options, from_image=from_image)
         if options.clip_guidance_scale:
             self._conditioner.check_clip(prompts)
+            self._check_timesteps()
+
+    def _check_timesteps(self) -> None:
+        assert self.clip is not None
+        assert self.clip.image is not None
+        theirs, ours = self.clip.image.n_timesteps, self.diffusion.diffusion_steps
+        if theirs != ours:
+            raise GlideError(f"the noised CLIP knows {theirs} timesteps and cannot guide a model of {ours}")
 
     def sample(
         self,
@@ -132,7 +141,9 @@ class Stage:
             params, inputs, self._guidance(options.guidance), seed, options.clip_guidance_scale, clip_params
         )
         x_t = None if inputs.x_t is None else self._conditioner.put(inputs.x_t)
-        return self._sampled(arguments, options, levels, image, x_t, inputs.size, on_steps)
+        solver, plan, carry = self._begun(arguments, options, levels, image, x_t, inputs.size)
+        carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
+        return jnp.clip(carry.state[0], -1.0, 1.0)
 
     def generate(
         self,
@@ -145,7 +156,7 @@ class Stage:
         indices: Int[Array, " batch"],
         low_res: Float[Array, "batch low_height low_width 3"] | None = None,
     ) -> Float[Array, "batch height width 3"]:
-        """`sample` as one function of arrays, to be traced as a whole; the batch may be symbolic.
+        """`sample` as one function of arrays, to be traced or differentiated as a whole; the batch may be symbolic.
 
         Args:
             params: the model's weights.
@@ -168,7 +179,11 @@ class Stage:
             assert image is not None
             return image
         arguments = Arguments(params, Conditioning(text, twice), None, how, None, seed, indices)
-        return self._sampled(arguments, options, levels, image)
+        solver, plan, carry = self._begun(arguments, options, levels, image)
+        rows = jax.tree.map(jnp.asarray, plan.on_device())
+        # A loop of known length, unlike that of `_loop`, has a gradient.
+        carry = self._run_impl(solver, options.thresholding, arguments, carry, rows, 0, len(plan))
+        return jnp.clip(carry.state[0], -1.0, 1.0)
 
     def invert(
         self, params: Params, inputs: Inputs, options: SampleOptions, *, on_steps: OnSteps | None = None
@@ -213,7 +228,7 @@ class Stage:
         height, width = (edge * config.image_size // config.low_res_size for edge in (height, width))
         return jnp.clip(jax.image.resize(low_res, (batch, height, width, 3), "cubic"), -1.0, 1.0)
 
-    def _sampled(
+    def _begun(
         self,
         arguments: Arguments,
         options: SampleOptions,
@@ -221,14 +236,11 @@ class Stage:
         image: Image | None,
         x_t: Image | None = None,
         size: tuple[int, int] | None = None,
-        on_steps: OnSteps | None = None,
-    ) -> Image:
+    ) -> tuple[Solver, Plan, Carry]:
         solver, plan = plan_steps(options.solver, levels)
         scales = jax.tree.map(jnp.float32, (plan.start, options.temperature))
         shape = (*(size or 2 * (self.model.config.image_size,)), 3)
-        carry = self._start(solver, shape, arguments, image, x_t, *scales)
-        carry = self._loop(solver, options.thresholding, arguments, carry, plan, on_steps)
-        return jnp.clip(carry.state[0], -1.0, 1.0)
+        return solver, plan, self._start(solver, shape, arguments, image, x_t, *scales)
 
     def _loop(
         self,
@@ -276,8 +288,8 @@ class Stage:
         arguments: Arguments,
         carry: Carry,
         rows: Row,
-        first: Int[Array, ""],
-        end: Int[Array, ""],
+        first: Int[Array, ""] | int,
+        end: Int[Array, ""] | int,
     ) -> Carry:
         conditional = jax.tree.map(lambda x: x[: arguments.indices.shape[0]], arguments.conditioning)
         estimate = guided(

@@ -19,6 +19,7 @@ from glide_jax.diffusion.schedules import DiffusionConfig, Schedule
 from glide_jax.diffusion.solvers import plan_steps
 from glide_jax.diffusion.solvers.ddpm import ddim_inversion
 from glide_jax.diffusion.solvers.solver import run_steps, start
+from glide_jax.diffusion.solvers.table import Table, terms
 from glide_jax.errors import GlideError
 
 SCHEDULE = Schedule.from_config(DiffusionConfig())
@@ -85,6 +86,35 @@ def test_order_of_convergence(sampler, order, options):
         errors = [error_between_two_sigmas(sampler, count, **options) for count in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(slope - order) < 0.2, (slope, errors)
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "trailing"])
+def test_lms_does_not_amplify_errors_of_many_steps(schedule):
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=500, schedule=schedule))
+    _, plan = plan_steps(SolverOptions("lms"), levels)
+
+    def end(error):
+        rng, state = np.random.default_rng(0), np.array([levels.sigmas[0], 0.0, 0.0, 0.0])
+        for sigma, matrix in zip(levels.sigmas, plan.rows.coefficients, strict=True):
+            state = matrix @ [*state, shrink(sigma) * state[0] + error * rng.normal()]
+        return state[0]
+
+    assert abs(end(0.0)) == pytest.approx(DATA_STD, rel=0.02)
+    assert abs(end(1e-3) - end(0.0)) < 0.1
+
+
+def test_a_table_refuses_images_that_it_does_not_have():
+    levels = NoiseLevels.from_options(SCHEDULE, LevelOptions(num_steps=3, schedule="karras"))
+    x, x_0, misspelt, noise = terms("x", "x_0", "x0", "noise")
+    for churn, updates, message in (
+        (0.0, {"x": x + misspelt}, r"\['x0'\] is not among"),
+        (0.0, {"x": x_0, "lst": x}, r"\['lst'\] is not among"),
+        (1.0, {"x": x_0 + noise}, "either churn or part of an update"),
+    ):
+        table = Table(levels, "x", "last")
+        table.evaluate(1.0, churn, **updates)
+        with pytest.raises(ValueError, match=message):
+            table.build()
 
 
 @pytest.mark.parametrize("sampler", ["plms", "prk"])

@@ -23,7 +23,7 @@ _PROGRAMS = ("train.py", "sample.py", "evaluate.py", "configs", "convert", "data
 # Files that did not come from the published address.
 FROM_ELSEWHERE = ("glide-ft-0x60000", "wide")
 _CLIP_TEXT = ClipTextConfig(n_vocab=11, max_text_len=5, n_embd=4, n_head_text=1, n_xf_blocks_text=1)
-_CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=9, n_embd=4, n_head_image=1, n_xf_blocks_image=1)
+_CLIP_IMAGE = ClipImageConfig(image_size=8, n_timesteps=1000, n_embd=4, n_head_image=1, n_xf_blocks_image=1)
 
 
 def make_models(folder: Path) -> Path:

@@ -1,12 +1,14 @@
 """Pictures and masks as people give them."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from glide_jax.errors import GlideError
 from glide_jax.images import to_uint8
-from glide_jax.sample.image_inputs import load_image, load_mask
+from glide_jax.sample.image_inputs import load_image, load_inpainting, load_mask
 
 
 def test_the_middle_square_is_taken_and_resized(tmp_path):
@@ -45,6 +47,26 @@ def test_a_mask_is_one_where_white():
     assert set(np.unique(loaded)) == {0.0, 1.0}
     assert loaded[:, :5].max() == 0
     assert loaded[:, 5:].min() == 1
+
+
+def test_a_mask_of_another_shape_is_refused_and_one_that_only_was_resized_is_not():
+    photo = np.zeros((400, 300, 3), np.uint8)
+    mask = np.where(np.arange(67)[:, None] < 30, 0, 255).astype(np.uint8).repeat(50, 1)
+    image, kept = load_inpainting(photo, mask, 8)
+    np.testing.assert_array_equal(image, load_image(photo, 8))
+    np.testing.assert_array_equal(kept, load_mask(mask, 8))
+    turned = Image.fromarray(photo)
+    turned.getexif()[0x0112] = 6  # to be shown turned by a quarter
+    file = io.BytesIO()
+    turned.save(file, "jpeg", exif=turned.getexif())
+    with pytest.raises(GlideError, match=r"image has 400 x 300 pixels .* and the mask 50 x 67: give a mask of the"):
+        load_inpainting(Image.open(file), mask, 8)
+
+
+def test_a_mask_that_is_cut_off_is_called_that():
+    mask = np.where(np.arange(60) < 10, 0, 255).astype(np.uint8)[None].repeat(20, 0)
+    with pytest.raises(GlideError, match="all would be kept of the 8:8 part in the middle, which is what is used"):
+        load_mask(mask, 8)
 
 
 def test_a_photograph_is_no_mask():

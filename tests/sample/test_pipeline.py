@@ -16,6 +16,7 @@ from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
 from glide_jax.sample.image_inputs import load_image
 from glide_jax.sample.stage import Stage
+from glide_jax.tokenizer import GlideTokenizer
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model, save_model
 
@@ -135,7 +136,7 @@ def test_images_may_be_of_another_size(loaded, upsampler, photo):
             halving("a cat", size=size)
     noise = Pipeline(loaded).invert(photo, "a cat", size=(SIDE, 2 * SIDE), num_steps=2)
     assert noise.shape == (1, SIDE, 2 * SIDE, 3)
-    with pytest.raises(GlideError, match=f"x_t must be of the images' size, {SIDE} x {SIDE}, not"):
+    with pytest.raises(GlideError, match=rf"x_t must be noise for one image .* \[n, {SIDE}, {SIDE}, 3\], not"):
         whole("a cat", x_t=noise)
     with pytest.raises(GlideError, match="leave out size or clip_guidance_scale"):
         whole("a cat", size=(SIDE, SIDE), clip_guidance_scale=1.0)
@@ -289,10 +290,10 @@ def test_the_upsampler_defaults_to_fast27(loaded, upsampler):
     assert {shape for _, shape in done} == {(1, SIDE, SIDE, 3), (1, 2 * SIDE, 2 * SIDE, 3)}
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_inpainting_keeps_known_pixels_in_both_stages(photo, strength):
+@pytest.mark.parametrize(("strength", "sees_mask"), [(0.0, True), (0.5, True), (1.0, True), (0.5, False)])
+def test_inpainting_keeps_known_pixels_in_both_stages(photo, strength, sees_mask):
     inpaint = random_model(INPAINT)
-    up = random_model(replace(UPSAMPLER, inpaint=True), noise_schedule="linear")
+    up = random_model(replace(UPSAMPLER, inpaint=sees_mask), noise_schedule="linear")
     mask = np.full((30, 40), 255, np.uint8)
     mask[:, :20] = 0
     pipeline = Pipeline(inpaint, up)
@@ -315,6 +316,20 @@ def test_image_to_image_goes_from_the_image_to_text_to_image(loaded, photo):
     assert 0 < distances[0] < distances[1] < distances[2]
     square = Pipeline(loaded)("a cat", init_image=photo[:, 5:35], strength=0.0).images[0]
     np.testing.assert_array_equal(square, images[0.0])
+
+
+@pytest.mark.parametrize(("num_steps", "run"), [(1, 1), (2, 1), (5, 3), (9, 5)])
+def test_strength_one_half_runs_the_larger_half_of_the_steps(loaded, num_steps, run):
+    options = SampleOptions.of(num_steps=num_steps, strength=0.5, schedule="trailing")
+    assert len(loaded.stage.levels(options, from_image=True)) == run
+
+
+def test_guidance_reaches_its_interval_s_upper_end_but_not_its_lower(loaded):
+    how = {"schedule": "karras", "sigma_max": 15.0, "guidance_scale": 10.0}
+    everywhere, nowhere = (draw(loaded, "a cat", guidance_interval=(0.0, high), **how) for high in (1e4, 1e-4))
+    np.testing.assert_array_equal(draw(loaded, "a cat", guidance_interval=(0.0, 15.0), **how), everywhere)
+    np.testing.assert_array_equal(draw(loaded, "a cat", guidance_interval=(15.0, 1e4), **how), nowhere)
+    assert (everywhere != nowhere).any()
 
 
 def test_an_image_to_start_from_is_used_unless_told_otherwise(loaded, photo):
@@ -350,8 +365,31 @@ def test_inverted_noise_draws_the_image_again(loaded):
     def error(**start):
         return np.abs(pipeline("a cat", **start, **options).images[0].astype(int) - image).mean()
 
+    twice = pipeline(["a cat", "a cat"], x_t=x_t, **options).images
+    np.testing.assert_array_equal(twice[0], twice[1])
+    with pytest.raises(GlideError, match="for one image or for each of 2"):
+        pipeline(["a cat", "a cat"], x_t=np.repeat(x_t, 3, axis=0))
     assert error(x_t=x_t) < 8
     assert error() > 50
+
+
+def test_a_gradient_goes_through_the_whole_sampling(loaded):
+    """The derivative of the sum of all pixels by a factor of the text, against finite differences."""
+    stage, options = loaded.stage, SampleOptions.of(num_steps=3, guidance_scale=2.0, thresholding="none")
+    tokens, mask = GlideTokenizer().padded(["a cat", ""], stage.model.config.text_ctx)
+    text, against = (
+        stage.model.encode_text(loaded.params, jnp.asarray(tokens[i : i + 1]), jnp.asarray(mask[i : i + 1]))
+        for i in (0, 1)
+    )
+
+    @jax.jit
+    def total(scale):
+        scaled = jax.tree.map(lambda x: scale * x if x.dtype == jnp.float32 else x, text)
+        seed, indices = jnp.int32(3), jnp.zeros(1, jnp.int32)
+        return stage.generate(loaded.params, scaled, against, options, seed=seed, indices=indices).sum()
+
+    slope = (total(1.01) - total(0.99)) / 0.02
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(1.0), slope, rtol=0.05)
 
 
 def test_clip_guidance_changes_the_image(loaded):
@@ -359,6 +397,9 @@ def test_clip_guidance_changes_the_image(loaded):
     guided = random_model(clip=True)
     plain = Pipeline(guided, clip=clip)("a cat", num_steps=4, seed=3).images
     np.testing.assert_array_equal(plain, draw(loaded, "a cat"))
+    other = Stage(guided.stage.model, DiffusionConfig(diffusion_steps=500), clip.model)
+    with pytest.raises(GlideError, match="the noised CLIP knows 1000 timesteps and cannot guide a model of 500"):
+        Pipeline(LoadedModel(other, guided.params), clip=clip)("a cat", clip_guidance_scale=5.0)
     moved = Pipeline(guided, clip=clip)("a cat", num_steps=4, seed=3, clip_guidance_scale=5.0).images
     assert (moved != plain).mean() > 0.1
 

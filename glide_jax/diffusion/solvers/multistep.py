@@ -11,6 +11,8 @@ from glide_jax.diffusion.solvers.table import LinearCombination, Table, terms
 from glide_jax.errors import GlideError
 
 _HISTORY = ("eps_1", "eps_2", "eps_3")
+# How much a step of `lms` may multiply errors of slopes; fourth order at even distances does by 6.7.
+_MOST_AMPLIFIED = 20.0
 
 
 def prk(levels: NoiseLevels, clean_up: bool = True) -> tuple[Solver, Plan]:
@@ -69,14 +71,22 @@ def _between(levels: NoiseLevels, position: float) -> HostLevel:
 
 
 def lms(levels: NoiseLevels, order: int = 4) -> tuple[Solver, Plan]:
-    """Linear multistep: x' = x + integral from sigma to sigma' of the polynomial through the last `order` slopes."""
+    """Linear multistep: x' = x + integral from sigma to sigma' of the polynomial through the last `order` slopes.
+
+    Through fewer of them where the polynomial would be extrapolated far beyond levels that are close together, as in
+    the last step of many, to sigma 0: k-diffusion's images are then more and more noise.
+    """
     past = [f"slope_{k}" for k in range(1, order)]
     table = Table(levels, "x", *past)
     x, x_0, *slopes = terms("x", "x_0", *past)
     for i, (sigma, after) in enumerate(levels.steps):
         latest = [(x - x_0) / sigma, *slopes][: min(i + 1, order)]
+        while sum(map(abs, weights := _weights(levels.sigmas[i::-1][: len(latest)], sigma, after))) > (
+            _MOST_AMPLIFIED * (sigma - after)
+        ):
+            latest.pop()
         new = x
-        for weight, slope in zip(_weights(levels.sigmas[i::-1][: len(latest)], sigma, after), latest, strict=True):
+        for weight, slope in zip(weights, latest, strict=True):
             new = new + weight * slope
         shifted = dict(zip(past, [(x - x_0) / sigma, *slopes], strict=False))
         table.evaluate(sigma, x=new, **shifted)

@@ -81,7 +81,18 @@ class Table:
         self._updates.append(updates)
 
     def build(self) -> tuple[Solver, Plan]:
-        """The solver and its plan."""
+        """The solver and its plan.
+
+        Raises:
+            ValueError: an image or output that does not exist, or one evaluation's noise used for churn and again.
+        """
+        known = {*self._kept, *_OUTPUTS, _NOISE}
+        for updates, added in zip(self._updates, self._churn, strict=True):
+            used = {name for new in updates.values() for name, weight in new.weights.items() if weight}
+            if unknown := (updates.keys() - set(self._kept)) | (used - known):
+                raise ValueError(f"{sorted(unknown)} is not among the images kept and the outputs, {sorted(known)}")
+            if added and _NOISE in used:
+                raise ValueError("one evaluation has one noise: it is either churn or part of an update")
         named = {name for updates in self._updates for new in updates.values() for name in new.weights}
         outputs = tuple(name for name in _OUTPUTS if name in named)
         noisy = any(new.weights.get(_NOISE) for updates in self._updates for new in updates.values())
