@@ -5,6 +5,7 @@ import fcntl
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -53,6 +54,8 @@ class CheckpointStore:
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._pending: Future[None] | None = None
         self._lock = _open_for_writing(self.directory)
+        # Also where nobody calls `close`, as in a notebook.
+        self._unlock = weakref.finalize(self, _close, self._lock)
         self._gone = (
             f"{self.directory} is no longer the folder that this run began to write to (moved, deleted or unmounted):"
             " put it back and run the same command to resume from what was saved there"
@@ -105,9 +108,8 @@ class CheckpointStore:
             self.wait()
         finally:
             self._writer.shutdown()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._unlock()
+            self._lock = None
 
     def steps(self) -> list[int]:
         """The complete steps, ascending; the same in every process."""
@@ -236,6 +238,11 @@ def _open_for_writing(directory: Path) -> int | None:
     except OSError as error:
         raise GlideError(f"cannot write to {directory}: {error.strerror}; choose another folder") from error
     return lock
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _lock(directory: Path) -> int:

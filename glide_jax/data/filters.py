@@ -151,8 +151,11 @@ def index_passing(filters: Filters, facts: Callable[[int], Facts], total: int) -
     return Index(np.array(passing, np.int64), dict(counts), unlabelled=sum(without for _, without in judged))
 
 
-def report_unlabelled(unlabelled: int, total: int) -> None:
-    """Prints to standard error how many samples that passed have no NSFW label, if any."""
+@cache
+def report_unlabelled(path: str, unlabelled: int, total: int) -> None:
+    """Prints to standard error how many samples that passed have no NSFW label, if any; once, as previews open the data
+    again.
+    """
     if unlabelled == total > 0:
         print("no NSFW labels in this data set: data.filters.nsfw_labels leaves nothing out", file=sys.stderr)
     elif unlabelled:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,11 @@ class DataStream:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """The samples left out when the source was opened, by reason."""
+        return self._images.source.counts
 
     @property
     def fingerprint(self) -> int:

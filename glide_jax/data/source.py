@@ -106,9 +106,9 @@ class Source(ABC):
             BadSample: it cannot be read now, or has no caption.
         """
 
+    @abstractmethod
     def parts(self) -> list[Part]:
         """All samples in order, in parts; a source that is not resumable has none."""
-        return []
 
     def named(self, index: int) -> str:
         """What a message calls a sample."""

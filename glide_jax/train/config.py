@@ -1,4 +1,4 @@
-"""Every option of a training run: the tables that configuration pages, checks and documentation are made from."""
+"""Every option of a training run: the tables that config files, checks and documentation are made from."""
 
 import math
 from dataclasses import dataclass
@@ -161,7 +161,9 @@ class TrainConfig(Options):
     max_skipped_updates: Annotated[int, option("stops a run after more skipped steps in a row than this", low=0)] = 10
     loss_spike_threshold: Annotated[float, option("skips losses this many times the average; 0 is off", low=0)] = 0.0
     log_every: Annotated[int, option("steps between log lines, which come at least every 30 s", low=1)] = 50
-    sample_every: Annotated[int, option("steps between sample grids; 0: only at the end", low=0)] = 1000
+    sample_every: Annotated[
+        int, option("steps between sample grids; 0: only before fine-tuning and at the end", low=0)
+    ] = 1000
     validate_every: Annotated[int, option("steps between validation losses; 0: never", low=0)] = 1000
     save_every: Annotated[int, option("steps between checkpoints; 0: only at the end", low=0)] = 1000
     keep_checkpoints: Annotated[int, option("number of newest checkpoints kept", low=1)] = 2

@@ -41,6 +41,8 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals are the main thread's
         for number in SIGNALS if self._alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._receive if self._alone else _as_sigterm)
         return self
@@ -88,8 +90,11 @@ def ending_at_once(last: Callable[[], str], signals: Sequence[signal.Signals] = 
 
     Args:
         last: called in that thread: does what remains to be done, and returns what to print after "stopped by SIGTERM".
-        signals: the signals answered.
+        signals: the signals answered, if this is the main thread.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     actions = {number: (signal.getsignal(number), _action(number)) for number in signals}

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -66,6 +67,8 @@ class Trainer:
             self.mesh = make_mesh(config.parallel)
         with _phase("looking for a checkpoint"), together("checkpoint found"):
             self.start = StartPoint.of(config)
+        if _is_first() and (changed := self.start.changed(config)):
+            print(f"resuming with other options than before: {', '.join(changed)}", file=sys.stderr)
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
         with _phase("laying out the model"):
             self.program = Program(config, self.mesh)

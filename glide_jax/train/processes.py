@@ -5,6 +5,7 @@ import os
 import secrets
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -18,11 +19,12 @@ from glide_jax.options import nested
 from glide_jax.parallel import SharedError, together
 from glide_jax.train.config import RunConfig
 
-# Options in which machines may differ.
-_OWN = {
+# Options in which the processes of a run, and the machines that it is resumed on, may differ.
+MAY_DIFFER = {
     "run_dir", "init_from", "data.path", "data.validation_path", "data.captions_jsonl", "data.revalidate",
     "data.workers", "data.cache_mb", "data.stall_seconds", "train.preview.upsampler", "train.wandb_project",
 }  # fmt: skip
+_COUNTS = ("images", "batches of validation")  # worth telling
 _SECONDS_TO_APPEAR = 30.0  # of a file in a network's file system
 
 
@@ -36,20 +38,27 @@ def check_alike(config: RunConfig, data: DataStream, validation: ValidationData 
     """
     if jax.process_count() == 1:
         return
-    options = {name: value for name, value in flatten_dict(nested(config), sep=".").items() if name not in _OWN}
+    options = {name: value for name, value in flatten_dict(nested(config), sep=".").items() if name not in MAY_DIFFER}
     folder = str(Path(config.run_dir).expanduser().absolute())  # Orbax wants one name for it
-    facts = {
+    _require_equal({
         "images": data.examples_per_epoch,
         "images in their shards, folders or buckets": data.fingerprint,
         "batches of validation": 0 if validation is None else len(validation),
-        "options": zlib.crc32(json.dumps(options, default=str).encode()),
         "paths of the run folder": zlib.crc32(os.fsencode(folder)),
-    }
-    everywhere = multihost_utils.process_allgather(np.array([fact % 2**32 for fact in facts.values()], np.uint32))
-    for name, values in zip(facts, everywhere.T.tolist(), strict=True):
-        if len(set(values)) > 1:
-            counts = f": {values}" if name in ("images", "batches of validation") else ""
-            raise SharedError(f"the processes have different {name}{counts}; start all with the same")
+        "versions of the code": zlib.crc32(",".join(options).encode()),
+    })  # fmt: skip
+    # Only now, as arrays of different lengths cannot be exchanged.
+    _require_equal({
+        f"--config.{name}": zlib.crc32(json.dumps(value, default=str).encode()) for name, value in options.items()
+    })  # fmt: skip
+
+
+def _require_equal(facts: Mapping[str, int]) -> None:
+    everywhere = multihost_utils.process_allgather(np.array([fact % 2**32 for fact in facts.values()], np.uint32)).T
+    different = {name: row.tolist() for name, row in zip(facts, everywhere, strict=True) if len(set(row)) > 1}
+    if different:
+        counts = (f"{name}: {row}" if name in _COUNTS else name for name, row in different.items())
+        raise SharedError(f"the processes have different {', '.join(counts)}; start all with the same")
 
 
 def check_shared(folder: Path) -> None:

@@ -9,25 +9,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from glide_jax import hub
-from glide_jax.checkpoint import CheckpointStore, lasting, load_weights, newest_intact, read_record
+from glide_jax.checkpoint import CheckpointStore, lasting, load_weights, newest_intact, read_record, resolve
 from glide_jax.data import DataStream, ValidationData, fixed_examples, open_data, open_validation
 from glide_jax.data.buckets import Buckets
 from glide_jax.data.examples import Batch
+from glide_jax.data.filters import Filters
 from glide_jax.data.source import listed
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig, Params
 from glide_jax.models.lora import GROUP, fingerprint
+from glide_jax.options import nested, to_json
 from glide_jax.parallel import together
 from glide_jax.train.config import RunConfig, TrainConfig
+from glide_jax.train.processes import MAY_DIFFER
 from glide_jax.train.program import Program
 from glide_jax.train.state import State
 
 # Options outside the model's that decide which arrays a training state holds, or what they have learnt.
-_STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora", "distill.num_steps")
+_STATE_OPTIONS = ("trainable", "optimizer.kind", "optimizer.mu_dtype", "lora.rank", "distill.num_steps")
+_OF_ADAPTERS = ("lora.alpha", "lora.targets", "lora.dora")
 # Values of options that older and converted checkpoints do not record.
 _UNRECORDED = {"norm_groups": 32, "prediction_type": "epsilon", "optimizer.kind": "adamw", "distill.num_steps": 0}
 
@@ -113,6 +118,17 @@ class StartPoint:
             return program.packing.pack_state(state, base)
         return program.fresh_state() if base is None else program.state_from(base)
 
+    def changed(self, config: RunConfig) -> list[str]:
+        """The options of a resumed run that its checkpoint was trained with other values of, each as "a: 1 -> 2"."""
+        before, now = (
+            flatten_dict(to_json(options), sep=".") for options in (self.record.get("config", {}), nested(config))
+        )
+        return [
+            f"{name}: {before[name]} -> {value}"
+            for name, value in now.items()
+            if self.step is not None and name in before.keys() - MAY_DIFFER and before[name] != value
+        ]
+
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in ("source",) if name in record}
@@ -137,16 +153,10 @@ def _check_resume(config: RunConfig, record: Mapping[str, Any], checkpoint: str,
     require_same("diffusion", asdict(config.diffusion), record.get("diffusion", {}), where)
     if "train" in record.get("config", {}):
         theirs, ours = (_flat(train) for train in (record["config"]["train"], asdict(config.train)))
-        theirs, ours = (values | {"lora": _adapters(values.get("lora", {}))} for values in (theirs, ours))
-        require_same("train", {name: ours[name] for name in _STATE_OPTIONS}, theirs, where)
+        adapters = _OF_ADAPTERS if theirs["lora.rank"] and ours["lora.rank"] else ()
+        require_same("train", {name: ours[name] for name in (*_STATE_OPTIONS, *adapters)}, theirs, where)
     if type(record.get("position")) is not int:
         raise GlideError(f"{checkpoint} is not from a training run: its record has no data position")
-
-
-def _adapters(lora: Mapping[str, Any]) -> str:
-    known = asdict(LoraConfig()) | dict(lora)  # the record may be older than an option
-    options = (f"{name} {list(value) if name == 'targets' else value}" for name, value in known.items())
-    return ", ".join(options) if known["rank"] else "none"
 
 
 def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,14 +177,15 @@ def lora_entry(program: Program, state: State, record: Mapping[str, Any]) -> dic
     base = jax.tree.map(_whole, {name: group for name, group in params.items() if name != GROUP})
     where = config.init_from
     entry = asdict(config.train.lora) | {
-        "base": where if hub.is_name(where) else str(lasting(Path(where).expanduser())),
+        "base": where if hub.is_name(where) else str(lasting(resolve(where))),
         "base_sha256": fingerprint(base),
     }
     before = record.get("lora", {}).get("base_sha256", entry["base_sha256"])
     if before != entry["base_sha256"]:
         raise GlideError(
             f"the adapters in {config.run_dir} belong to weights of SHA-256 {before[:12]}, not to those of"
-            f" --config.init_from={config.init_from} ({entry['base_sha256'][:12]})"
+            f" --config.init_from={config.init_from} ({entry['base_sha256'][:12]}): give those of"
+            f" {record['lora']['base']}"
         )
     return {"lora": entry}
 
@@ -186,7 +197,8 @@ def _whole(x: Array) -> np.ndarray:
 
 
 def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
-    groups = ("optimizer", "distill")
+    train = {**train, "lora": asdict(LoraConfig()) | train.get("lora", {})}  # the record may be older than an option
+    groups = ("optimizer", "distill", "lora")
     return {**train, **{f"{group}.{name}": value for group in groups for name, value in train.get(group, {}).items()}}
 
 
@@ -214,13 +226,16 @@ def require_same(
     Raises:
         GlideError: they differ; every difference is listed.
     """
-    theirs = _UNRECORDED | dict(theirs)
-    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in ours.items() if k not in ("dropout", *ignore)}
+    ours, theirs = (
+        {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()} for options in (ours, theirs)
+    )
+    theirs = _UNRECORDED | theirs
+    kept = {k: v for k, v in ours.items() if k not in ("dropout", *ignore)}
     different = [k for k, v in kept.items() if theirs.get(k) != v]
     if different:
-        listed = ", ".join(f"{name}.{k}: {theirs.get(k)} there, {kept[k]} here" for k in different)
+        listed = ", ".join(f"--config.{name}.{k} is {theirs.get(k)} there, {kept[k]} here" for k in different)
         kind = "is of a run with other options" if name == "train" else "is of another model"
-        raise GlideError(f"{where} {kind} ({listed}); change --config.{name} or choose another folder")
+        raise GlideError(f"{where} {kind} ({listed}); give the same or choose another folder")
 
 
 def require_fit(config: ModelConfig, theirs: Mapping[str, Any], where: str) -> None:
@@ -296,7 +311,8 @@ def warn_of_warm_up(config: TrainConfig) -> None:
 
 
 def training_data(config: RunConfig, start: StartPoint) -> DataStream:
-    """This process's share of endless batches, from where a run starts; prints how many images each bucket has, if any.
+    """This process's share of endless batches, from where a run starts; prints what is left out,
+    and how many images each bucket has, if any.
 
     Raises:
         GlideError: as for `open_data`.
@@ -307,9 +323,18 @@ def training_data(config: RunConfig, start: StartPoint) -> DataStream:
         **_processes(),
     )  # fmt: skip
     if jax.process_index() == 0:
-        for line in _about_buckets(data.buckets, train.batch_size, start):
+        for line in (*_about_left_out(data, config), *_about_buckets(data.buckets, train.batch_size, start)):
             print(line, file=sys.stderr)
     return data
+
+
+def _about_left_out(data: DataStream, config: RunConfig) -> Iterator[str]:
+    """A line on the samples that filters and damage leave out, if any; for most of them, what would change it."""
+    if data.left_out and data.examples_per_epoch:
+        most = data.left_out.total() > data.examples_per_epoch
+        advice = Filters(config.data.filters).advice(data.left_out) if most else ""
+        warning = "warning: only " if most else ""
+        yield f"{warning}{data.examples_per_epoch:,} samples to train on; left out: {listed(data.left_out)}{advice}"
 
 
 def _about_buckets(buckets: Buckets, batch_size: int, start: StartPoint) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import errno
+import gc
 import os
 import resource
 import signal
@@ -248,6 +249,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with CheckpointStore(tmp_path), pytest.raises(GlideError, match=r"^another run is writing to .*;"):
         CheckpointStore(tmp_path)
+    CheckpointStore(tmp_path).close()
+
+
+def test_a_store_that_nobody_closes_is_free_once_it_is_gone(tmp_path):
+    store = CheckpointStore(tmp_path)
+    del store
+    gc.collect()
     CheckpointStore(tmp_path).close()
 
 

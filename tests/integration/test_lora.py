@@ -153,6 +153,22 @@ def test_what_is_left_out_or_no_number_is_one_line(base, run, capsys):
     assert "has no adapters: it is a whole model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--config.train.lora.rank=3",), "--config.train.lora.rank is 2 there, 3 here"),
+        (("--config.train.lora.alpha=7",), "--config.train.lora.alpha is 0.0 there, 7.0 here"),
+        (
+            ("--config.train.lora.rank=0", "--config.train.lora.dora=False"),
+            "--config.train.lora.rank is 2 there, 0 here",
+        ),
+    ],
+)
+def test_a_resumed_run_with_other_adapters_names_the_options_that_differ(base, run, options, told, capsys):
+    assert train(run, *given(base), *options, STEPS + "9") == 2
+    assert f"({told}); give the same or choose another folder" in capsys.readouterr().err
+
+
 def test_a_dry_run_lists_adapters_by_target(base, tmp_path, capsys):
     assert train(tmp_path / "run", *given(base), "--dry_run") == 0
     out = capsys.readouterr().out

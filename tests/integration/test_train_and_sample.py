@@ -131,7 +131,7 @@ def test_what_learnt_to_do_with_few_steps_is_sampled_so(tmp_path, capsys):
     assert {name: entries[name] for name in main} == {name: str(few[name]) for name in main}
     capsys.readouterr()
     assert train(run_dir, *given, "--config.train.max_steps=3", "--config.train.distill.num_steps=3") == 2
-    assert "distill.num_steps: 2 there, 3 here" in capsys.readouterr().err
+    assert "--config.train.distill.num_steps is 2 there, 3 here" in capsys.readouterr().err
 
 
 def test_a_line_of_the_log_comes_in_time_whatever_its_steps(tmp_path, monkeypatch):
@@ -348,10 +348,10 @@ def test_too_short_a_run_says_so(tmp_path, capsys):
 def test_a_checkpoint_of_another_size_is_refused(whole_run, tmp_path, capsys):
     before = sorted(p.name for p in whole_run.rglob("*"))
     wider = "--config.model.num_channels=64"
-    assert_one_clear_line(train(whole_run, wider), "num_channels: 32 there, 64 here", capsys)
+    assert_one_clear_line(train(whole_run, wider), "--config.model.num_channels is 32 there, 64 here", capsys)
     assert sorted(p.name for p in whole_run.rglob("*")) == before
     code = train(tmp_path / "wide", f"--config.init_from={whole_run}", wider)
-    assert_one_clear_line(code, "num_channels: 32 there, 64 here", capsys)
+    assert_one_clear_line(code, "--config.model.num_channels is 32 there, 64 here", capsys)
     assert not (tmp_path / "wide").exists()
 
 

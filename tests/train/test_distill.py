@@ -101,5 +101,5 @@ def test_a_teacher_of_the_noise_is_refused(tmp_path):
     run = RunConfig(
         train=train, model=BASE, run_dir=str(tmp_path / "run"), init_from=save_model(tmp_path / "base"), diffusion=V
     )
-    with pytest.raises(GlideError, match="prediction_type: epsilon there, v_prediction here"):
+    with pytest.raises(GlideError, match="prediction_type is epsilon there, v_prediction here"):
         StartPoint.of(run)

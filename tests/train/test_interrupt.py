@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from glide_jax.train.interrupt import Interrupt, Stopped
+from glide_jax.train.interrupt import Interrupt, Stopped, ending_at_once
 from tests.programs import ROOT
 
 
@@ -31,6 +33,17 @@ def test_a_second_ctrl_c_stops_at_once(between):
             signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone():
+    def work():
+        with ending_at_once(lambda: ""), Interrupt():
+            return signal.getsignal(signal.SIGINT), threading.active_count()
+
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        threads = pool.submit(threading.active_count).result()
+        assert pool.submit(work).result() == (before, threads)
 
 
 def test_a_wait_for_data_does_not_outlast_a_signal():

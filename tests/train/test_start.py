@@ -11,9 +11,11 @@ import pytest
 
 from glide_jax.checkpoint import save_weights
 from glide_jax.data import DataConfig
+from glide_jax.data.config import FilterConfig
 from glide_jax.errors import GlideError
 from glide_jax.images import save_png
 from glide_jax.models import Conditioning, Glide, LoraConfig, ModelConfig
+from glide_jax.options import nested, to_json
 from glide_jax.train.config import RunConfig
 from glide_jax.train.start import StartPoint, load_starting_weights, training_data
 from glide_jax.train.state import split
@@ -58,9 +60,9 @@ def test_a_model_of_the_noise_may_learn_v_but_not_forget_it(tmp_path):
     save_weights(tmp_path / "weights", make_params(1), {"model": model, "diffusion": old})
     assert StartPoint.of(run) == StartPoint.of(as_v)
     save_weights(tmp_path / "v", make_params(1), {"model": model, "diffusion": asdict(as_v.diffusion)})
-    with pytest.raises(GlideError, match="prediction_type: v_prediction there, epsilon here"):
+    with pytest.raises(GlideError, match="prediction_type is v_prediction there, epsilon here"):
         StartPoint.of(replace(run, init_from=str(tmp_path / "v")))
-    with pytest.raises(GlideError, match="prediction_type: epsilon there, v_prediction here"):  # its base stays
+    with pytest.raises(GlideError, match="prediction_type is epsilon there, v_prediction here"):  # its base stays
         StartPoint.of(replace(as_v, train=replace(run.train, lora=LoraConfig(rank=1))))
 
 
@@ -79,7 +81,7 @@ def test_starting_weights_may_be_of_another_size(tmp_path):
     save_weights(tmp_path / "weights", make_params(1), {"model": asdict(small), "diffusion": asdict(run.diffusion)})
     assert StartPoint.of(run).step is None
     save_weights(tmp_path / "run" / "checkpoints" / "1", make_params(1), {"model": asdict(small), "position": 8})
-    with pytest.raises(GlideError, match=r"image_size: 4 there, 8 here"):
+    with pytest.raises(GlideError, match=r"image_size is 4 there, 8 here"):
         StartPoint.of(run)
 
 
@@ -109,7 +111,7 @@ def test_a_run_that_trains_another_part_is_refused_with_both(tmp_path):
     record = {"model": asdict(run.model), "diffusion": asdict(run.diffusion), "config": asdict(run), "position": 8}
     save_weights(tmp_path / "checkpoints" / "1", {"kernel": np.zeros(2, np.float32)}, record)
     assert StartPoint.of(run).position == 8
-    with pytest.raises(GlideError, match=r"train.trainable: text there, all here"):
+    with pytest.raises(GlideError, match=r"train.trainable is text there, all here"):
         StartPoint.of(config(tmp_path, "weights"))
 
 
@@ -171,15 +173,41 @@ def test_another_size_has_the_same_fractions(change, message, tmp_path):
 def test_other_differences_are_refused(tmp_path):
     save_weights(tmp_path / "plain", random_weights(Glide(BASE).abstract_params()), {"model": asdict(BASE)})
     deeper = Glide(replace(BASE, inpaint=True, xf_layers=2))
-    with pytest.raises(GlideError, match="xf_layers: 1 there, 2 here"):
+    with pytest.raises(GlideError, match="xf_layers is 1 there, 2 here"):
         load_starting_weights(str(tmp_path / "plain"), deeper.config, deeper.abstract_params())
 
 
 def test_an_inpainting_checkpoint_starts_no_plain_model(tmp_path):
     wide: ModelConfig = replace(BASE, inpaint=True)
     save_weights(tmp_path / "wide", random_weights(Glide(wide).abstract_params()), {"model": asdict(wide)})
-    with pytest.raises(GlideError, match="inpaint: True there, False here"):
+    with pytest.raises(GlideError, match="inpaint is True there, False here"):
         load_starting_weights(str(tmp_path / "wide"), BASE, Glide(BASE).abstract_params())
+
+
+@pytest.mark.parametrize(
+    ("min_size", "told"),
+    [
+        (8, []),
+        (9, ["8 samples to train on; left out: too small: 3"]),
+        (10, ["warning: only 2 samples to train on; left out: too small: 9; change --config.data.filters.min_size"]),
+    ],
+)
+def test_what_the_filters_leave_out_is_told_at_the_start(min_size, told, tmp_path, capsys):
+    for i, side in enumerate([8] * 3 + [9] * 6 + [20] * 2):
+        save_png(tmp_path / "images" / f"{i}.png", np.zeros((side, side, 3), np.uint8))
+    filters = FilterConfig(min_size=min_size)
+    data = DataConfig(source="folder", path=str(tmp_path / "images"), caption_key="filename", filters=filters)
+    with training_data(replace(config(tmp_path / "run"), data=data), StartPoint({})):
+        assert [line.partition(" (now")[0] for line in capsys.readouterr().err.splitlines()] == told
+
+
+def test_a_resumed_run_s_other_options_are_named(tmp_path):
+    before = config(tmp_path / "run", max_steps=5)
+    record = json.loads(json.dumps({"config": to_json(nested(before))}))
+    changed = replace(config(tmp_path / "moved", max_steps=5, seed=3), data=DataConfig(path="elsewhere", hflip_p=0.5))
+    assert StartPoint(record, step=3).changed(before) == []
+    assert StartPoint(record, step=3).changed(changed) == ["data.hflip_p: 0.0 -> 0.5", "train.seed: 0 -> 3"]
+    assert StartPoint(record).changed(changed) == []  # a new run
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Folder(Source):
             chosen = {self._pairs[number] for number in index.rows}
             self._below = {root: [pair for pair in pairs if pair in chosen] for root, pairs in self._below.items()}
             self.counts.update(index.counts)
-            report_unlabelled(index.unlabelled, len(index.rows))
+            report_unlabelled(str(config.path), index.unlabelled, len(index.rows))
         self._pairs = [pair for root in self._roots for pair in self._below[root]]
         if not self._pairs:
             found = listed(self.counts) or "it holds none"

@@ -22,7 +22,7 @@ from glide_jax.data.shards.index import Selection, key_and_ending, select
 from glide_jax.data.shards.patterns import find_streams
 from glide_jax.data.shards.spans import MOST_BYTES, Span
 from glide_jax.data.shards.tar import Member
-from glide_jax.data.source import WHOLE, BadSample, Sample, Share, Source, listed
+from glide_jax.data.source import WHOLE, BadSample, Part, Sample, Share, Source, listed
 from glide_jax.errors import GlideError
 
 _AHEAD = 64  # samples buffered between the reader and the decoding threads
@@ -65,6 +65,10 @@ class ShardStream(Source):
             self._samples.put(sample)  # for the other threads
             raise sample
         return sample
+
+    def parts(self) -> list[Part]:
+        """None: the samples have no numbers."""
+        return []
 
     def close(self) -> None:
         """Ends the reader, and all waits for a sample."""

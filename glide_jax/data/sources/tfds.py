@@ -63,7 +63,7 @@ class Tfds(Source):
         if filters := Filters(config.filters):
             index = self._filtered(config)
             self._kept, self.counts = index.rows, Counter(index.counts)
-            report_unlabelled(index.unlabelled, len(index.rows))
+            report_unlabelled(str(config.path), index.unlabelled, len(index.rows))
         if not len(self._kept):
             found = listed(self.counts) or "it is empty"
             raise GlideError(f"no usable sample in {config.path} ({found}){filters.advice(self.counts)}")

@@ -50,7 +50,7 @@ class WebDataset(Source):
         self.counts: Counter[str] = sum((Counter(index.counts) for index in indexes), damages)
         if not len(self):
             raise _nothing_usable(len(self._shards), self.counts, self._selection)
-        report_unlabelled(sum(index.unlabelled for index in indexes), len(self))
+        report_unlabelled(str(config.path), sum(index.unlabelled for index in indexes), len(self))
 
     def __len__(self) -> int:
         return int(self._ends[-1])

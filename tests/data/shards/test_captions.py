@@ -9,7 +9,7 @@ import pytest
 
 from glide_jax.data.check import survey
 from glide_jax.data.config import DataConfig, FilterConfig
-from glide_jax.data.filters import Filters
+from glide_jax.data.filters import Filters, report_unlabelled
 from glide_jax.data.shards.patterns import find_shards, find_streams
 from glide_jax.data.source import BadSample, usable_captions
 from glide_jax.data.sources.folder import Folder
@@ -106,6 +106,7 @@ def test_samples_without_a_label_pass_and_it_is_said(write_shard, capsys):
     path = str(write_shard("b.tar", [plain, labelled, plain | {"json": {"NSFW": "nsfw"}}]))
     for _ in range(2):  # from the cache too
         assert len(WebDataset(DataConfig(path=path, filters=nsfw))) == 2
+        report_unlabelled.cache_clear()
         assert "1 of 2 samples have no NSFW label and pass" in capsys.readouterr().err
     assert len(WebDataset(DataConfig(path=str(write_shard("c.tar", [plain])), preset="simple", filters=nsfw))) == 1
     assert "no NSFW labels in this data set" in capsys.readouterr().err
