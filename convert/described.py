@@ -66,7 +66,11 @@ def _recorded(record: dict[str, Any], path: Path) -> Iterator[str]:
     if "validation_mse" in record:
         yield f"  validation loss {record['validation_mse']:.4f}"
     yield from (f"  default {name}: {value}" for name, value in record.get("sampling", {}).items())
-    yield from (f"  from {name} {value}" for name, value in record.get("source", {}).items())
+    source = record.get("source", {})
+    # Of each tensor's name and type only the number is of interest.
+    yield from (f"  from {name} {value}" for name, value in source.items() if name not in ("keys", "dtypes"))
+    if "keys" in source:
+        yield f"  from {len(source['keys'])} tensors"
 
 
 def _adapters(entry: dict[str, Any]) -> Iterator[str]:

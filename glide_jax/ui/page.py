@@ -70,9 +70,14 @@ def _blocks(gr: Any) -> type:
             except ValidationError as error:
                 raise gr.Error("a field does not take a value of this kind", print_exception=False) from error
             except Exception as error:
-                raise gr.Error(html.escape(said(error)), print_exception=False) from error
+                raise gr.Error(_shown(error), print_exception=False) from error
 
     return Blocks
+
+
+def _shown(error: Exception) -> str:
+    """The error in one line of HTML text; quotes stay as they are, for clients that are no browsers."""
+    return html.escape(said(error), quote=False)
 
 
 # A task's own components: its button, and fields by the names that clients use.
@@ -228,7 +233,7 @@ class _Page:
                 for shown in follow(self._service, task, sent | self._opened(sent)):
                     yield self._updates(shown)
             except Exception as error:
-                line = html.escape(said(error))
+                line = _shown(error)
                 # The pop-up message disappears; this stays.
                 yield f"<p>Failed: {line}</p>", gr.skip(), gr.skip(), gr.skip()
                 raise gr.Error(line, print_exception=False) from error
