@@ -16,7 +16,7 @@ import numpy as np
 
 from convert.file_check import SAFETENSORS, check_plain, check_zipped, file_kind
 from glide_jax.checkpoint import safetensors_file
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.files import require_new, written
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _torch() -> Any:
     try:
         import torch  # noqa: PLC0415 - only conversion needs it
     except ImportError as error:
-        raise GlideError("reading and writing PyTorch files needs torch: pip install 'glide-jax[torch]'") from error
+        raise GlideError(f"reading and writing PyTorch files needs torch: {install('torch')}") from error
     return torch
 
 

@@ -14,6 +14,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def install(extra: str) -> str:
+    """How to install one of the project's extras, as the end of an error message; what is installed stays."""
+    return f"install it by `uv sync --inexact --extra {extra}` (without uv: `pip install -e '.[{extra}]'`)"
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs an entry point, then exits: 0 or its result, 2 and one line for `GlideError`, 130 for Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of captions and paths

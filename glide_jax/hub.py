@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glide_jax.errors import GlideError, first_line
+from glide_jax.errors import GlideError, first_line, install
 
 # With a single slash if the name passed through a `Path`.
 _NAME = re.compile(r"hf://?([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?/?", re.ASCII)
@@ -92,7 +92,7 @@ def _library(name: Name, missing: str) -> Iterator[Any]:
         import huggingface_hub  # noqa: PLC0415
         from huggingface_hub import errors  # noqa: PLC0415
     except ImportError as error:
-        raise GlideError(f"{name} needs huggingface_hub: install the extra with `uv sync --extra hub`") from error
+        raise GlideError(f"{name} needs huggingface_hub: {install('hub')}") from error
     try:
         yield huggingface_hub
     except Exception as error:  # errors of its own, of its HTTP library, of the disk

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.files import valid_unicode, written
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
@@ -253,7 +253,7 @@ def check_animation(path: Path) -> str:
     if kind is None:
         raise GlideError(f"cannot write an animation to {path}: its name must end with {', '.join(_ANIMATIONS)}")
     if path.suffix.lower() == _VIDEO and importlib.util.find_spec("av") is None:
-        raise GlideError(f"{path} needs PyAV: install the extra with `uv sync --extra video`, or choose .webp")
+        raise GlideError(f"{path} needs PyAV: {install('video')}, or choose .webp")
     return kind
 
 

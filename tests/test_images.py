@@ -53,7 +53,7 @@ def test_a_video_has_all_frames_and_rests_on_the_last(tmp_path, monkeypatch):
     assert shown[0].shape == (34, 48, 3)
     np.testing.assert_allclose([image[:30, :44].mean() for image in shown], [0, 100, *[250] * 10], atol=3)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(GlideError, match="uv sync --extra video"):
+    with pytest.raises(GlideError, match="uv sync --inexact --extra video"):
         save_animation(tmp_path / "forming.mp4", frames)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from glide_jax.errors import GlideError, first_line
+from glide_jax.errors import GlideError, first_line, install
 from glide_jax.evaluate.scorer import Images
 
 
@@ -27,7 +27,7 @@ class InceptionFeatures:
         try:
             import torch  # noqa: PLC0415
         except ImportError as error:
-            raise GlideError("Inception features need torch: install the extra with `uv sync --extra torch`") from error
+            raise GlideError(f"Inception features need torch: {install('torch')}") from error
         self._torch, self._batch = torch, batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

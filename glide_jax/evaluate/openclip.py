@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from glide_jax.errors import GlideError, first_line
+from glide_jax.errors import GlideError, first_line, install
 from glide_jax.evaluate.scorer import Images
 
 _HELP = "give a local file with --clip_checkpoint FILE"
@@ -154,8 +154,7 @@ def _import() -> Any:
         import open_clip  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit its torch
         raise GlideError(
-            f"OpenCLIP cannot be imported ({first_line(error)}): install the extra with `uv sync --extra clip`, or"
-            " give --clip_model noised"
+            f"OpenCLIP cannot be imported ({first_line(error)}): {install('clip')}, or give --clip_model noised"
         ) from error
     return open_clip
 

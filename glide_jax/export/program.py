@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.files import read_text
 from glide_jax.tokenizer import GlideTokenizer
 
@@ -77,7 +77,7 @@ def load(folder: str | Path) -> Program:
             with np.load(folder / f"{name}.npz") as weights:
                 stages.append(_Stage(jax.jit(exported.call), jax.device_put(dict(weights)), int(text_ctx)))
     except ImportError as error:
-        raise GlideError("a program needs flatbuffers: install the extra with `uv sync --extra export`") from error
+        raise GlideError(f"a program needs flatbuffers: {install('export')}") from error
     except OSError as error:
         raise GlideError(f"cannot read {folder}: {error.strerror or error}") from error
     except GlideError:

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.export.program import FORMAT, INDEX
 from glide_jax.files import require_new, written
 from glide_jax.sample import LoadedModel, Pipeline, SampleOptions
@@ -53,7 +53,7 @@ def write(
         try:
             code = exported.serialize()
         except ImportError as error:
-            raise GlideError("exporting needs flatbuffers: install the extra with `uv sync --extra export`") from error
+            raise GlideError(f"exporting needs flatbuffers: {install('export')}") from error
         with written(folder / f"{name}.stablehlo") as partial:
             partial.write_bytes(code)
         with written(folder / f"{name}.npz") as partial, partial.open("wb") as file:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from glide_jax.data.examples import Batch
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.images import Pixels, grid, open_image, save_png
 from glide_jax.options import nested
 from glide_jax.parallel import SharedError
@@ -186,7 +186,7 @@ class _Wandb:
         try:
             import wandb  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise GlideError("train.wandb_project needs wandb: pip install 'glide-jax[wandb]'") from error
+            raise GlideError(f"train.wandb_project needs wandb: {install('wandb')}") from error
         id_file = run_dir / "wandb_id"
         if not id_file.exists() or not id_file.read_text():  # empty after a full disk
             id_file.write_text(secrets.token_hex(4))

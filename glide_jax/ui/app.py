@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from glide_jax.compute import COMPUTE_TYPES, HELP
-from glide_jax.errors import GlideError
+from glide_jax.errors import GlideError, install
 from glide_jax.evaluate import NOISED, scorer_loader
 from glide_jax.files import keep_compiled_programs, lines, read_text
 from glide_jax.options import Options, Parser, add_arguments, build, given, option
@@ -224,7 +224,7 @@ def _require_gradio() -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio  # noqa: F401, PLC0415
     except ImportError as error:
-        raise GlideError("app.py needs gradio: install the extra with `uv sync --extra app`") from error
+        raise GlideError(f"app.py needs gradio: {install('app')}") from error
 
 
 def require_port(server: Server) -> None:

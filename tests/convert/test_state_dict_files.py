@@ -180,7 +180,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch, torch):
     torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
     for use in (lambda: read_state_dict(tmp_path / "model.pt"), lambda: write_tensors(tmp_path / "new.pt", tensors())):
-        with pytest.raises(GlideError, match=r"needs torch: pip install 'glide-jax\[torch\]'"):
+        with pytest.raises(GlideError, match=r"needs torch: install it by `uv sync --inexact --extra torch`"):
             use()
     safetensors_file.write(tmp_path / "model.safetensors", tensors(), {"record": {}, "names": {}})
     assert read_state_dict(tmp_path / "model.safetensors").keys() == tensors().keys()

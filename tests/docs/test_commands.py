@@ -120,7 +120,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def torch_files(tmp_path_factory):
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
+    pytest.importorskip("torch", reason="torch is not installed: uv sync --inexact --extra torch")
     return make_torch_files(tmp_path_factory.mktemp("torch"))
 
 

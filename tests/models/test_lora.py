@@ -89,7 +89,7 @@ def test_fresh_magnitudes_are_the_kernels_norms_and_change_nothing():
 @pytest.mark.parametrize("taps", [(), (3, 3)], ids=["linear", "conv"])
 def test_dora_is_the_published_formula_in_value_and_gradient(taps):
     """A layer and its adapter one beside the other, in PyTorch; the norm is no part of the gradient."""
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'glide-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="torch is not installed: uv sync --inexact --extra torch")
     functional, random = torch.nn.functional, np.random.default_rng(0)
     draw = lambda *shape: random.standard_normal(shape, np.float32)  # noqa: E731
     x, kernel = draw(2, *(5 for _ in taps), 4), draw(*taps, 4, 6)

@@ -364,5 +364,5 @@ def test_what_the_hub_does_not_have_is_one_line(name, message, fetched):
 
 def test_without_the_library_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(GlideError, match="uv sync --extra hub"):
+    with pytest.raises(GlideError, match="uv sync --inexact --extra hub"):
         choose("hf://someone/tiny", None)

@@ -23,7 +23,7 @@ CONFIG = RunConfig(train=TrainConfig(wandb_project="glide"))
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(GlideError, match=r"pip install 'glide-jax\[wandb\]'"):
+    with pytest.raises(GlideError, match=r"uv sync --inexact --extra wandb` .*pip install -e '\.\[wandb\]'"):
         RunLog(tmp_path, CONFIG)
 
 

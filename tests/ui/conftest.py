@@ -40,7 +40,7 @@ def models(folder):
 def app(folder, tmp_path_factory):
     """`app.py` as a process of its own, with one model more that cannot be loaded; its address."""
     if find_spec("gradio") is None:
-        pytest.skip("needs gradio: uv sync --extra app")
+        pytest.skip("needs gradio: uv sync --inexact --extra app")
     copies = tmp_path_factory.mktemp("copies")
     models = shutil.copytree(folder, copies / "models")
     cut_arrays(shutil.copytree(folder / "base", models / "broken"))

@@ -44,7 +44,7 @@ def test_with_nothing_given_and_nothing_there_it_says_how_to_get_a_model(started
 
 def test_a_missing_gradio_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(GlideError, match="uv sync --extra app"):
+    with pytest.raises(GlideError, match="uv sync --inexact --extra app"):
         app.main(["--port", str(free_port())])
 
 

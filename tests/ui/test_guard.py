@@ -82,7 +82,9 @@ def answered(*chunks, passed=None, **scope):
     return sent[0]["status"], len(tidied)
 
 
-needs_starlette = pytest.mark.skipif(find_spec("starlette") is None, reason="comes with gradio: uv sync --extra app")
+needs_starlette = pytest.mark.skipif(
+    find_spec("starlette") is None, reason="comes with gradio: uv sync --inexact --extra app"
+)
 
 
 @needs_starlette

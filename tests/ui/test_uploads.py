@@ -168,7 +168,7 @@ def blob(**data):
     return SimpleNamespace(data=data, files=[("a.png", b"")])
 
 
-@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --extra app")
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --inexact --extra app")
 def test_what_editors_send_ahead_is_bounded():
     storage = {}
 
@@ -183,7 +183,7 @@ def test_what_editors_send_ahead_is_bounded():
     assert list(storage) == [*range(6, AHEAD + 5), "last"]
 
 
-@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --extra app")
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: uv sync --inexact --extra app")
 @pytest.mark.parametrize(
     "data", [{}, {"type": "layer", "id": 1, "index": str(10**9)}, {"type": "layer", "id": 1, "index": "-1"}, None]
 )

@@ -25,7 +25,7 @@ from glide_jax.data.source import (
     listed,
     usable_captions,
 )
-from glide_jax.errors import GlideError, first_line
+from glide_jax.errors import GlideError, first_line, install
 
 _CAPTIONS = ("caption", "captions/text", "captions", "text", "label")
 
@@ -101,7 +101,7 @@ def _builder(path: str) -> tuple[Any, str]:
     try:
         import tensorflow_datasets as tfds  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise GlideError("data.source='tfds' needs tensorflow_datasets: install glide-jax[tfds]") from error
+        raise GlideError(f"data.source='tfds' needs tensorflow_datasets: {install('tfds')}") from error
     name, _, split = path.partition("@")
     folder = Path(name).expanduser()
     try:
