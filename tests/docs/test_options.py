@@ -43,7 +43,7 @@ def test_flags_exist(capsys):
     for page in PAGES:
         # Of the code in the text, what is not of other programs.
         spans = re.findall(r"`([^`]+)`", described(page))
-        code = [span for span in spans if not re.match(r"uv |pip |sha256sum|#SBATCH", span)]
+        code = [span for span in spans if not re.match(r"uv |pip |pipx |sha256sum|#SBATCH|--inexact$|--no-dev$", span)]
         flags = {flag for span in code for flag in re.findall(r"--[a-z][\w.-]*", span)}
         if missing := {flag for flag in flags - known if not flag.startswith("--config.")}:
             unknown[page.name] = missing
