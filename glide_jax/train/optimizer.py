@@ -81,7 +81,7 @@ def global_norm(tree: PyTree[Array]) -> Float[Array, ""]:
     Rows are summed first and their sums only once they are one array: otherwise a GPU ends the sum of each parameter in
     a kernel of its own, one in seven of a training step's.
     """
-    rows = [jnp.sum(jnp.square(leaf), axis=-1).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    rows = [jnp.square(jnp.atleast_1d(leaf)).sum(axis=-1).reshape(-1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jax.lax.optimization_barrier(jnp.concatenate(rows)).sum())
 
 

@@ -103,6 +103,29 @@ def test_a_norms_gradient_passes_over_memory_six_times():
     assert 6 <= passes < 6.5
 
 
+GLOBAL_NORM = """
+import sys
+
+sys.path.insert(0, "")
+from tests.benchmarks.device_program import absent_devices
+
+import jax
+import jax.numpy as jnp
+from glide_jax.train.optimizer import global_norm
+from tests.benchmarks.hlo import kernels
+
+(device,) = absent_devices("h100")
+to = jax.sharding.SingleDeviceSharding(device)
+gradients = [jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32, sharding=to)] * 20
+print(len(list(kernels(jax.jit(global_norm).lower(gradients).compile().as_text()))))
+"""
+
+
+def test_a_sum_over_all_parameters_is_ended_once():
+    # One over each array, one or two to join what they give, and the last; optax.tree.norm has 41.
+    assert 20 < int(run("JAX_CUDA_PLUGIN", "h100", "-c", GLOBAL_NORM)) <= 25
+
+
 def test_on_two_h100_a_training_step_has_cudnns_kernels_and_nothing_unwanted():
     init, train = compiled("JAX_CUDA_PLUGIN", "h100:2", "init,train", "--config.parallel.fsdp=2")
     # Weights are cut from one draw: a kernel for each kind of shape, not for each array.

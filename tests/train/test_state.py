@@ -11,7 +11,7 @@ import pytest
 from glide_jax.errors import GlideError
 from glide_jax.models import Glide, LoraConfig, ModelConfig
 from glide_jax.train.config import OptimizerConfig, RunConfig, TrainConfig
-from glide_jax.train.optimizer import is_for_muon, learning_rate, make_optimizer
+from glide_jax.train.optimizer import global_norm, is_for_muon, learning_rate, make_optimizer
 from glide_jax.train.state import judge, merge, no_skips, split, update_ema
 from tests.tiny.training import MODEL, make_batch, make_config, make_params, make_state, updated
 
@@ -31,15 +31,25 @@ def test_cosine_goes_from_peak_to_zero():
     np.testing.assert_allclose(rates(config, 100, (0, 50, 100)), [2.0, 1.0, 0.0], atol=1e-6)
 
 
-def test_first_update_is_a_clipped_adamw_step():
+@pytest.mark.parametrize("norm", [None, 5.0])
+def test_first_update_is_a_clipped_adamw_step(norm):
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, max_grad_norm=1.0, eps=1.0)
     optimizer = make_optimizer(config, 10)
     params = {"w": jnp.array([2.0, -1.0])}
-    updates, _ = optimizer.update({"w": jnp.array([3.0, 4.0])}, optimizer.init(params), params)
+    given = {} if norm is None else {"norm": jnp.float32(norm)}
+    updates, _ = optimizer.update({"w": jnp.array([3.0, 4.0])}, optimizer.init(params), params, **given)
     clipped = np.array([0.6, 0.8])
     # With bias correction the first moments are g and g^2, from which AdamW's first step follows.
     expected = -0.1 * (clipped / (clipped + 1.0) + 0.5 * np.array([2.0, -1.0]))
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+
+
+def test_the_norm_of_a_tree_is_that_of_all_its_numbers():
+    rng = np.random.default_rng(0)
+    tree = {"kernel": rng.normal(size=(3, 3, 4, 8)), "bias": rng.normal(size=8), "scale": np.float32(2.0)}
+    every = np.concatenate([np.ravel(leaf) for leaf in tree.values()])
+    found = global_norm(jax.tree.map(jnp.float32, tree))
+    np.testing.assert_allclose(found, np.linalg.norm(every), rtol=1e-6)
 
 
 def test_first_update_of_muon_is_an_orthogonal_matrix_as_large_as_an_update_of_adam():
