@@ -22,8 +22,9 @@ from glide_jax.data.source import BadSample, Unavailable
 from glide_jax.errors import GlideError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, split as in the webdataset package
-COMPRESSED = "compressed shard"
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz and Zstandard
+COMPRESSED, PARQUET = "compressed shard", "Parquet file"
+_OTHERS = {b"\x1f\x8b": COMPRESSED, b"BZh": COMPRESSED, b"\xfd7zXZ": COMPRESSED, b"\x28\xb5\x2f\xfd": COMPRESSED,
+           b"PAR1": PARQUET}  # fmt: skip
 
 # Positions and sizes in bytes, and the number of the caption key; packed, as there may be 10^9 rows.
 ROW = np.dtype([("image", "<i8"), ("caption", "<i8"), ("image_size", "<u4"), ("caption_size", "<u4"), ("key", "u1")])
@@ -71,8 +72,10 @@ def index_shard(shard: Path, selection: Selection) -> Index:
     """
     counts, rows, unlabelled = Counter[str](), [], 0
     with shard.open("rb", buffering=0) as file:
-        if file.read(6).startswith(_COMPRESSED):
-            return unread(COMPRESSED)
+        begin = file.read(6)
+        for magic, kind in _OTHERS.items():
+            if begin.startswith(magic):
+                return unread(kind)
         members, damage = scan_tar(shard)
         for key, sample in grouped(members).items():
             try:

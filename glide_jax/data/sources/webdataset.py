@@ -13,7 +13,7 @@ from glide_jax.data.config import DataConfig
 from glide_jax.data.filters import report_unlabelled
 from glide_jax.data.index_file import Index, IndexFile, stamp_of
 from glide_jax.data.shards.captions import captions_in
-from glide_jax.data.shards.index import COMPRESSED, Selection, index_shard, unread
+from glide_jax.data.shards.index import COMPRESSED, PARQUET, Selection, index_shard, unread
 from glide_jax.data.shards.patterns import find_shards
 from glide_jax.data.shards.spans import Span, image_size_in, read_spans
 from glide_jax.data.source import WHOLE, Part, Sample, Share, Source, Unavailable, listed
@@ -21,6 +21,10 @@ from glide_jax.errors import GlideError
 
 _BAR_FROM = 8  # shards; with fewer, no progress bar
 _GIVE_UP_AFTER = 50_000  # samples, none of which passed
+_REMEDIES = {
+    COMPRESSED: "decompress them (gunzip), or set data.source=stream",
+    PARQUET: "shards are tar files, which img2dataset makes of such a list with output_format=webdataset",
+}
 _LISTED = 10  # damaged shards named
 
 
@@ -128,9 +132,9 @@ def _report_damaged(indexes: dict[Path, Index]) -> None:
     if not damaged:
         return
     if len(damaged) == len(indexes) and not any(len(index.rows) for index in indexes.values()):
-        compressed = all(index.damage == COMPRESSED for index in indexes.values())
-        remedy = "decompress them (gunzip), or set data.source=stream" if compressed else "copy them again"
-        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); {remedy}")
+        kinds = {index.damage for index in indexes.values()}
+        remedy = _REMEDIES.get(kinds.pop(), "") if len(kinds) == 1 else ""
+        raise GlideError(f"all {len(indexes)} shards are invalid ({damaged[0]}); {remedy or 'copy them again'}")
     more = [f"and {len(damaged) - _LISTED} more"] if len(damaged) > _LISTED else []
     header = f"{len(damaged)} of {len(indexes)} shards are damaged and left out from there on:"
     print(header, *damaged[:_LISTED], *more, sep="\n  ", file=sys.stderr)

@@ -86,13 +86,15 @@ def spoil(shard, how, whole_samples=0):
     if how == "truncated shard":
         with tarfile.open(shard) as tar:
             os.truncate(shard, tar.getmembers()[2 * whole_samples].offset_data + 1)
+    elif how == "Parquet file":
+        shard.write_bytes(b"PAR1" * 200)
     elif how == "unreadable shard":
         shard.write_bytes(b"<html>503</html>" * 100)
     else:
         shard.write_bytes(gzip.compress(shard.read_bytes()))
 
 
-FAULTS = ["truncated shard", "unreadable shard", "compressed shard"]
+FAULTS = ["truncated shard", "unreadable shard", "compressed shard", "Parquet file"]
 
 
 @pytest.mark.parametrize("how", FAULTS)
@@ -111,7 +113,7 @@ def test_a_damaged_shard_is_named_and_left_out(numbered_shards, tmp_path, capfd,
 @pytest.mark.parametrize("how", FAULTS)
 def test_only_invalid_shards_are_an_error(write_shard, numbered, tmp_path, how):
     spoil(write_shard("a.tar", [numbered(i) for i in range(9)]), how)
-    remedy = "decompress them" if how == "compressed shard" else "copy them again"
+    remedy = {"compressed shard": "decompress them", "Parquet file": "shards are tar files"}.get(how, "copy them again")
     with pytest.raises(GlideError, match=rf"all 1 shards are invalid \(.*a\.tar: {how}, 0 samples .*; {remedy}"):
         WebDataset(DataConfig(path=str(tmp_path / "a.tar")))
 
