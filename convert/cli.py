@@ -112,7 +112,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema",
         action="store_true",
-        help="read the EMA weights of a file that holds raw ones too, which are the default",
+        help="convert the EMA weights of a file that has both (default: the raw weights)",
     )
 
 

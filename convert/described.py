@@ -39,7 +39,9 @@ def described(path: Path) -> Iterator[str]:
     for part in (whole.base, whole.upsampler):
         if part is not None:
             yield from _checkpoint(Path(part))
-    yield from (f"  default {name}: {value}" for name, value in whole.settings.items())
+    if whole.settings:
+        yield f"settings of {path}, for both models:"
+        yield from (f"  {name}: {value}" for name, value in whole.settings.items() if value not in ("", None))
 
 
 def _checkpoint(path: Path) -> list[str]:

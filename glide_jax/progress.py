@@ -54,8 +54,18 @@ class Bar:
             rate = (self._done - self._first) / max(self._last_line - self._begun, 1e-9)
             left = (self._total - self._done) / rate if rate else float("inf")
             left = min(left, max(self._deadline - self._last_line, 0.0))
-            _say(f"{self._label} {self._done}/{self._total}  {self._figures}  {left:.0f} s left")
+            _say(f"{self._label} {self._done}/{self._total}  {self._figures}  {_time(left)} left")
         return self
+
+
+def _time(seconds: float) -> str:
+    """As "40 s", "12 min" or "7 h 26 min"."""
+    if not seconds < 100 * 3600:
+        return "days"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 @contextmanager

@@ -43,6 +43,17 @@ def test_a_bar_with_a_deadline_does_not_promise_more_time(capsys):
     assert capsys.readouterr().err == "training 1/1000000  loss 0.1  7 s left\n"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(99, "99 s"), (130, "2 min"), (26754, "7 h 26 min"), (float("inf"), "days")]
+)
+@pytest.mark.usefixtures("fast")
+def test_the_time_left_is_readable(seconds, told, capsys):
+    with progress.bar("training", 10**9, deadline=time.monotonic() + seconds + 0.3) as bar:
+        time.sleep(0.1)
+        bar.update()
+    assert capsys.readouterr().err.endswith(f"  {told} left\n")
+
+
 @pytest.mark.usefixtures("terminal")
 def test_a_terminal_has_one_display_for_bars_and_phases(capsys):
     with progress.phase("opening the data"):

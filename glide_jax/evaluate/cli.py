@@ -166,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.loads_clip and options.clip_model != NOISED:
         # torch may hold the scorer on the same device, so JAX must not preallocate most of its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    view.facts("evaluation", _facts(plan))
     load_scorer = None
     if options.loads_clip:  # checks its name now
         checkpoint = None if options.clip_checkpoint is None else Path(options.clip_checkpoint)
         load_scorer = scorer_loader(options.clip_model, checkpoint, options.clip, options.clip_batch_size, view.note)
+    view.facts("evaluation", _facts(plan))
     text, image = options.clip or (None, None)
     open_models = partial(
         Pipeline.from_checkpoints, options.checkpoint, options.upsampler, clip_text=text, clip_image=image,

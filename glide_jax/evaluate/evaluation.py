@@ -96,7 +96,7 @@ def evaluate(
     size = min(pipeline.batch_size, len(job.prompts) * job.num_images)
     batches = job.batches(size, wanted)
     each = pipeline.count_evaluations(1, job.options, job.upsampler_options)
-    with progress.bar("evaluations", sum(map(len, batches)) * each) as bar:
+    with progress.bar(f"sampling, steps of {sum(map(len, batches))} images", sum(map(len, batches)) * each) as bar:
         for index, images in _candidates(pipeline, job, batches, size, wanted, bar, each):
             prompt = job.prompts[index]
             scores = None if scorer is None else score(scorer, images, prompt).tolist()

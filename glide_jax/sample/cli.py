@@ -1,6 +1,7 @@
 """The command line of `sample.py`."""
 
 import argparse
+import secrets
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -88,7 +89,8 @@ def _add_models_and_prompts(parse: argparse.ArgumentParser) -> None:
     add("--interpolate", type=int, metavar="N",
         help="N images from each prompt to the next, from the same noise; --animate shows them in turn")  # fmt: skip
     add("--num_samples", type=int, default=1, help="images per prompt (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the same seed generates the same images (default: %(default)s)")
+    add("--seed", type=int, default=0,
+        help="the same seed generates the same images; -1 draws one (default: %(default)s)")  # fmt: skip
     for name in ("height", "width"):
         said = f"{name} of the base model's images, which an upsampler multiplies (default: what it was trained on)"
         add(f"--{name}", type=int, metavar="N", help=said)
@@ -121,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_with_settings(parser(), argv)
     keep_compiled_programs()
+    if args.seed == -1:
+        args.seed = secrets.randbelow(2**31)
     if args.checkpoint is None:
         _check_alone(args)
     _check_together(args)
@@ -188,9 +192,11 @@ def _generate(
 ) -> None:
     assert pipeline.base is not None
     count, walk = len(prompts) * args.num_samples, args.interpolate is not None
+    settings = metadata(options, up_options if args.upsampler else None)
+    print("settings:", " ".join(f"{name}={value}" for name, value in ({"seed": args.seed} | settings).items()))
     total = pipeline.count_evaluations(count, options, up_options, from_image=args.init_image is not None)
     frames: list[Any] = []
-    with progress.bar("sampling, evaluations", total) as bar:
+    with progress.bar(f"sampling, steps of {count} image{'s' * (count > 1)}", total) as bar:
 
         def on_steps(done: int, x_0: Any) -> None:
             bar.update(done)
@@ -201,7 +207,7 @@ def _generate(
             prompts, num_images=args.num_samples, options=options, upsampler_options=up_options, seed=args.seed,
             on_steps=on_steps, indices=[0] * count if walk else None, **_inputs(pipeline, args),
         )  # fmt: skip
-    _write(samples, args, metadata(options, up_options if args.upsampler else None))
+    _write(samples, args, settings)
     if args.attention:
         _show_attention(pipeline.base, samples, args)
     if args.animate is not None:
@@ -301,7 +307,7 @@ def _check_animated(args: argparse.Namespace, count: int) -> None:
 def _enlarge(
     pipeline: "sample.Pipeline", args: argparse.Namespace, prompts: list["sample.Prompt"], options: SampleOptions
 ) -> None:
-    with progress.bar("enlarging, evaluations", pipeline.count_evaluations(1, None, options)) as bar:
+    with progress.bar("upsampling, steps", pipeline.count_evaluations(1, None, options)) as bar:
         on_steps = lambda done, _: bar.update(done)  # noqa: E731
         samples = pipeline.upsample([args.image], prompts or "", options=options, seed=args.seed, on_steps=on_steps)
     _write(samples, args, metadata(None, options))

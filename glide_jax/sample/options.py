@@ -38,8 +38,8 @@ class SampleOptions(Options):
     strength: Annotated[
         float,
         option(
-            "how far to depart from the image to start from, which for an upsampler is the one it enlarges: the share"
-            " of the steps to run, from 0 (the image as it is) to 1 (nothing of it is left)",
+            "fraction of the steps to run on the image to start from (an upsampler's is its low-resolution input): 0"
+            " returns it, 1 ignores it",
             low=0,
             high=1,
         ),

@@ -259,8 +259,8 @@ class Pipeline:
             raise GlideError(f"strength {options.strength:g} needs an image to start from: give init_image")
         if (image is None) != (mask is None):
             raise GlideError(
-                "inpainting needs both an image and a mask; to start from an image, give init_image; to enlarge one,"
-                " use upsample (or --upsampler without --checkpoint)"
+                "inpainting needs both an image and a mask; for image to image, give init_image; to upsample an image,"
+                " call upsample (sample.py: --upsampler without --checkpoint)"
             )
         if image is not None and not base.stage.model.config.inpaint:
             raise GlideError("this base model cannot inpaint: give a base-inpaint checkpoint, or use init_image")

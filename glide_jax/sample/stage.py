@@ -85,8 +85,8 @@ class Stage:
             return ""
         first, share = levels.timesteps[0], levels.alphas_cumprod[0]
         return (
-            f"{_chosen(options)} starts from noise alone at t = {first:.0f}, where {share:.0%} should be image:"
-            f" schedule trailing starts at t = {self.schedule.diffusion_steps - 1}"
+            f"{_chosen(options)} starts from noise alone at t = {first:.0f}, where the model expects {share:.0%} of the"
+            f" variance to come from an image: schedule trailing starts at t = {self.schedule.diffusion_steps - 1}"
         )
 
     def count_evaluations(self, options: SampleOptions, *, from_image: bool = False) -> int:

@@ -70,7 +70,7 @@ class Trainer:
         if _is_first() and (changed := self.start.changed(config)):
             print(f"resuming with other options than before: {', '.join(changed)}", file=sys.stderr)
         self.goodput = Goodput(**self.start.record.get("goodput", {}))
-        with _phase("laying out the model"):
+        with _phase("building the model"):
             self.program = Program(config, self.mesh)
         with _phase("opening the data"), together("data open"):
             data = with_prior(config) if train.prior.prompts else config.data
@@ -87,7 +87,7 @@ class Trainer:
                 keep_best=train.keep_best_checkpoints,
             )
         check_shared(self.run_dir / "checkpoints")
-        with _phase("making the weights" if self.start.step is None else f"loading checkpoint {self.start.step}"):
+        with _phase(self.start.what_is_loaded(config)):
             self.state = self.start.state(self.program, self.store)
             self.step = int(self.state["step"])
             self.lora = lora_entry(self.program, self.state, self.start.record)

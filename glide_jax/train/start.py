@@ -96,6 +96,12 @@ class StartPoint:
         """The data position to start at."""
         return int(self.record.get("position", 0))
 
+    def what_is_loaded(self, config: RunConfig) -> str:
+        """What `state` does, for a progress display."""
+        if self.step is not None:
+            return f"loading checkpoint {self.step}"
+        return f"loading the weights of {config.init_from}" if config.init_from else "initializing the weights"
+
     @property
     def minutes(self) -> float:
         """Minutes the run has taken so far."""

@@ -162,10 +162,10 @@ def _check_effect(name: str, points: Sequence[Mapping[str, Any]], whole: Request
     """Refuses an option that would not change the image."""
     if name in SCALES:
         if SCALES.index(name) >= len(whole.adapters):
-            raise GlideError(f"{name} is of a LoRA that is not chosen: choose one")
+            raise GlideError(f"{name} needs one more LoRA: choose it")
     elif of_upsampler(name):
         if whole.upsampler is None:
-            raise GlideError(f"{name} is about the upsampler: choose one")
+            raise GlideError(f"{name} needs an upsampler: choose one")
     elif all(name in without_effect(point) for point in points):
         raise GlideError(f"{name} has no effect with the sampler, schedule and guidance chosen")
     elif name in ("num_steps", "schedule") and whole.options.levels.timestep_respacing:

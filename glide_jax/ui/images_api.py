@@ -137,7 +137,7 @@ def asked(service: Service, body: Any) -> Request:
     fields = service.fields_of(chosen)
     for name in SCALES[len(chosen.adapters) :]:
         if name in body:
-            raise GlideError(f"{name} is of a LoRA that is not named: name it in lora")
+            raise GlideError(f"{name} needs one more LoRA: name it in lora")
     settings = fields.keys() - {"num_images", "candidates", "top_k", "strength"}
     known = {*settings, *_OWN, *_WITHOUT_EFFECT}
     if unknown := sorted(body.keys() - known):

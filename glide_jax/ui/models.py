@@ -213,7 +213,7 @@ class Models:
 
     def _model(self, name: str) -> FoundModel:
         if name not in self._there.models:
-            raise GlideError(f"there is no model {name[:100]!r} any more: choose another")
+            raise GlideError(f"there is no model {name[:100]!r}: choose another, or reload the page")
         return self._there.models[name]
 
     def _load_version(self, version: Version) -> LoadedModel:

@@ -12,9 +12,10 @@ from convert.cli import main
 from convert.state_dict import read_state_dict, write_tensors
 from glide_jax.checkpoint import save_weights
 from glide_jax.errors import GlideError
+from glide_jax.models import Glide
 from tests.convert.state_dicts import architecture, assert_same_state_dict, options, state_dict
 from tests.programs import ROOT
-from tests.tiny.models import BASE
+from tests.tiny.models import BASE, random_weights
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -108,7 +109,9 @@ def test_inspect_says_what_our_own_checkpoints_are(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == ["  base model of 32 px", "  predicts v, schedule squaredcos_cap_v2"]
     assert "  upsample model of 128 px" in lines
-    assert lines[-1] == "  default upsampler_num_steps: 10"
+    settings = lines[lines.index(f"settings of {ROOT / 'checkpoints' / 'emoji'}, for both models:") + 1 :]
+    assert {"  sampler: ddpm", "  upsampler_num_steps: 10"} <= set(settings)
+    assert not any(line.endswith(": ") for line in settings)
     lora = {
         "rank": 4,
         "alpha": 0.0,
@@ -117,6 +120,10 @@ def test_inspect_says_what_our_own_checkpoints_are(tmp_path, capsys):
         "base": "models/base",
         "base_sha256": "ab" * 32,
     }
+    converted = {"model": asdict(BASE), "source": {"name": "base", "keys": ["a", "b"], "dtypes": {"a": "float16"}}}
+    save_weights(tmp_path / "converted", random_weights(Glide(BASE).abstract_params()), converted)
+    main(["inspect", str(tmp_path / "converted")])
+    assert capsys.readouterr().out.splitlines()[-3:-1] == ["  from name base", "  from 2 tensors"]
     record = {"model": asdict(BASE), "diffusion": {}, "lora": lora, "step": 7, "minutes": 2.4, "validation_mse": 0.1}
     save_weights(tmp_path / "run" / "checkpoints" / "7", {"lora": np.zeros(6, np.float32)}, record)
     main(["inspect", str(tmp_path / "run@7")])

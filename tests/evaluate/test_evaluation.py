@@ -72,7 +72,7 @@ def test_a_plain_run_has_the_layout_of_glide_finetune(base, tmp_path, capsys):
     assert (folder / "prompt_001" / "prompt.txt").read_text() == "a dog\n"
     shown = capsys.readouterr()
     assert "6 images of 3 prompts" in shown.out
-    assert re.search(r"evaluations 18/18  prompt 3/3  .+ (images/s|s an image)  0 s left", shown.err)
+    assert re.search(r"sampling, steps of 6 images 18/18  prompt 3/3  .+ (images/s|s an image)  0 s left", shown.err)
     run(base, tmp_path, "--num_images", 2)
     assert (tmp_path / "00001" / "prompt_002" / "image_rank_001.jpg").exists()
 

@@ -253,6 +253,20 @@ def test_at_strength_0_the_picture_stays(whole_run, tmp_path):
     assert (np.asarray(Image.open(tmp_path / "0000.png")) == [255, 0, 0]).all()
 
 
+def test_a_random_seed_and_the_settings_are_told(whole_run, tmp_path, capsys):
+    start = ["--init_image", tmp_path / "red.png", "--strength", 0]
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    seeds = set()
+    for _ in range(2):
+        assert sample(whole_run, tmp_path, "--prompt", "a", *start, "--seed", -1, "--guidance_scale", 2) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("settings: "))
+        with Image.open(tmp_path / "0000.png") as image:
+            seeds.add(image.text["seed"])
+            assert line.startswith(f"settings: seed={image.text['seed']} sampler=ddim ")
+        assert "guidance_scale=2.0" in line
+    assert len(seeds) == 2
+
+
 def test_samplers_are_compared_in_one_labelled_grid(whole_run, tmp_path, capsys):
     axes = ["--xy", "num_steps=2,4,5", "sampler=ddim,dpm++"]
     assert sample(whole_run, tmp_path, "--prompt", "a banana", *axes) == 0

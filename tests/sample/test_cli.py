@@ -67,7 +67,7 @@ def models(tmp_path_factory):
     [
         (["--prompt_weights", "--negative_prompt", "a (red"], "brackets must be as (red:1.5)"),
         (["--num_samples", "0"], "--num_samples must be at least 1"),
-        (["--seed", "-1"], "seed must be in"),
+        (["--seed", "-2"], "seed must be in"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--height", "0"], "must be multiples of"),
         (["--num_steps", "2000"], "cannot take 2000 timesteps"),

@@ -16,7 +16,6 @@ from glide_jax.images import to_uint8
 from glide_jax.sample import Inputs, LoadedModel, Pipeline, SampleOptions
 from glide_jax.sample.image_inputs import load_image
 from glide_jax.sample.stage import Stage
-from glide_jax.tokenizer import GlideTokenizer
 from tests.compilations import compilations
 from tests.tiny.models import BASE, INPAINT, UPSAMPLER, random_clip, random_model, save_model
 
@@ -96,8 +95,8 @@ def test_noise_alone_is_no_start_where_images_should_show(loaded, upsampler, pho
     few = SampleOptions.of(num_steps=2)
     (line,) = both.doubts(few)
     assert line == (
-        "num_steps 2 with schedule leading starts from noise alone at t = 500, where 49% should be image: schedule"
-        " trailing starts at t = 999"
+        "num_steps 2 with schedule leading starts from noise alone at t = 500, where the model expects 49% of the"
+        " variance to come from an image: schedule trailing starts at t = 999"
     )
     assert both.doubts(prompts=["a cat", "a cat and " + "a dog " * 20]) == [
         "the prompt is too long for this model, which does not see its end:"
@@ -318,20 +317,6 @@ def test_image_to_image_goes_from_the_image_to_text_to_image(loaded, photo):
     np.testing.assert_array_equal(square, images[0.0])
 
 
-@pytest.mark.parametrize(("num_steps", "run"), [(1, 1), (2, 1), (5, 3), (9, 5)])
-def test_strength_one_half_runs_the_larger_half_of_the_steps(loaded, num_steps, run):
-    options = SampleOptions.of(num_steps=num_steps, strength=0.5, schedule="trailing")
-    assert len(loaded.stage.levels(options, from_image=True)) == run
-
-
-def test_guidance_reaches_its_interval_s_upper_end_but_not_its_lower(loaded):
-    how = {"schedule": "karras", "sigma_max": 15.0, "guidance_scale": 10.0}
-    everywhere, nowhere = (draw(loaded, "a cat", guidance_interval=(0.0, high), **how) for high in (1e4, 1e-4))
-    np.testing.assert_array_equal(draw(loaded, "a cat", guidance_interval=(0.0, 15.0), **how), everywhere)
-    np.testing.assert_array_equal(draw(loaded, "a cat", guidance_interval=(15.0, 1e4), **how), nowhere)
-    assert (everywhere != nowhere).any()
-
-
 def test_an_image_to_start_from_is_used_unless_told_otherwise(loaded, photo):
     usual = draw(loaded, "a cat", init_image=photo)
     np.testing.assert_array_equal(usual, draw(loaded, "a cat", init_image=photo, strength=0.6))
@@ -371,25 +356,6 @@ def test_inverted_noise_draws_the_image_again(loaded):
         pipeline(["a cat", "a cat"], x_t=np.repeat(x_t, 3, axis=0))
     assert error(x_t=x_t) < 8
     assert error() > 50
-
-
-def test_a_gradient_goes_through_the_whole_sampling(loaded):
-    """The derivative of the sum of all pixels by a factor of the text, against finite differences."""
-    stage, options = loaded.stage, SampleOptions.of(num_steps=3, guidance_scale=2.0, thresholding="none")
-    tokens, mask = GlideTokenizer().padded(["a cat", ""], stage.model.config.text_ctx)
-    text, against = (
-        stage.model.encode_text(loaded.params, jnp.asarray(tokens[i : i + 1]), jnp.asarray(mask[i : i + 1]))
-        for i in (0, 1)
-    )
-
-    @jax.jit
-    def total(scale):
-        scaled = jax.tree.map(lambda x: scale * x if x.dtype == jnp.float32 else x, text)
-        seed, indices = jnp.int32(3), jnp.zeros(1, jnp.int32)
-        return stage.generate(loaded.params, scaled, against, options, seed=seed, indices=indices).sum()
-
-    slope = (total(1.01) - total(0.99)) / 0.02
-    np.testing.assert_allclose(jax.jit(jax.grad(total))(1.0), slope, rtol=0.05)
 
 
 def test_clip_guidance_changes_the_image(loaded):

@@ -144,8 +144,8 @@ def test_what_a_client_that_went_had_asked_for_is_not_generated(served, api, mon
         ({"prompt": "a", "num_steps": 10**9}, r"num_steps must be in \[1, 20\]"),
         ({"prompt": "a", "sampler": {}}, "sampler must be one of"),
         ({"prompt": "a", "lora": 0}, "lora must be a name or a list of up to 3 names"),
-        ({"prompt": "a", "lora_scale": 0.5}, "lora_scale is of a LoRA that is not named"),
-        ({"prompt": "a", "lora": "lora", "lora_scale_2": 0.5}, "lora_scale_2 is of a LoRA that is not named"),
+        ({"prompt": "a", "lora_scale": 0.5}, "lora_scale needs one more LoRA"),
+        ({"prompt": "a", "lora": "lora", "lora_scale_2": 0.5}, "lora_scale_2 needs one more LoRA"),
     ],
 )
 def test_what_cannot_be_is_one_line(service, body, message):

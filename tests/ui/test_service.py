@@ -176,7 +176,8 @@ def test_the_end_of_a_long_prompt_is_named(service):
     assert "too long for this model, which does not see its end:" in last.status
     assert "<b>" not in last.status
     assert (
-        "Note: num_steps 4 with schedule leading starts from noise alone at t = 750, where 14% should be" in last.status
+        "Note: num_steps 4 with schedule leading starts from noise alone at t = 750, where the model expects 14% of"
+        in last.status
     )
 
 
