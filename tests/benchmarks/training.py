@@ -133,7 +133,7 @@ def main() -> None:
     parse.add_argument("--trace", default="", help="folder for a profile of three of our steps")
     args = parse.parse_args()
     print(f"{jax.devices()[0].device_kind}, {args.dtype}, jax {jax.__version__}")
-    header = ["page", "batch", "ours s/step", "images/s", "reference s/step", "ratio"]
+    header = ["config", "batch", "ours s/step", "images/s", "reference s/step", "ratio"]
     header += ["compile s", "TFLOP", "GB", "peak TFLOP/s", "arrays", "dispatch ms"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for page in args.configs.split(","):
