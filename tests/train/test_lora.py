@@ -71,7 +71,7 @@ def test_a_record_older_than_an_option_is_resumed(tmp_path):
     save_weights(other.init_from, {"params": np.zeros(1, np.float32)}, {"model": asdict(MODEL) | {"num_channels": 64}})
     with pytest.raises(GlideError, match="num_channels is 64 there, 32 here"):
         StartPoint.of(other)
-    with pytest.raises(GlideError, match="train.lora.dora is False there, True here"):
+    with pytest.raises(GlideError, match=r"train\.lora\.dora is False there, True here"):
         StartPoint.of(replace(run, train=make_config(lora=replace(lora, dora=True))))
 
 
