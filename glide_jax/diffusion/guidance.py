@@ -222,8 +222,8 @@ def _guided(guidance: Guidance, plain: _Outputs, paired: PairedNetwork) -> _Outp
             return output._replace(renoise=output.predicted if guidance.method.renoises else None), memory
 
         # A level that is one of the ends in float64 may be beside it in float32.
-        below, above = (jnp.abs(sigma - end) <= _ROUNDING * sigma for end in (low, high))
-        inside = (sigma > low) & ~below & ((sigma <= high) | above)
+        at_low, at_high = (jnp.abs(sigma - end) <= _ROUNDING * sigma for end in (low, high))
+        inside = (sigma > low) & ~at_low & ((sigma <= high) | at_high)
         return jax.lax.cond(inside, lambda: within(at, memory), outside)
 
     return outputs

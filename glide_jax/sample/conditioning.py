@@ -86,10 +86,11 @@ class Conditioner:
         model: whose inputs they are.
         clip: encodes prompts for its own guidance.
         mesh: devices to spread a batch over where it divides evenly; by default the first one.
+        diffusion_steps: the timesteps that the model was trained on, which must be the CLIP's too.
     """
 
-    def __init__(self, model: Glide, clip: NoisedClip | None, mesh: Mesh | None) -> None:
-        self._model, self._clip, self._mesh = model, clip, mesh
+    def __init__(self, model: Glide, clip: NoisedClip | None, mesh: Mesh | None, diffusion_steps: int) -> None:
+        self._model, self._clip, self._mesh, self._diffusion_steps = model, clip, mesh, diffusion_steps
         self._encode = jax.jit(model.encode_text)
         self._encode_clip = None if clip is None else jax.jit(clip.encode_text)
 
@@ -119,7 +120,7 @@ class Conditioner:
             clip_scale, clip_params: of the noised CLIP's guidance; scale 0 is without.
 
         Raises:
-            GlideError: the noised CLIP is missing or sees images of another size.
+            GlideError: the noised CLIP is missing, or sees images of another size or knows other timesteps.
         """
         negative = inputs.negative_prompt
         negatives = [negative] * len(inputs.prompts) if isinstance(negative, Prompt) else list(negative)
@@ -166,6 +167,11 @@ class Conditioner:
             raise GlideError(
                 f"the noised CLIP sees images of {self._clip.image.image_size} pixels and cannot guide a model"
                 f" of {self._model.config.image_size}"
+            )
+        if self._clip.image.n_timesteps != self._diffusion_steps:
+            raise GlideError(
+                f"the noised CLIP knows {self._clip.image.n_timesteps} timesteps and cannot guide a model of"
+                f" {self._diffusion_steps}"
             )
         return plain
 

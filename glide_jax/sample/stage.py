@@ -51,7 +51,7 @@ class Stage:
     ) -> None:
         self.model, self.diffusion, self.clip = model, diffusion, clip
         self.schedule = Schedule.from_config(diffusion)
-        self._conditioner = Conditioner(model, clip, mesh)
+        self._conditioner = Conditioner(model, clip, mesh, diffusion.diffusion_steps)
         self._start = jax.jit(self._start_impl, static_argnums=(0, 1))
         self._run = jax.jit(self._run_impl, static_argnums=(0, 1), donate_argnums=3)
         self._look = jax.jit(self._look_impl)
@@ -99,14 +99,6 @@ class Stage:
         self.count_evaluations(options, from_image=from_image)
         if options.clip_guidance_scale:
             self._conditioner.check_clip(prompts)
-            self._check_timesteps()
-
-    def _check_timesteps(self) -> None:
-        assert self.clip is not None
-        assert self.clip.image is not None
-        theirs, ours = self.clip.image.n_timesteps, self.diffusion.diffusion_steps
-        if theirs != ours:
-            raise GlideError(f"the noised CLIP knows {theirs} timesteps and cannot guide a model of {ours}")
 
     def sample(
         self,

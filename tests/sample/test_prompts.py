@@ -19,7 +19,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def encoded(loaded):
     """What the model is given of a prompt, as one vector."""
-    conditioner = Conditioner(loaded.stage.model, None, None)
+    conditioner = Conditioner(loaded.stage.model, None, None, 1000)
 
     def encode(prompt):
         text = conditioner.arguments(loaded.params, Inputs([prompt], [0]), None, 0).conditioning.text

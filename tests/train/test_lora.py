@@ -1,5 +1,6 @@
 """Training of adapters: what moves, what is held, what it takes."""
 
+from copy import copy
 from dataclasses import asdict, replace
 
 import jax
@@ -16,7 +17,7 @@ from glide_jax.models.lora import GROUP
 from glide_jax.options import nested
 from glide_jax.parallel import bytes_per_device, put_batch
 from glide_jax.train.config import RunConfig, TrainConfig
-from glide_jax.train.start import StartPoint
+from glide_jax.train.start import StartPoint, lora_entry
 from tests.tiny.training import MODEL, compiled_step, make_batch, make_config, make_params, make_program
 
 # Whose Adam moves whatever has a gradient: that of `down` is tiny as long as `up` is small.
@@ -73,6 +74,20 @@ def test_a_record_older_than_an_option_is_resumed(tmp_path):
         StartPoint.of(other)
     with pytest.raises(GlideError, match=r"train\.lora\.dora is False there, True here"):
         StartPoint.of(replace(run, train=make_config(lora=replace(lora, dora=True))))
+
+
+def test_adapters_name_the_step_of_their_base_which_a_run_may_leave_behind(tmp_path):
+    program, base = make_program(CONFIG), tmp_path / "base"
+    for step in ("3", "5"):
+        save_weights(base / "checkpoints" / step, make_params(), {"model": asdict(MODEL)})
+    state, made = program.state_from(make_params()), copy(program)
+    made.config = replace(program.config, init_from=str(base))
+    entry = lora_entry(made, state, {})["lora"]
+    assert entry["base"] == str(base / "checkpoints" / "5")
+    with pytest.raises(
+        GlideError, match=r"belong to weights of SHA-256 abc, not .*: give those of /some/checkpoints/3"
+    ):
+        lora_entry(made, state, {"lora": {"base": "/some/checkpoints/3", "base_sha256": "abc"}})
 
 
 @pytest.mark.parametrize("changes", [{"trainable": "unet"}, {"reinitialize": True}])
